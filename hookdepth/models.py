@@ -1,0 +1,295 @@
+"""The adapter: a Hugging Face decoder with named sites to read and write, and its self-check.
+
+    import hookdepth
+
+    model = hookdepth.wrap(hf_model, tokenizer)     # a model you already hold
+    hidden = model.forward(token_ids)               # [row, token, width], after the final norm
+    logits = model.unembed(hidden)
+
+Nothing above this module knows what a layer's output looks like (a tensor from transformers 4.54, a
+tuple before), that `self_attn` takes its input by keyword, or what a family adds to its stream.
+
+Sites of layer l, in the order in which a forward pass meets them (2505.13898, section 2):
+resid_pre → attn_out → mlp_out → resid_post.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from hookdepth.errors import HookdepthError
+from hookdepth.families import SUPPORTED, Family, family_of, missing_modules
+
+Edit = Callable[[Tensor], Tensor | None]
+"""A hook's body: gets a site's value, returns its replacement or None to leave it."""
+
+
+class Decoder:
+    """A causal language model whose residual stream can be read and rewritten.
+
+        model = hookdepth.wrap(hf_model, tokenizer)
+        with model.evaluating():
+            logits = model.unembed(model.forward(model.ids("The capital of France is")))
+
+    Args:
+        hf: a Hugging Face causal language model.
+        tokenizer: its tokenizer; None where token ids are all that is ever given.
+        name, revision: what to call it in results; default the config's name.
+
+    Raises:
+        HookdepthError: the model has no decoder layers of the expected kind.
+    """
+
+    def __init__(self, hf: nn.Module, tokenizer: Any = None, *, name: str | None = None, revision: str | None = None):
+        self.hf: Any = hf
+        self.tokenizer = tokenizer
+        self.config: Any = getattr(hf, "config", None)
+        self.name = name or str(getattr(self.config, "_name_or_path", "") or type(hf).__name__)
+        self.revision = revision
+        self.family: Family = family_of(str(getattr(self.config, "model_type", "unknown")))
+        base = getattr(hf, "model", None)
+        layers = getattr(base, "layers", None)
+        if not isinstance(layers, nn.ModuleList) or not len(layers) or not hasattr(base, "norm"):
+            raise _unsupported(self.name, self.family, "it has no model.layers and model.norm")
+        missing = missing_modules(layers[0], self.family)
+        if missing:
+            raise _unsupported(self.name, self.family, f"its decoder layers have no {', '.join(missing)}")
+        self.base: Any = base
+        self.layers: nn.ModuleList = layers
+        self._scale = self.family.scale(self.config)
+
+    @property
+    def n_layers(self) -> int:
+        """L, the number of decoder layers."""
+        return len(self.layers)
+
+    @property
+    def d_model(self) -> int:
+        """d, the width of the residual stream."""
+        return int(self.config.hidden_size)
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go in: the device of the embedding."""
+        return self.hf.get_input_embeddings().weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the residual stream."""
+        return self.base.norm.weight.dtype
+
+    @property
+    def context_length(self) -> int | None:
+        """Most tokens that the positions were made for; None where the config does not say."""
+        return getattr(self.config, "max_position_embeddings", None)
+
+    def ids(self, text: str) -> Int[Tensor, "1 token"]:
+        """Token ids of a text, on the model's device.
+
+        model.forward(model.ids("Hello"))
+        """
+        if self.tokenizer is None:
+            raise HookdepthError("this model has no tokenizer", "give token ids, or wrap(model, tokenizer)")
+        return torch.tensor([self.tokenizer(text)["input_ids"]], device=self.device)
+
+    def forward(self, token_ids: Int[Tensor, "row token"], cache: Any = None) -> Float[Tensor, "row token width"]:
+        """Run the decoder once; hooks may have grown the rows of what comes back.
+
+            hidden = model.forward(token_ids)   # after the final norm: give it to `unembed`
+
+        Args:
+            token_ids: unpadded, or padded on the right (causal attention never looks there).
+            cache: keys and values to the left of the given tokens (`prefix.PrefixCache`).
+        """
+        return self.base(input_ids=token_ids, past_key_values=cache, use_cache=False).last_hidden_state
+
+    def norm(self, resid: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
+        """The final norm, as the logit lens applies it to any residual."""
+        return self.base.norm(resid)
+
+    def unembed(self, hidden: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch vocab"]:
+        """Logits of normed hidden states, with what the family does to its logits (soft cap, scale).
+
+        model.unembed(model.norm(resid_pre[12]))   # logit lens at layer 12
+        """
+        logits = self.hf.get_output_embeddings()(hidden)
+        divisor = getattr(self.config, "logits_scaling", None)
+        if divisor is not None:
+            logits = logits / divisor
+        cap = getattr(self.config, "final_logit_softcapping", None)
+        if cap is not None:
+            logits = torch.tanh(logits / cap) * cap
+        return logits
+
+    def on_resid_pre(self, layer: int, edit: Edit) -> RemovableHandle:
+        """Hook a layer's input. `edit` may return more rows than it was given."""
+
+        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            hidden = args[0] if args else kwargs["hidden_states"]
+            edited = edit(hidden)
+            # Masks made for several unpadded rows are copies of one: one broadcasts over grown rows.
+            mask = kwargs.get("attention_mask")
+            if isinstance(mask, Tensor) and mask.ndim == 4 and mask.shape[0] > 1:
+                kwargs = {**kwargs, "attention_mask": mask[:1]}
+            if edited is None:
+                return args, kwargs
+            if args:
+                return (edited, *args[1:]), kwargs
+            return args, {**kwargs, "hidden_states": edited}
+
+        return self.layers[layer].register_forward_pre_hook(hook, with_kwargs=True)
+
+    def on_attn_in(self, layer: int, edit: Edit) -> RemovableHandle:
+        """Hook the (normed) input of a layer's attention. `edit` may return fewer rows."""
+
+        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            edited = edit(args[0] if args else kwargs["hidden_states"])
+            if edited is None:
+                return None
+            if args:
+                return (edited, *args[1:]), kwargs
+            return args, {**kwargs, "hidden_states": edited}
+
+        return self.layers[layer].self_attn.register_forward_pre_hook(hook, with_kwargs=True)
+
+    def on_attn_out(self, layer: int, edit: Edit) -> RemovableHandle:
+        """Hook what a layer's attention adds to the residual stream."""
+        return self._on_output(getattr(self.layers[layer], self.family.attn_site), edit, self._scale)
+
+    def on_mlp_out(self, layer: int, edit: Edit) -> RemovableHandle:
+        """Hook what a layer's MLP adds to the residual stream."""
+        return self._on_output(getattr(self.layers[layer], self.family.mlp_site), edit, self._scale)
+
+    def on_resid_post(self, layer: int, edit: Edit) -> RemovableHandle:
+        """Hook a layer's output. `edit` may return more or fewer rows than it was given."""
+        return self._on_output(self.layers[layer], edit, 1.0)
+
+    @staticmethod
+    def _on_output(module: nn.Module, edit: Edit, scale: float) -> RemovableHandle:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
+            value = output[0] if isinstance(output, tuple) else output
+            edited = edit(value if scale == 1.0 else value * scale)
+            if edited is None:
+                return None
+            edited = edited if scale == 1.0 else edited / scale
+            return (edited, *output[1:]) if isinstance(output, tuple) else edited
+
+        return module.register_forward_hook(hook)
+
+    @contextmanager
+    def evaluating(self, grad: bool = False) -> Iterator[Decoder]:
+        """Evaluation mode, parameters frozen; training flags and gradients' flags come back at the end.
+
+            with model.evaluating():
+                hidden = model.forward(token_ids)
+
+        Args:
+            grad: let gradients flow through activations (never to parameters).
+        """
+        modes = [(module, module.training) for module in self.hf.modules()]
+        frozen = [parameter for parameter in self.hf.parameters() if parameter.requires_grad] if grad else []
+        with ExitStack() as stack:
+            stack.enter_context(torch.set_grad_enabled(grad))
+            try:
+                self.hf.eval()
+                for parameter in frozen:
+                    parameter.requires_grad_(False)
+                yield self
+            finally:
+                for parameter in frozen:
+                    parameter.requires_grad_(True)
+                for module, training in modes:
+                    module.training = training
+
+    def describe(self) -> dict[str, Any]:
+        """What results say about the model: JSON-able."""
+        config = self.config.to_dict()
+        quantization = config.pop("quantization_config", None) or {}
+        for machine_dependent in ("_name_or_path", "transformers_version", "dtype", "torch_dtype"):
+            config.pop(machine_dependent, None)
+        digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()
+        return {
+            "id": self.name,
+            "revision": self.revision,
+            "config_sha256": digest,
+            "family": self.family.name,
+            "n_layers": self.n_layers,
+            "d_model": self.d_model,
+            "n_parameters": sum(parameter.numel() for parameter in self.hf.parameters()),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "quantization": str(quantization.get("quant_method", "none")),
+            "attn_implementation": str(getattr(self.config, "_attn_implementation", "unknown")),
+            "device": _device_name(self.device),
+        }
+
+
+def wrap(model: nn.Module, tokenizer: Any = None, *, name: str | None = None, revision: str | None = None) -> Decoder:
+    """Make a model that you already hold ready for hookdepth, and check that it can be.
+
+        model = hookdepth.wrap(AutoModelForCausalLM.from_pretrained(folder), tokenizer)
+
+    The check runs one short input: the two sublayers' contributions must add up to the layer's, and the
+    final norm and unembedding of the last residual must give the model's own logits.
+
+    Raises:
+        HookdepthError: the architecture is not one of those that work, or its weights are not finite.
+    """
+    decoder = Decoder(model, tokenizer, name=name, revision=revision)
+    check(decoder)
+    return decoder
+
+
+def check(model: Decoder, text: str = "The capital of France is Paris.") -> None:
+    """Verify on a real input that the adapter reads this model rightly (see `wrap`)."""
+    if model.tokenizer is not None:
+        token_ids = model.ids(text)
+    else:
+        token_ids = torch.arange(8, device=model.device)[None] % int(model.config.vocab_size)
+    sites: dict[tuple[str, int], Tensor] = {}
+
+    def keep(site: str, layer: int) -> Edit:
+        return lambda value: sites.__setitem__((site, layer), value)
+
+    with model.evaluating(), ExitStack() as stack:
+        for layer in range(model.n_layers):
+            for site in ("resid_pre", "attn_out", "mlp_out", "resid_post"):
+                stack.callback(getattr(model, f"on_{site}")(layer, keep(site, layer)).remove)
+        logits = model.hf(input_ids=token_ids, use_cache=False).logits
+        last = sites["resid_post", model.n_layers - 1]
+        own = model.unembed(model.norm(last))
+    for layer in range(model.n_layers):
+        expected = sites["resid_post", layer]
+        if not torch.isfinite(expected).all():
+            raise HookdepthError(
+                f"{model.name!r} gives non-finite values at layer {layer} on a short input",
+                "check the checkpoint's weights, or load it with another --dtype",
+                1,
+            )
+        total = sites["resid_pre", layer] + sites["attn_out", layer] + sites["mlp_out", layer]
+        if not _close(total, expected):
+            raise _unsupported(model.name, model.family, f"layer {layer} is not resid_pre + attn_out + mlp_out")
+    if not _close(own, logits):
+        raise _unsupported(model.name, model.family, "final norm and unembedding do not give the model's logits")
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    # Same arithmetic in another order: a few units in the last place of the largest entry.
+    tolerance = 32 * torch.finfo(b.dtype).eps * b.abs().max().item()
+    return bool((a.to(b.device) - b).abs().max().item() <= tolerance)
+
+
+def _unsupported(name: str, family: Family, why: str) -> HookdepthError:
+    return HookdepthError(f"{name!r} ({family.name}) is not supported: {why}", f"families that work: {SUPPORTED}")
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
