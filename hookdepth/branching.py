@@ -1,0 +1,271 @@
+"""The engine: run any branches of any prompts in shared launches, in bounded memory.
+
+    from hookdepth import Branch, LayerEffect, OutputEffect, Skip, run_branches
+
+    branches = [Branch((Skip(s),)) for s in range(model.n_layers)]
+    result = run_branches(model, [token_ids], branches, [LayerEffect(), OutputEffect()])
+    result.layer["effect"]     # [branch, L]: row s skipped, column i measured
+    result.null_effect         # the noise floor of this run
+
+A branch differs from its trunk, the clean run, only from the layer at which it is born on, and only right of
+the first token that it changes. It joins the batch there, by a hook, and nothing before is computed twice.
+What is compared lies in the same launch. A launch that does not fit into memory is run again, whole, after
+everything that is left has been planned anew at half its size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate.utils import find_executable_batch_size
+from jaxtyping import Float
+from torch import Tensor
+
+from hookdepth.errors import HookdepthError
+from hookdepth.interventions import Branch
+from hookdepth.launching import LaunchResult, device_of_layer, run_launch
+from hookdepth.measurements import Measurement
+from hookdepth.models import Decoder
+from hookdepth.planning import Launch, Plan, make_plan
+from hookdepth.rows import RowTable
+
+
+@dataclass
+class BranchResults:
+    """What `run_branches` measured, in float32 on the CPU.
+
+    Attributes:
+        layer: layer measurement → [branch, L]. Before a branch is born: its trunk's value.
+        output: output measurement → [branch].
+        trunk_layer, trunk_output: the same for the clean runs, [prompt, L] and [prompt].
+        null_effect: largest difference between a null branch and its trunk in any measurement.
+        null_where: where that was, None while it is 0.
+        launches: forward calls made.
+        plan: what was planned at first.
+    """
+
+    layer: dict[str, Float[Tensor, "branch layer"]]
+    output: dict[str, Float[Tensor, " branch"]]
+    trunk_layer: dict[str, Float[Tensor, "prompt layer"]]
+    trunk_output: dict[str, Float[Tensor, " prompt"]]
+    null_effect: float
+    null_where: str | None
+    launches: int
+    plan: Plan
+
+
+def run_branches(
+    model: Decoder,
+    prompts: Sequence[Sequence[int]],
+    branches: Sequence[Branch],
+    measurements: Sequence[Measurement],
+    *,
+    max_rows: int | None = None,
+    max_row_tokens: int | None = None,
+    on_launch: Callable[[], object] | None = None,
+) -> BranchResults:
+    """Run branches and measure them against their trunks.
+
+        run_branches(model, [ids], [Branch((Skip(4, "attn"),))], [OutputEffect()]).output["output"]   # [1]
+
+    Args:
+        model: from `load_model` or `wrap`.
+        prompts: token ids, one list a prompt; unpadded.
+        branches: counterfactual runs; each names its prompt.
+        measurements: what to read off them.
+        max_rows, max_row_tokens: most rows, and rows × tokens, of a launch. Default: a share of the memory.
+        on_launch: called after each launch, e.g. to move a progress bar.
+
+    Raises:
+        HookdepthError: a branch that does not fit model or prompt, values that are not finite, or a device
+            on which not even one branch fits.
+    """
+    lengths = [len(prompt) for prompt in prompts]
+    _check(model, prompts, branches)
+    gathered = _Gathered(model, branches, len(prompts))
+    pending = set(range(len(branches)))
+    first_plan: list[Plan] = []
+
+    def run_pending(budget: int) -> None:
+        plan = plan_for(model, branches, lengths, max_rows=max_rows, max_row_tokens=budget, only=pending)
+        first_plan.append(plan)
+        for top in plan.launches:
+            for result in run_top(model, prompts, branches, plan, top, measurements):
+                gathered.add(result)
+                pending.difference_update(result.table.launch.measured)
+                if on_launch:
+                    on_launch()
+
+    with model.evaluating():
+        # The decorator halves the budget and calls again on out-of-memory; what is done stays done.
+        try:
+            find_executable_batch_size(run_pending, max_row_tokens or default_row_tokens(model))()
+        except RuntimeError as error:
+            if "No executable batch size" not in str(error):
+                raise
+            raise HookdepthError(
+                "not even one branch beside its trunk fits into memory",
+                "use shorter prompts, a smaller dtype, --quantize 8bit or --device-map auto",
+                1,
+            ) from error
+    return gathered.results(first_plan[0])
+
+
+def run_top(
+    model: Decoder,
+    prompts: Sequence[Sequence[int]],
+    branches: Sequence[Branch],
+    plan: Plan,
+    top: Launch,
+    measurements: Sequence[Measurement],
+) -> Iterator[LaunchResult]:
+    """Run a launch and those that start from its keys and values, one after the other.
+
+    Gradients flow where the caller enabled them; its graph lives until the caller lets go of a result.
+    """
+    parent: LaunchResult | None = None
+    for launch in top.walk():
+        lengths = [len(prompts[prompt]) for prompt in launch.prompts]
+        token_ids = _pad([prompts[prompt] for prompt in launch.prompts], model.device)
+        table = RowTable(launch, branches, plan.extents, model.n_layers, lambda layer: device_of_layer(model, layer))
+        elements = (1 << 24) if model.device.type == "cpu" else (1 << 28)
+        result = run_launch(
+            model, token_ids, table, branches, measurements, lengths, parent=parent, logit_elements=elements
+        )
+        if launch.record:
+            parent = result
+        yield result
+
+
+def plan_for(
+    model: Decoder,
+    branches: Sequence[Branch],
+    lengths: Sequence[int],
+    *,
+    max_rows: int | None = None,
+    max_row_tokens: int | None = None,
+    only: set[int] | None = None,
+) -> Plan:
+    """The plan that `run_branches` would follow.
+
+    print(plan_for(model, branches, [180]).table())
+    """
+    on_gpu = model.device.type == "cuda"
+    return make_plan(
+        branches,
+        lengths,
+        model.n_layers,
+        max_row_tokens=max_row_tokens or default_row_tokens(model),
+        max_rows=max_rows,
+        # Below this many row-tokens a GPU waits for its weights and a CPU's matrix product runs short.
+        pack_row_tokens=16384 if on_gpu else 2048,
+        launch_cost=256 if on_gpu else 8,
+        only=only,
+    )
+
+
+def bytes_per_row_token(model: Decoder) -> int:
+    """Memory that one token of one row needs at its peak: a layer's activations, float32 differences, and
+    the keys and values of half of the layers."""
+    config: Any = model.config
+    size = model.dtype.itemsize
+    d, inner = model.d_model, int(getattr(config, "intermediate_size", 4 * model.d_model))
+    heads = int(config.num_attention_heads)
+    head_width = int(getattr(config, "head_dim", None) or d // heads)
+    kv = 2 * int(getattr(config, "num_key_value_heads", None) or heads) * head_width
+    return size * (6 * d + 3 * inner + 4 * heads * head_width + model.n_layers * kv // 2) + 16 * d
+
+
+def default_row_tokens(model: Decoder) -> int:
+    """Rows × tokens that a launch may have: the same on the same machine, so that results are too."""
+    if model.device.type == "cuda":
+        total = torch.cuda.get_device_properties(model.device).total_memory
+        weights = sum(parameter.numel() * parameter.element_size() for parameter in model.hf.parameters())
+        room = max(total - weights, total // 8) // 3
+    else:
+        room = 1 << 30
+    return max(1024, room // bytes_per_row_token(model))
+
+
+def _pad(prompts: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    longest = max(len(prompt) for prompt in prompts)
+    # On the right, any token serves: causal attention never looks there, so no mask is needed.
+    return torch.tensor([[*prompt, *[prompt[-1]] * (longest - len(prompt))] for prompt in prompts], device=device)
+
+
+def _check(model: Decoder, prompts: Sequence[Sequence[int]], branches: Sequence[Branch]) -> None:
+    for number, prompt in enumerate(prompts):
+        if not len(prompt):
+            raise HookdepthError(f"prompt {number} has no tokens", "give at least one token")
+        limit = model.context_length
+        if limit is not None and len(prompt) > limit:
+            raise HookdepthError(
+                f"prompt {number} has {len(prompt)} tokens, the model's context {limit}", "shorten the prompt"
+            )
+    for branch in branches:
+        if not 0 <= branch.prompt < len(prompts):
+            raise HookdepthError(f"a branch of prompt {branch.prompt} of {len(prompts)}", "give one of the prompts")
+        branch.check(model.n_layers, len(prompts[branch.prompt]), model.d_model)
+
+
+class _Gathered:
+    """Results of launches as they come, kept on the device until all are there."""
+
+    def __init__(self, model: Decoder, branches: Sequence[Branch], n_prompts: int) -> None:
+        self.model, self.branches, self.n_prompts = model, branches, n_prompts
+        self.parts: list[LaunchResult] = []
+
+    def add(self, result: LaunchResult) -> None:
+        """Take a launch's values; its keys and values are not kept."""
+        self.parts.append(LaunchResult(result.table, result.layer, result.output))
+
+    def results(self, plan: Plan) -> BranchResults:
+        """Copy to the host, put in the order of the branches, and look for the noise floor."""
+        names_layer = list(dict.fromkeys(name for part in self.parts for name in part.layer))
+        names_output = list(dict.fromkeys(name for part in self.parts for name in part.output))
+        n, prompts, n_layers = len(self.branches), self.n_prompts, self.model.n_layers
+        layer = {name: torch.zeros(n, n_layers) for name in names_layer}
+        output = {name: torch.zeros(n) for name in names_output}
+        trunk_layer = {name: torch.zeros(prompts, n_layers) for name in names_layer}
+        trunk_output = {name: torch.zeros(prompts) for name in names_output}
+        floor, where = 0.0, None
+        for part in self.parts:
+            launch, trunks = part.table.launch, part.table.n_prompts
+            branch_ids = [k for k in range(len(launch.rows)) if launch.rows[k] in launch.measured]
+            targets = [launch.rows[k] for k in branch_ids]
+            sources = [2 * trunks + k for k in branch_ids]
+            for values, into, into_trunk in (
+                *((part.layer[name], layer[name], trunk_layer[name]) for name in part.layer),
+                *((part.output[name], output[name], trunk_output[name]) for name in part.output),
+            ):
+                host = values.detach().float().cpu()
+                self._check_finite(host, launch)
+                into[targets] = host[sources]
+                into_trunk[list(launch.prompts)] = host[:trunks]
+                difference = (host[trunks : 2 * trunks] - host[:trunks]).abs()
+                if difference.max().item() > floor:
+                    floor = difference.max().item()
+                    where = _describe(difference, launch)
+        launches = len(self.parts)
+        return BranchResults(layer, output, trunk_layer, trunk_output, floor, where, launches, plan)
+
+    def _check_finite(self, host: Tensor, launch: Launch) -> None:
+        bad = (~torch.isfinite(host)).nonzero()
+        if len(bad):
+            place = f"from layer {bad[:, 1].min().item()} on" if host.ndim == 2 else "in the output"
+            raise HookdepthError(
+                f"non-finite values {place} (prompts {', '.join(map(str, launch.prompts))})",
+                "check the weights, or use a dtype of wider range (--dtype bfloat16 or float32)",
+                1,
+            )
+
+
+def _describe(difference: Tensor, launch: Launch) -> str:
+    place = divmod(int(difference.argmax()), difference.shape[1]) if difference.ndim == 2 else None
+    slot = place[0] if place else int(difference.argmax())
+    site = f"layer {place[1]}" if place else "output"
+    span = f"tokens {launch.start}..{launch.stop - 1}"
+    return f"{site}, prompt {launch.prompts[slot]}, launch of {len(launch.rows)} branches on {span}"

@@ -1,0 +1,170 @@
+"""What is read off a launch: functions of rows that end as one number per branch.
+
+    run_branches(model, [ids], branches, [LayerEffect(), OutputEffect()])
+
+A measurement gives a value per row and token; the engine reduces it over the tokens at which the branch is
+measured. `LayerMeasurement`s are asked at every layer, `OutputMeasurement`s at the unembedding, in chunks.
+Write your own by subclassing either: see the README.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hookdepth import metrics
+
+
+@dataclass
+class LayerView:
+    """The rows of a launch at one layer.
+
+    Attributes:
+        layer: its index.
+        resid_pre, resid_post: [row, token, width], the model's dtype.
+        trunk: [row], the row that holds each row's clean run; None where row 0 is everyone's.
+    """
+
+    layer: int
+    resid_pre: Tensor
+    resid_post: Tensor
+    trunk: Tensor | None
+
+    @cached_property
+    def contribution(self) -> Float[Tensor, "row token width"]:
+        """c = resid_post − resid_pre, in float32."""
+        return self.resid_post.float() - self.resid_pre.float()
+
+    def clean(self, values: Tensor) -> Tensor:
+        """The trunk's values, for every row: [row or 1, …]."""
+        return values[:1] if self.trunk is None else values.index_select(0, self.trunk)
+
+
+@dataclass
+class OutputView:
+    """Rows of one prompt at some positions, unembedded. Row 0 is the trunk.
+
+    Attributes:
+        logits: [row, position, vocab], the model's dtype.
+        positions: where in the prompt.
+        next_tokens: [position], the prompt's token after each position (the last position's is its own).
+        prompt: index of the prompt.
+    """
+
+    logits: Tensor
+    positions: Sequence[int]
+    next_tokens: Tensor
+    prompt: int
+
+    @cached_property
+    def probabilities(self) -> Float[Tensor, "row position vocab"]:
+        """Softmax of the logits, in float32."""
+        return torch.softmax(self.logits, dim=-1, dtype=torch.float32)
+
+
+class LayerMeasurement:
+    """A number per branch and layer. Subclasses set `name`, `reduce` and give `values`.
+
+    class Norm(LayerMeasurement):
+        name, reduce = "norm", "mean"
+        def values(self, view):
+            return view.resid_post.float().norm(dim=-1)
+    """
+
+    name: str
+    reduce: str = "max"
+
+    def values(self, view: LayerView) -> Float[Tensor, "row token"]:
+        """One value per row and token."""
+        raise TypeError(f"{type(self).__name__} must define values(view)")
+
+
+class OutputMeasurement:
+    """A number per branch, read off the logits. Subclasses set `name`, `reduce` and give `values`.
+
+    class Entropy(OutputMeasurement):
+        name, reduce = "entropy", "mean"
+        def values(self, view):
+            return torch.special.entr(view.probabilities).sum(-1)
+    """
+
+    name: str
+    reduce: str = "max"
+
+    def values(self, view: OutputView) -> Float[Tensor, "row position"]:
+        """One value per row and position."""
+        raise TypeError(f"{type(self).__name__} must define values(view)")
+
+
+class LayerEffect(LayerMeasurement):
+    """max over tokens of ‖c_i − c̄_i‖ / ‖c_i‖ at every layer i (2505.13898, Fig. 3a and 3b)."""
+
+    name = "effect"
+
+    def values(self, view: LayerView) -> Float[Tensor, "row token"]:
+        """Relative change of the layer's contribution against the trunk's."""
+        return metrics.relative_change(view.clean(view.contribution), view.contribution)
+
+
+class OutputEffect(OutputMeasurement):
+    """max over tokens of ‖softmax(z) − softmax(z̄)‖₂ (2505.13898, section 3.2): 0 to √2."""
+
+    name = "output"
+
+    def values(self, view: OutputView) -> Float[Tensor, "row position"]:
+        """Distance of the next-token distributions from the trunk's."""
+        probabilities = view.probabilities
+        return (probabilities - probabilities[:1]).norm(dim=-1)
+
+
+class TargetProbability(OutputMeasurement):
+    """Sum over positions of the probability of the prompt's own next token: Σ p(answer token)."""
+
+    name = "target_probability"
+    reduce = "sum"
+
+    def values(self, view: OutputView) -> Float[Tensor, "row position"]:
+        """Probability of the token that follows in the prompt."""
+        index = view.next_tokens[None, :, None].expand(view.logits.shape[0], -1, 1)
+        return view.probabilities.gather(-1, index)[..., 0]
+
+
+@dataclass
+class LogitDifference(OutputMeasurement):
+    """Mean over positions of logit(token_a) − logit(token_b): the usual score of activation patching.
+
+    LogitDifference(paris_id, rome_id)
+    """
+
+    token_a: int
+    token_b: int
+    name: str = "logit_difference"
+    reduce: str = "mean"
+
+    def values(self, view: OutputView) -> Float[Tensor, "row position"]:
+        """Difference of the two logits, float32."""
+        return view.logits[..., self.token_a].float() - view.logits[..., self.token_b].float()
+
+
+@dataclass
+class Custom(OutputMeasurement):
+    """Any function of an `OutputView`.
+
+    Custom("entropy", lambda view: torch.special.entr(view.probabilities).sum(-1), reduce="mean")
+    """
+
+    name: str
+    function: Callable[[OutputView], Tensor]
+    reduce: str = "max"
+
+    def values(self, view: OutputView) -> Float[Tensor, "row position"]:
+        """What the function gives."""
+        return self.function(view)
+
+
+Measurement = LayerMeasurement | OutputMeasurement

@@ -1,0 +1,66 @@
+"""Pure functions on tensors; norms, cosines and softmax in float32, denominators clamped at 1e-6.
+
+relative_change(trunk_contribution, branch_contribution)   # [row, token], 0 where nothing changed
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+EPS = 1e-6
+
+
+def relative_norm(part: Float[Tensor, "*b d"], whole: Float[Tensor, "*b d"]) -> Float[Tensor, "*b"]:
+    """‖part‖ / ‖whole‖, ≥ 0.
+
+    relative_norm(attn_out, resid_pre)   # [row, token]
+    """
+    return part.float().norm(dim=-1) / whole.float().norm(dim=-1).clamp(min=EPS)
+
+
+def cosine(a: Float[Tensor, "*b d"], b: Float[Tensor, "*b d"]) -> Float[Tensor, "*b"]:
+    """Cosine similarity, from −1 to 1.
+
+    cosine(attn_out, resid_pre)   # [row, token]
+    """
+    return torch.nn.functional.cosine_similarity(a.float(), b.float(), dim=-1, eps=EPS)
+
+
+def relative_change(clean: Float[Tensor, "*b d"], changed: Float[Tensor, "*b d"]) -> Float[Tensor, "*b"]:
+    """‖clean − changed‖ / ‖clean‖, ≥ 0: the layer effect of 2505.13898, Fig. 3.
+
+    relative_change(c[0:1], c)   # [row, token]: every row against the trunk
+    """
+    return (clean - changed).norm(dim=-1) / clean.norm(dim=-1).clamp(min=EPS)
+
+
+def kl_divergence(log_p: Float[Tensor, "*b v"], log_q: Float[Tensor, "*b v"]) -> Float[Tensor, "*b"]:
+    """KL(p‖q) in nats from log-probabilities, ≥ 0.
+
+    kl_divergence(lens.log_softmax(-1), final.log_softmax(-1))
+    """
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+def topk_overlap(a: Float[Tensor, "*b v"], b: Float[Tensor, "*b v"], k: int = 5) -> Float[Tensor, "*b"]:
+    """Share of the k likeliest tokens that two predictions have in common, from 0 to 1.
+
+    topk_overlap(lens_logits, final_logits)
+    """
+    top_a, top_b = a.topk(k, dim=-1).indices, b.topk(k, dim=-1).indices
+    return (top_a[..., :, None] == top_b[..., None, :]).any(-1).float().mean(-1)
+
+
+def masked_reduce(values: Float[Tensor, "r t"], mask: Bool[Tensor, "r t"], how: str) -> Float[Tensor, " r"]:
+    """Reduce over the tokens that the mask selects: `max` (0 where there are none), `sum` or `mean`.
+
+    masked_reduce(effect, measured, "max")   # [row]
+    """
+    kept = values.masked_fill(~mask, 0.0)
+    if how == "max":
+        # The values reduced by maximum are norms: nothing selected means nothing changed.
+        return kept.amax(-1)
+    total = kept.sum(-1)
+    return total if how == "sum" else total / mask.sum(-1).clamp(min=1)

@@ -1,0 +1,359 @@
+"""From branches to launches: which rows run together, from which token on, at which cost.
+
+    plan = make_plan(branches, lengths=[180, 120], n_layers=30)
+    print(plan.table())           # launches, rows, token-layers, work against the least possible
+    plan.work / plan.least        # 1.06
+
+Nothing here needs a model or a tensor. A launch is one forward call of the decoder; its rows are, for each
+of its prompts, the trunk (the clean run), a null branch that changes nothing, and branches, which join
+where they first differ from their trunk. There are three kinds of launch:
+
+* *whole*: starts at token 0. It may record keys and values for others.
+* *own prefix*: the tokens ≥ t of branches with a cut t. By causality their states left of t are those of the
+  same branches without a cut, so a whole launch of the uncut branches serves every cut.
+* *trunk prefix*: branches that change nothing left of some token start there, with the trunk's keys and
+  values in front. Which tokens share a launch is chosen by dynamic programming over the work done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from hookdepth.interventions import Branch, positions
+
+TRUNK, NULL = -2, -1
+"""Row numbers of a prompt's trunk and null branch, where other rows carry a branch's index."""
+_MIN_SAVING = 0.9  # starting right of token 0 must do at most this share of the whole launch's work
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Where a branch differs from its trunk.
+
+    Attributes:
+        birth: (layer, 0 resid_pre | 1 attn_out | 2 after the MLP): where its row joins.
+        first, last: first and last layer that it runs through (last < first: output only).
+        token, stop: first token that differs, one past the last that is measured.
+    """
+
+    birth: tuple[int, int]
+    first: int
+    last: int
+    token: int
+    stop: int
+
+    @property
+    def layers(self) -> int:
+        """Layers its row runs through."""
+        return max(0, self.last + 1 - self.first)
+
+
+def extent_of(branch: Branch, length: int, n_layers: int) -> Extent:
+    """The extent of a branch in a prompt of `length` tokens.
+
+    extent_of(Branch((Skip(3),)), 20, 30)   # born after layer 3, runs through 4..29, tokens 1..19
+    """
+    layer, site = branch.birth()
+    order = {"resid_pre": 0, "attn_out": 1}.get(site, 2)
+    changed = [min(where) for i in branch.interventions if (where := positions(i.tokens, length))]
+    measured = branch.measured_positions(length)
+    stop = 1 + max(measured) if measured else (branch.cut or 0)
+    last = n_layers - 1 if branch.until is None else branch.until
+    return Extent((layer, order), layer + (order == 2), last, min(changed, default=length), stop)
+
+
+def family_of(branch: Branch) -> tuple[int, ...]:
+    """Branches of one family hold the same intervention objects: they differ in their cut only."""
+    return (branch.prompt, *(id(intervention) for intervention in branch.interventions))
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One forward call.
+
+    Attributes:
+        prompts: the prompts whose trunks are its first rows.
+        start, stop: the tokens it computes; keys and values left of `start` are handed in.
+        rows: indices of branches, in the order in which they join.
+        measured: those of `rows` whose measurements are wanted; the others only lend keys and values.
+        prefix: "none", "trunk" or "own" (see the module).
+        suffixes: launches that start from what this one recorded.
+    """
+
+    prompts: tuple[int, ...]
+    start: int
+    stop: int
+    rows: tuple[int, ...]
+    measured: frozenset[int]
+    prefix: str = "none"
+    suffixes: tuple[Launch, ...] = ()
+
+    @property
+    def record(self) -> bool:
+        """Whether other launches start from its keys and values."""
+        return bool(self.suffixes)
+
+    def walk(self) -> Iterator[Launch]:
+        """This launch and those that start from it, in the order in which they run."""
+        yield self
+        for suffix in self.suffixes:
+            yield from suffix.walk()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Launches for a list of branches, with the work that they do.
+
+    Attributes:
+        launches: those that start at token 0 of their prompts; each with its suffixes.
+        work: token-layers computed (one token through one layer), null branches and trunks included.
+        least: token-layers in which a branch can differ from its trunk, plus each trunk once.
+        extents: per branch.
+    """
+
+    launches: tuple[Launch, ...]
+    work: int
+    least: int
+    n_layers: int
+    extents: tuple[Extent, ...] = field(repr=False)
+
+    @property
+    def n_launches(self) -> int:
+        """Forward calls in all."""
+        return sum(1 for launch in self.launches for _ in launch.walk())
+
+    @property
+    def peak_row_tokens(self) -> int:
+        """Largest rows × tokens of a launch: what memory grows with."""
+        walked = [launch for top in self.launches for launch in top.walk()]
+        return max((self.rows_of(launch) * (launch.stop - launch.start) for launch in walked), default=0)
+
+    def rows_of(self, launch: Launch) -> int:
+        """Most rows that a launch has at any layer: trunks, null branches and branches."""
+        return 2 * len(launch.prompts) + peak_rows([self.extents[row] for row in launch.rows])
+
+    def table(self) -> str:
+        """One line a launch, then the totals."""
+        lines = [f"{'launch':>6}  {'prompts':>7}  {'prefix':>6}  {'tokens':>11}  {'rows':>5}  {'token-layers':>12}"]
+        walked = [launch for top in self.launches for launch in top.walk()]
+        for number, launch in enumerate(walked):
+            span = f"{launch.start}..{launch.stop - 1}"
+            work = launch_work(launch, self.extents, self.n_layers)
+            head = f"{number:>6}  {len(launch.prompts):>7}  {launch.prefix:>6}  {span:>11}"
+            lines.append(f"{head}  {self.rows_of(launch):>5}  {work:>12,}")
+        ratio = self.work / max(self.least, 1)
+        lines.append(f"work {self.work:,} token-layers, least possible {self.least:,}: {ratio:.2f} times")
+        return "\n".join(lines)
+
+
+def make_plan(
+    branches: Sequence[Branch],
+    lengths: Sequence[int],
+    n_layers: int,
+    *,
+    max_row_tokens: int = 1 << 15,
+    max_rows: int | None = None,
+    pack_row_tokens: int = 4096,
+    launch_cost: int = 32,
+    only: Iterable[int] | None = None,
+) -> Plan:
+    """Pack branches into launches.
+
+        make_plan([Branch((Skip(s),)) for s in range(30)], [180], 30).n_launches   # 1
+
+    Args:
+        branches: any, of any of the prompts.
+        lengths: tokens per prompt.
+        n_layers: L.
+        max_row_tokens: most rows × tokens of a launch (a single branch with its trunk is always allowed).
+        max_rows: most rows of a launch.
+        pack_row_tokens: prompts whose rows × tokens stay below this share a launch, padded on the right.
+        launch_cost: what one more launch costs, in tokens through all layers.
+        only: plan these indices alone (what is left after a launch did not fit).
+    """
+    chosen = list(range(len(branches))) if only is None else sorted(only)
+    extents = tuple(extent_of(branch, lengths[branch.prompt], n_layers) for branch in branches)
+    limits = _Limits(max_row_tokens, max_rows or 1 << 30, pack_row_tokens, launch_cost * n_layers)
+    builder = _Builder(branches, lengths, extents, n_layers, limits)
+    by_prompt: dict[int, list[int]] = {}
+    for index in chosen:
+        by_prompt.setdefault(branches[index].prompt, []).append(index)
+    launches = [launch for pack in builder.packs(by_prompt) for launch in builder.launches(pack)]
+    work = sum(launch_work(launch, extents, n_layers) for top in launches for launch in top.walk())
+    return Plan(tuple(launches), work, builder.least(by_prompt), n_layers, extents)
+
+
+def peak_rows(extents: Iterable[Extent]) -> int:
+    """Most branches alive at one layer: those that live for a layer do not add up."""
+    change: dict[int, int] = {}
+    for extent in extents:
+        change[extent.first] = change.get(extent.first, 0) + 1
+        end = max(extent.last, extent.first) + 1
+        change[end] = change.get(end, 0) - 1
+    peak = alive = 0
+    for layer in sorted(change):
+        alive += change[layer]
+        peak = max(peak, alive)
+    return peak
+
+
+def launch_work(launch: Launch, extents: Sequence[Extent], n_layers: int) -> int:
+    """Token-layers that a launch computes."""
+    layers = 2 * len(launch.prompts) * n_layers + sum(extents[row].layers for row in launch.rows)
+    return layers * (launch.stop - launch.start)
+
+
+@dataclass(frozen=True)
+class _Limits:
+    row_tokens: int
+    rows: int
+    pack: int
+    launch_cost: int
+
+    def branches(self, tokens: int, prompts: int) -> int:
+        """How many branches fit beside the trunks and null branches of `prompts`; at least one."""
+        return max(1, min(self.rows, self.row_tokens // max(tokens, 1)) - 2 * prompts)
+
+
+@dataclass
+class _Builder:
+    branches: Sequence[Branch]
+    lengths: Sequence[int]
+    extents: Sequence[Extent]
+    n_layers: int
+    limits: _Limits
+
+    def packs(self, by_prompt: dict[int, list[int]]) -> Iterator[dict[int, list[int]]]:
+        """Group short prompts, of similar length, so that they fill a launch together."""
+        pack: dict[int, list[int]] = {}
+        rows = longest = 0
+        for prompt in sorted(by_prompt, key=lambda p: (self.lengths[p], p)):
+            families = self._families(by_prompt[prompt])
+            mine = 2 + peak_rows(self.extents[group[0]] for group in families.values())
+            longest = self.lengths[prompt]
+            if pack and ((rows + mine) * longest > self.limits.pack or rows + mine > self.limits.rows):
+                yield pack
+                pack, rows = {}, 0
+            pack[prompt] = by_prompt[prompt]
+            rows += mine
+        if pack:
+            yield pack
+
+    def launches(self, pack: dict[int, list[int]]) -> list[Launch]:
+        """All launches of a pack of prompts."""
+        cut_families = set()
+        for indices in pack.values():
+            cut_families |= {self._family(i) for i in indices if self.branches[i].cut is not None}
+        free = [i for indices in pack.values() for i in indices if self._family(i) not in cut_families]
+        tied = [i for indices in pack.values() for i in indices if self._family(i) in cut_families]
+        shared = self._trunk_prefixed(free) if free else None
+        if shared is None:
+            return self._whole(tied + free)
+        return ([*self._whole(tied)] if tied else []) + [shared]
+
+    def _family(self, index: int) -> tuple[int, ...]:
+        return family_of(self.branches[index])
+
+    def _families(self, indices: Sequence[int]) -> dict[tuple[int, ...], list[int]]:
+        families: dict[tuple[int, ...], list[int]] = {}
+        for index in indices:
+            families.setdefault(self._family(index), []).append(index)
+        return families
+
+    def _whole(self, indices: Sequence[int]) -> list[Launch]:
+        """Launches from token 0, with a suffix launch for every cut of their branches."""
+        families = self._families(indices)
+        # A family's row is its uncut branch, or, where only cut ones are wanted, the first of these.
+        carrier = {k: min(group, key=lambda i: (self.branches[i].cut is not None, i)) for k, group in families.items()}
+        order = sorted(families, key=lambda key: (self.extents[carrier[key]].birth, carrier[key]))
+        tokens = max(self._stop(families[key]) for key in order)
+        size = self.limits.branches(tokens, len({self.branches[i].prompt for i in indices}))
+        chunks = -(-peak_rows(self.extents[carrier[key]] for key in order) // size)
+        return [
+            self._whole_launch([(carrier[key], families[key]) for key in order[number::chunks]])
+            for number in range(chunks)
+        ]
+
+    def _stop(self, group: Sequence[int]) -> int:
+        """One past the last token that a family's row must compute from token 0."""
+        return max(self.branches[i].cut or self.extents[i].stop for i in group)
+
+    def _whole_launch(self, members: Sequence[tuple[int, list[int]]]) -> Launch:
+        uncut = frozenset(i for _, group in members for i in group if self.branches[i].cut is None)
+        cuts = sorted({cut for _, group in members for i in group if (cut := self.branches[i].cut) is not None})
+        suffixes = []
+        for cut in cuts:
+            at_cut = [i for _, group in members for i in group if self.branches[i].cut == cut]
+            stop = max(self.extents[i].stop for i in at_cut)
+            suffixes.append(Launch(self._prompts(at_cut), cut, stop, tuple(at_cut), frozenset(at_cut), "own"))
+        stop = max(self._stop(group) for _, group in members)
+        rows = tuple(row for row, _ in members)
+        return Launch(self._prompts(rows), 0, stop, rows, uncut, "none", tuple(suffixes))
+
+    def _prompts(self, indices: Iterable[int]) -> tuple[int, ...]:
+        return tuple(sorted({self.branches[i].prompt for i in indices}))
+
+    def _trunk_prefixed(self, indices: Sequence[int]) -> Launch | None:
+        """The trunk alone, then its branches grouped by first token; None where that saves too little."""
+        stop = max(self.extents[i].stop for i in indices)
+        prompts = self._prompts(indices)
+        by_token: dict[int, list[int]] = {}
+        for index in indices:
+            by_token.setdefault(min(self.extents[index].token, max(stop - 1, 0)), []).append(index)
+        groups, cost = self._group(by_token, stop, len(prompts))
+        overhead = 2 * len(prompts) * self.n_layers
+        whole = stop * (overhead + sum(self.extents[i].layers for i in indices)) + self.limits.launch_cost
+        if cost + stop * overhead + self.limits.launch_cost > _MIN_SAVING * whole:
+            return None
+        suffixes = []
+        for start, members in groups:
+            size = self.limits.branches(stop - start, len(prompts))
+            chunks = -(-len(members) // size)
+            for number in range(chunks):
+                rows = tuple(sorted(members[number::chunks], key=lambda i: (self.extents[i].birth, i)))
+                suffixes.append(Launch(self._prompts(rows), start, stop, rows, frozenset(rows), "trunk"))
+        return Launch(prompts, 0, max(start for start, _ in groups), (), frozenset(), "none", tuple(suffixes))
+
+    def _group(
+        self, by_token: dict[int, list[int]], stop: int, prompts: int
+    ) -> tuple[list[tuple[int, list[int]]], int]:
+        """Split the first tokens into runs, a launch each, that cost least together (token-layers)."""
+        tokens = sorted(by_token)
+        overhead = 2 * prompts * self.n_layers
+        best = [0] + [1 << 62] * len(tokens)
+        previous = [0] * (len(tokens) + 1)
+        for end in range(1, len(tokens) + 1):
+            rows = layers = 0
+            for begin in range(end - 1, -1, -1):
+                members = by_token[tokens[begin]]
+                rows += len(members)
+                layers += sum(self.extents[i].layers for i in members)
+                width = stop - tokens[begin]
+                if begin < end - 1 and rows > self.limits.branches(width, prompts):
+                    break
+                launches = -(-rows // self.limits.branches(width, prompts))
+                cost = best[begin] + width * (layers + launches * overhead) + launches * self.limits.launch_cost
+                if cost < best[end]:
+                    best[end], previous[end] = cost, begin
+        runs, end = [], len(tokens)
+        while end:
+            begin = previous[end]
+            runs.append((tokens[begin], [i for token in tokens[begin:end] for i in by_token[token]]))
+            end = begin
+        return runs[::-1], best[-1]
+
+    def least(self, by_prompt: dict[int, list[int]]) -> int:
+        """Token-layers in which states can differ from the trunk's, and each trunk once."""
+        total = 0
+        for indices in by_prompt.values():
+            total += self.n_layers * max(self.extents[i].stop for i in indices)
+            for group in self._families(indices).values():
+                for index in group:
+                    extent, cut = self.extents[index], self.branches[index].cut
+                    total += extent.layers * max(0, extent.stop - (extent.token if cut is None else cut))
+                cuts = [cut for i in group if (cut := self.branches[i].cut) is not None]
+                if cuts and len(cuts) == len(group):  # only cut branches: their prefix is needed as well
+                    extent = self.extents[group[0]]
+                    total += extent.layers * max(0, max(cuts) - extent.token)
+        return total
