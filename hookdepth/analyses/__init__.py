@@ -1,0 +1,44 @@
+"""The analyses of the paper and beyond: one module each, what to branch, what to measure, how to reduce.
+
+from hookdepth.analyses import NAMES, tasks_for
+
+for task in tasks_for(["skip-current", "skip-future"], model, inputs, settings):
+    parts = [task.run(unit, lambda: None) for unit in range(task.n_units)]
+    task.finish(parts)["skip-current"]["layer.effect"]   # [L, L]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from hookdepth.analyses import erasure, lens, local, skip, stats
+from hookdepth.analyses.task import Inputs, Partial, Settings, Task
+from hookdepth.models import Decoder
+
+# In the order in which they run and are reported; modules that serve several analyses share their launches.
+_MODULES = (
+    (stats, ("residual-stats",)),
+    (lens, ("logit-lens",)),
+    (skip, ("skip-current", "skip-future")),
+    (local, ("local-current", "local-future")),
+    (erasure, ("residual-erasure",)),
+)
+NAMES = tuple(name for _, names in _MODULES for name in names)
+NEED_CUTS = ("skip-future", "local-future")
+NEED_PROBES = ("residual-erasure",)
+
+
+def tasks_for(names: Iterable[str], model: Decoder, inputs: Inputs, settings: Settings) -> list[Task]:
+    """The tasks that compute the named analyses, sharing launches where they can.
+
+    [task.name for task in tasks_for(["skip-future", "logit-lens"], model, inputs, settings)]
+    """
+    wanted = set(names)
+    return [
+        module.task(model, inputs, settings, tuple(name for name in served if name in wanted))
+        for module, served in _MODULES
+        if wanted.intersection(served)
+    ]
+
+
+__all__ = ["NAMES", "NEED_CUTS", "NEED_PROBES", "Inputs", "Partial", "Settings", "Task", "tasks_for"]

@@ -1,0 +1,63 @@
+"""logit-lens: what each layer's residual would predict, against the final prediction (2505.13898, Fig. 4).
+
+    task(model, inputs, Settings(), ("logit-lens",)).run(0, print).tensors["kl"]   # [L+1], sums over tokens
+
+Final norm and unembedding of resid_pre[0..L−1] and of the final residual; KL(lens‖final) in nats and the
+share of the top 5 in common. All layers of a few tokens are unembedded in one product, whose last rows are
+the final prediction: so entry L is exactly 0 and 1, and the logits of all layers never exist at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from hookdepth.analyses.task import Inputs, OnLaunch, Partial, Settings, Task, Tensors
+from hookdepth.capture import capture
+from hookdepth.metrics import kl_divergence, topk_overlap
+from hookdepth.models import Decoder
+
+TOP_K = 5
+
+
+def task(model: Decoder, inputs: Inputs, settings: Settings, analyses: tuple[str, ...]) -> Task:
+    """One unit a prompt."""
+
+    def run(unit: int, on_launch: OnLaunch) -> Partial:
+        sums = lens_sums(model, inputs.prompts[unit])
+        on_launch()
+        return Partial(sums, 1)
+
+    def finish(partials: Sequence[Partial]) -> dict[str, Tensors]:
+        tokens = sum(len(prompt) for prompt in inputs.prompts)
+        sums = {name: sum(p.tensors[name].double() for p in partials) for name in partials[0].tensors}
+        return {"logit-lens": {name: (torch.as_tensor(value) / tokens).float() for name, value in sums.items()}}
+
+    return Task("logit-lens", analyses, len(inputs.prompts), run, finish)
+
+
+def lens_sums(model: Decoder, prompt: Sequence[int], logit_elements: int | None = None) -> Tensors:
+    """Sums over a prompt's tokens of KL and top-5 overlap.
+
+        lens_sums(model, ids)["topk_overlap"]   # [L+1]
+
+    Args:
+        logit_elements: most logits held at once.
+    """
+    n_layers, vocab = model.n_layers, int(model.config.vocab_size)
+    elements = logit_elements or (1 << 24 if model.device.type == "cpu" else 1 << 28)
+    size = max(1, elements // ((n_layers + 1) * vocab))
+    with model.evaluating():
+        with capture(model, "resid_pre") as acts, capture(model, "resid_post", layers=[n_layers - 1]) as last:
+            model.forward(torch.tensor([list(prompt)], device=model.device))
+        final = last["resid_post", n_layers - 1][0]
+        resid = torch.stack([acts["resid_pre", layer][0].to(final.device) for layer in range(n_layers)] + [final])
+        kl = torch.zeros(n_layers + 1, device=final.device)
+        overlap = torch.zeros_like(kl)
+        for chunk in resid.split(size, dim=1):
+            logits = model.unembed(model.norm(chunk)).float()  # [L+1, token, vocab]
+            overlap += topk_overlap(logits, logits[-1:], TOP_K).sum(-1)
+            logs = logits.log_softmax(-1)
+            kl += kl_divergence(logs, logs[-1:]).sum(-1)
+    return {"kl": kl.cpu(), "topk_overlap": overlap.cpu()}

@@ -1,0 +1,60 @@
+"""local-current and local-future: direct effects, not propagated (2505.13898, Fig. 5).
+
+    task(model, inputs, Settings(), ("local-current",)).finish(partials)   # layer.effect [L, L]
+
+Entry (s, i), i > s: layer i is given h_i − c_s instead of h_i, everything before being clean; how much does
+what it adds change? Each branch is born at the input of layer i and gone after it, so the L(L−1)/2 of them
+cost as much as the L propagated skips.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from hookdepth.analyses.skip import finish_effects
+from hookdepth.analyses.task import Inputs, OnLaunch, Partial, Settings, Task, Tensors, partial_of, units_of
+from hookdepth.branching import run_branches
+from hookdepth.interventions import Branch, Subtract
+from hookdepth.measurements import LayerEffect
+from hookdepth.models import Decoder
+
+
+def task(model: Decoder, inputs: Inputs, settings: Settings, analyses: tuple[str, ...]) -> Task:
+    """One unit for each prompt, or for a few short ones."""
+    lengths = [len(prompt) for prompt in inputs.prompts]
+    units = units_of(lengths, model.n_layers + 2)
+    wants = {"current": "local-current" in analyses, "future": "local-future" in analyses}
+
+    def branches(unit: int) -> tuple[list[Branch], list[int]]:
+        listed = [
+            Branch((subtract,), prompt=local, cut=cut, until=layer)
+            for local, prompt in enumerate(units[unit])
+            for layer in range(1, model.n_layers)
+            for source in range(layer)
+            for subtract in [Subtract(source, layer, slice(settings.keep_front, None))]
+            for cut in ([None] if wants["current"] else []) + list(inputs.cuts[prompt] if wants["future"] else ())
+        ]
+        return listed, [lengths[prompt] for prompt in units[unit]]
+
+    def run(unit: int, on_launch: OnLaunch) -> Partial:
+        listed, _ = branches(unit)
+        shape = (len(units[unit]), model.n_layers, model.n_layers)
+        tensors = {f"{name}.layer.effect": torch.zeros(shape) for name in analyses}
+        if not listed:  # a single layer has no later one
+            return Partial(tensors, 0, 0.0)
+        prompts = [inputs.prompts[prompt] for prompt in units[unit]]
+        results = run_branches(model, prompts, listed, [LayerEffect()], max_rows=settings.max_rows, on_launch=on_launch)
+        for number, branch in enumerate(listed):
+            (subtract,) = branch.interventions
+            assert isinstance(subtract, Subtract)
+            name = f"local-{'current' if branch.cut is None else 'future'}"
+            cell = tensors[f"{name}.layer.effect"][branch.prompt, subtract.source, subtract.layer]
+            torch.maximum(cell, results.layer["effect"][number, subtract.layer], out=cell)
+        return partial_of(results, tensors)
+
+    def finish(partials: Sequence[Partial]) -> dict[str, Tensors]:
+        return finish_effects(analyses, partials)
+
+    return Task("local", analyses, len(units), run, finish, branches)

@@ -1,0 +1,112 @@
+"""What an analysis is to the runner: units of work that are measured one by one, then reduced together.
+
+    task.run(0, lambda: None)   # Partial: what the first unit gave
+    task.finish(partials)       # {"skip-current": {"layer.effect": [L, L], …}}
+
+A unit depends on nothing but the model, the inputs and the settings, so units may run in any order, in any
+process, or be read back from a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from hookdepth.branching import BranchResults
+from hookdepth.data import Probe
+from hookdepth.interventions import Branch
+
+Tensors = dict[str, Tensor]
+OnLaunch = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Token ids that the analyses run on.
+
+    Attributes:
+        prompts: of the analyses over prompts.
+        cuts: per prompt, where skip-future and local-future cut it.
+        baseline: prompts whose token mean is the uninformative residual.
+        probes: prompt and answer, for the analyses of single answers.
+    """
+
+    prompts: tuple[tuple[int, ...], ...]
+    cuts: tuple[tuple[int, ...], ...] = ()
+    baseline: tuple[tuple[int, ...], ...] = ()
+    probes: tuple[Probe, ...] = ()
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What changes the numbers, besides model and inputs.
+
+    Attributes:
+        parts: layer, attn, mlp: what is skipped or attributed.
+        keep_front: tokens at the start that are never intervened on.
+        max_rows: most rows of a launch; None for as many as fit.
+    """
+
+    parts: tuple[str, ...] = ("layer",)
+    keep_front: int = 1
+    max_rows: int | None = None
+
+
+@dataclass
+class Partial:
+    """What one unit gave.
+
+    Attributes:
+        tensors: by a name that the task's `finish` knows.
+        launches: forward calls.
+        null_effect, null_where: the noise floor per analysis; None where nothing was intervened on.
+    """
+
+    tensors: Tensors
+    launches: int
+    null_effect: float | None = None
+    null_where: str | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """Analyses that share their launches.
+
+    Attributes:
+        name: for the progress bar.
+        analyses: names of the results that `finish` gives.
+        n_units: how many units there are.
+        run: (unit, on_launch) → Partial; `on_launch` is called after each forward call.
+        finish: all partials in order → analysis → tensors.
+        branches: unit → (branches, lengths) of its launches, for planning; None where none branch.
+    """
+
+    name: str
+    analyses: tuple[str, ...]
+    n_units: int
+    run: Callable[[int, OnLaunch], Partial]
+    finish: Callable[[Sequence[Partial]], dict[str, Tensors]]
+    branches: Callable[[int], tuple[list[Branch], list[int]]] | None = field(default=None)
+
+
+def partial_of(results: BranchResults, tensors: Tensors) -> Partial:
+    """A partial with the launches and noise floor of an engine run."""
+    return Partial(tensors, results.launches, results.null_effect, results.null_where)
+
+
+def units_of(lengths: Sequence[int], rows: int, row_tokens: int = 4096) -> list[range]:
+    """Consecutive prompts that are short enough to share launches; the others alone.
+
+    units_of([12, 11, 200], rows=32)   # [range(0, 2), range(2, 3)]
+    """
+    units: list[range] = []
+    first = 0
+    while first < len(lengths):
+        end = first + 1
+        while end < len(lengths) and max(lengths[first : end + 1]) * rows * (end + 1 - first) <= row_tokens:
+            end += 1
+        units.append(range(first, end))
+        first = end
+    return units
