@@ -1,0 +1,138 @@
+"""What `hookdepth run` does between its arguments and its results.
+
+results = run(options, ["logit-lens"], ("layer",), warn=print)
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from hookdepth.analyses import NAMES, NEED_CUTS, NEED_PROBES, Inputs, Settings, tasks_for
+from hookdepth.branching import bytes_per_row_token, plan_for
+from hookdepth.data import DEFAULT_PROBES, Dataset, encode, load_examples, make_probe, sample_cuts
+from hookdepth.errors import HookdepthError, choose
+from hookdepth.interventions import PARTS
+from hookdepth.loading import load_model
+from hookdepth.models import Decoder
+from hookdepth.results import Result
+from hookdepth.runner import Run
+
+BASELINE_PROMPTS = 10
+
+
+def parse_analyses(text: str) -> list[str]:
+    """Names of analyses from the command line, in the order in which they run.
+
+    parse_analyses("skip-current,logit-lens")   # ['logit-lens', 'skip-current']
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise HookdepthError("--analyses names none", f"use all, or some of {', '.join(NAMES)}")
+    if "all" in names:
+        return list(NAMES)
+    for name in names:
+        choose("analysis", name, NAMES)
+    return [name for name in NAMES if name in names]
+
+
+def parse_parts(text: str) -> tuple[str, ...]:
+    """Parts from the command line, each once: parse_parts("attn,mlp")."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts:
+        raise HookdepthError("--parts names none", f"use some of {', '.join(PARTS)}")
+    for part in parts:
+        choose("part", part, PARTS)
+    return tuple(part for part in PARTS if part in parts)
+
+
+def run(
+    options: argparse.Namespace, names: Sequence[str], parts: tuple[str, ...], warn: Callable[[str], None]
+) -> list[Result]:
+    """Load model and data, run the analyses, write the results."""
+    dataset = load_examples(options.dataset)
+    model = _load(options)
+    inputs = make_inputs(options, names, dataset, model, warn)
+    data = {"name": dataset.name, "prompts_sha256": dataset.sha256}
+    settings = Settings(parts=parts, keep_front=options.keep_front, max_rows=options.max_rows)
+    return Run(
+        model, inputs, settings, data, options.seed, Path(options.out), overwrite=options.overwrite, warn=warn
+    ).execute(names)
+
+
+def _load(options: argparse.Namespace) -> Decoder:
+    return load_model(
+        options.model,
+        dtype=options.dtype,
+        device=options.device,
+        device_map=options.device_map,
+        quantize=options.quantize,
+        attn_implementation=options.attn_implementation,
+        revision=options.revision,
+    )
+
+
+def make_inputs(
+    options: argparse.Namespace,
+    names: Sequence[str],
+    dataset: Dataset,
+    model: Decoder,
+    warn: Callable[[str], None],
+) -> Inputs:
+    """Tokenise prompts, baseline and probes, and draw the cuts."""
+    limit = model.context_length
+
+    def tokens(count: int) -> tuple[tuple[int, ...], ...]:
+        return tuple(tuple(encode(model.tokenizer, e.text, limit)) for e in dataset.examples[:count])
+
+    prompts = tokens(options.limit)
+    cuts = tuple(sample_cuts([len(prompt) for prompt in prompts], options.seed))
+    if set(names) & set(NEED_CUTS):
+        short = [number for number, own in enumerate(cuts) if not own]
+        if len(short) == len(cuts):
+            raise HookdepthError(
+                "no prompt is long enough to be cut (13 tokens) for skip-future and local-future",
+                "give longer prompts, or name the other analyses with --analyses",
+            )
+        if short:
+            warn(f"{len(short)} of {len(cuts)} prompts are too short to be cut and do not count in *-future")
+    if not set(names) & set(NEED_PROBES):
+        return Inputs(prompts, cuts)
+    probes = tuple(make_probe(model.tokenizer, *pair, limit) for pair in _probe_texts(options, dataset))
+    # The first ten of the data set whatever the limit, so that baselines of different limits are the same.
+    return Inputs(prompts, cuts, tokens(BASELINE_PROMPTS), probes)
+
+
+def _probe_texts(options: argparse.Namespace, dataset: Dataset) -> list[tuple[str, str]]:
+    if options.probe:
+        return [(prompt, answer) for prompt, answer in options.probe]
+    own = [(e.prompt, e.answer) for e in dataset.examples[: options.limit] if e.prompt is not None and e.answer]
+    return own or list(DEFAULT_PROBES)
+
+
+def describe_plan(options: argparse.Namespace, names: Sequence[str], parts: tuple[str, ...]) -> str:
+    """What `--dry-run` prints: launches, work and memory of each task's first unit, and the totals."""
+    model = _load(options)
+    inputs = make_inputs(options, names, load_examples(options.dataset), model, lambda line: None)
+    settings = Settings(parts=parts, keep_front=options.keep_front, max_rows=options.max_rows)
+    lines = []
+    for task in tasks_for(names, model, inputs, settings):
+        lines.append(f"{' and '.join(task.analyses)}: {task.n_units} units")
+        if task.branches is None:
+            continue
+        plans = []
+        for unit in range(task.n_units):
+            branches, lengths = task.branches(unit)
+            if branches:
+                plans.append(plan_for(model, branches, lengths, max_rows=settings.max_rows))
+        if plans:
+            lines += ["  " + line for line in plans[0].table().splitlines()]
+            peak = max(plan.peak_row_tokens for plan in plans)
+            work = sum(plan.work for plan in plans)
+            launches = sum(plan.n_launches for plan in plans)
+            lines.append(
+                f"  in all: {launches} launches, {work:,} token-layers, at most {peak:,} rows × tokens, "
+                f"about {peak * bytes_per_row_token(model) / 2**20:,.0f} MiB beside the weights"
+            )
+    return "\n".join(lines)
