@@ -1,0 +1,150 @@
+"""Every analysis, part and family against one plain forward pass per intervention.
+
+Launches without a prefix run the same kernels as the reference does, yet on another number of rows, where a
+matrix product may sum in another order; launches with a prefix take a masked attention kernel. So the
+tolerance is the issue's 1e-4 of the largest entry throughout, and `test_demo.py` checks what is exact there.
+"""
+
+import naive
+import pytest
+import torch
+from tiny_models import FAMILIES, prompts, tiny_model
+
+import hookdepth
+from hookdepth.analyses import Inputs, Settings, tasks_for
+from hookdepth.data import Probe
+
+PARTS = ("layer", "attn", "mlp")
+LENGTHS = (20, 14, 9)
+CUTS = ((8, 12), (8,), ())
+
+
+def close(ours, reference, scale=1e-4):
+    reference = torch.as_tensor(reference)
+    assert ours.shape == reference.shape
+    assert torch.isfinite(ours).all()
+    largest = reference.abs().max().item()
+    assert largest > 0.01, "the reference shows no effect, so agreeing with it means nothing"
+    assert (ours - reference).abs().max().item() <= scale * largest
+
+
+def probe_of(ids, answer_positions):
+    return Probe("", "", tuple(ids), tuple(map(str, ids)), tuple(answer_positions))
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request):
+    hf = tiny_model(request.param)
+    return hf, hookdepth.wrap(hf), prompts(3, LENGTHS)
+
+
+def results_of(names, model, inputs, **settings):
+    finished = {}
+    for task in tasks_for(names, model, inputs, Settings(**settings)):
+        partials = [task.run(unit, lambda: None) for unit in range(task.n_units)]
+        assert all(p.null_effect is None or p.null_effect < 1e-4 for p in partials)
+        finished.update(task.finish(partials))
+    return finished
+
+
+def test_residual_stats(family):
+    hf, model, ids = family
+    ours = results_of(["residual-stats"], model, Inputs(tuple(map(tuple, ids))))["residual-stats"]
+    reference = naive.residual_stats(hf, ids)
+    assert set(ours) == set(reference)
+    for name, values in reference.items():
+        close(ours[name], values, 1e-5)
+
+
+def test_logit_lens(family):
+    hf, model, ids = family
+    ours = results_of(["logit-lens"], model, Inputs(tuple(map(tuple, ids))))["logit-lens"]
+    reference = naive.logit_lens(hf, ids)
+    close(ours["kl"], reference["kl"])
+    close(ours["topk_overlap"], reference["topk_overlap"], 1e-6)
+    assert ours["kl"][-1] == 0
+    assert ours["topk_overlap"][-1] == 1
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_skip(family, part):
+    hf, model, ids = family
+    inputs = Inputs(tuple(map(tuple, ids)), CUTS)
+    ours = results_of(["skip-current", "skip-future"], model, inputs, parts=(part,))
+    for number, prompt in enumerate(ids):
+        effect, output = naive.skip(hf, prompt, part)
+        close(ours["skip-current"][f"{part}.per_prompt_effect"][number], effect)
+        close(ours["skip-current"][f"{part}.per_prompt_output"][number], output)
+        at_cuts = [naive.skip(hf, prompt, part, cut=cut) for cut in CUTS[number]]
+        effect = ours["skip-future"][f"{part}.per_prompt_effect"][number]
+        output = ours["skip-future"][f"{part}.per_prompt_output"][number]
+        if at_cuts:
+            close(effect, torch.stack([e for e, _ in at_cuts]).amax(0))
+            close(output, torch.stack([o for _, o in at_cuts]).amax(0))
+        else:
+            assert effect.abs().max() == 0
+    for name in ("skip-current", "skip-future"):
+        per_prompt = ours[name][f"{part}.per_prompt_effect"]
+        assert torch.equal(ours[name][f"{part}.effect"], per_prompt.amax(0))
+        assert per_prompt.tril(-1).abs().max() == 0, "a skipped layer changed an earlier one"
+    assert ours["skip-future"][f"{part}.effect"].diagonal().abs().max() == 0
+
+
+def test_parts_together_equal_parts_alone(family):
+    _, model, ids = family
+    inputs = Inputs(tuple(map(tuple, ids)), CUTS)
+    names = ["skip-current", "skip-future"]
+    together = results_of(names, model, inputs, parts=PARTS)
+    for part in PARTS:
+        alone = results_of(names, model, inputs, parts=(part,))
+        for name in names:
+            for kind in ("effect", "output"):
+                close(together[name][f"{part}.{kind}"], alone[name][f"{part}.{kind}"])
+
+
+@pytest.mark.parametrize("keep_front", [0, 1, 3])
+def test_keep_front(keep_front):
+    hf, ids = tiny_model("llama"), prompts(1, (20,))
+    model = hookdepth.wrap(hf)
+    inputs = Inputs(tuple(map(tuple, ids)), ((8, 12),))
+    names = ["skip-current", "skip-future", "local-current", "local-future"]
+    ours = results_of(names, model, inputs, keep_front=keep_front)
+    for cut, name in ((None, "current"), (12, "future")):
+        effect, _ = naive.skip(hf, ids[0], "layer", cut=cut, keep_front=keep_front)
+        local = naive.local(hf, ids[0], cut=cut, keep_front=keep_front)
+        if cut:
+            effect = torch.maximum(effect, naive.skip(hf, ids[0], "layer", cut=8, keep_front=keep_front)[0])
+            local = torch.maximum(local, naive.local(hf, ids[0], cut=8, keep_front=keep_front))
+        close(ours[f"skip-{name}"]["layer.effect"], effect)
+        close(ours[f"local-{name}"]["layer.effect"], local)
+
+
+def test_local(family):
+    hf, model, ids = family
+    ours = results_of(["local-current", "local-future"], model, Inputs(tuple(map(tuple, ids)), CUTS))
+    for number, prompt in enumerate(ids):
+        close(ours["local-current"]["layer.per_prompt_effect"][number], naive.local(hf, prompt))
+        if CUTS[number]:
+            at_cuts = torch.stack([naive.local(hf, prompt, cut=cut) for cut in CUTS[number]])
+            close(ours["local-future"]["layer.per_prompt_effect"][number], at_cuts.amax(0))
+
+
+def test_residual_erasure(family):
+    hf, model, ids = family
+    probes = (probe_of(ids[0], [18, 19]), probe_of(ids[1], [11, 12]))
+    inputs = Inputs((), (), tuple(map(tuple, ids)), probes)
+    ours = results_of(["residual-erasure"], model, inputs)["residual-erasure"]
+    baseline = naive.erasure_baseline(hf, ids)
+    close(ours["baseline"], baseline, 1e-5)
+    for number, probe in enumerate(probes):
+        reference = naive.erasure(hf, list(probe.token_ids), list(probe.answer_positions), baseline)
+        close(ours[f"effect.{number}"], reference)
+
+
+def test_future_without_current_equals_future_with_it(family):
+    _, model, ids = family
+    inputs = Inputs(tuple(map(tuple, ids)), CUTS)
+    alone = results_of(["skip-future", "local-future"], model, inputs)
+    both = results_of(["skip-current", "skip-future", "local-current", "local-future"], model, inputs)
+    close(alone["skip-future"]["layer.effect"], both["skip-future"]["layer.effect"])
+    close(alone["local-future"]["layer.effect"], both["local-future"]["layer.effect"])
