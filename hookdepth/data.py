@@ -1,0 +1,279 @@
+"""What the analyses run on: data sets, GSM8K's template, tokens, and where a probe's answer lies among them.
+
+dataset = load_examples("demo")                      # or gsm8k, or a .jsonl or text file
+ids = encode(tokenizer, dataset.examples[0].text)    # [T]
+probe = make_probe(tokenizer, *DEFAULT_PROBES[0])    # tokens, and which of them are the answer
+cuts = sample_cuts([len(ids)])                       # [(80, 32, 72, 48)] for 130 tokens
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import logging
+import os
+import random
+import sys
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from hookdepth.errors import HookdepthError
+
+NAMES = ("demo", "gsm8k")
+DEFAULT_PROBES = (("5 + 7 + 5 + 3 + 1 + 7 = ", "28"), ("The spouse of the performer of Imagine is", " Yoko Ono"))
+ROW = 'one JSON object a line, all with "question" and "answer", or all with "prompt" and, optionally, "answer"'
+# As lm-evaluation-harness and the notebook have it, to the letter: the reasoning ends in a line break of its own.
+TEMPLATE = (
+    "Given the following problem, reason and give a final answer to the problem.\nProblem: {question}\n"
+    'Your response should end with "The final answer is [answer]" where [answer] is the response to the problem.\n'
+    "\n{reasoning}The final answer is {final}"
+)
+# Both kinds of tokenizer mark a space (byte-level Ġ, sentencepiece ▁); Ċ is byte-level's line break.
+READABLE = str.maketrans({"Ġ": "_", "▁": "_", "Ċ": "\\n", "\n": "\\n"})
+
+
+@dataclass(frozen=True)
+class Example:
+    """A row: Example("2 + 2 = 4", "2 + 2 = ", "4"). Prompts run on `text`; only rows with `prompt` have the rest."""
+
+    text: str
+    prompt: str | None = None
+    answer: str | None = None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """load_examples("demo"): its name (a file's without the folder), rows, and a hash of what the rows say."""
+
+    name: str
+    examples: tuple[Example, ...]
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A tokenised prompt with its answer: make_probe(tokenizer, "2 + 2 = ", "4").
+
+    Attributes:
+        token_ids, tokens: of prompt + answer, special tokens included, and the same to be read, [T].
+        answer_positions: indices of the answer's tokens; the logits that predict token p are those at p − 1.
+    """
+
+    prompt: str
+    answer: str
+    token_ids: tuple[int, ...]
+    tokens: tuple[str, ...]
+    answer_positions: tuple[int, ...]
+
+
+def load_examples(name: str | os.PathLike[str]) -> Dataset:
+    """Read a data set: `demo`, `gsm8k`, a .jsonl file, or a text file with a prompt a line.
+
+        load_examples("probes.jsonl").examples[0].answer
+
+    A name goes before a file of that name. Blank lines in files are skipped.
+
+    Raises:
+        HookdepthError: no such data set or file, no `datasets` or hub, not UTF-8, a bad row; names file and line.
+    """
+    name = os.fspath(name)
+    if name == "gsm8k":
+        examples = _load_gsm8k()
+    else:
+        content = (resources.files("hookdepth") / "demo.jsonl").read_bytes() if name == "demo" else _read(name)
+        jsonl = name == "demo" or Path(name).suffix.lower() in (".jsonl", ".ndjson")
+        examples = _parse(name, _decode(name, content), jsonl)
+    digest = hashlib.sha256(json.dumps([astuple(example) for example in examples]).encode()).hexdigest()
+    return Dataset(Path(name).name, tuple(examples), digest)
+
+
+def _load_gsm8k() -> list[Example]:
+    try:
+        import datasets
+    except ImportError as error:
+        raise HookdepthError("gsm8k needs datasets", "pip install 'hookdepth[gsm8k]', or give a JSONL file") from error
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # without a network it counts its retries aloud
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    try:
+        rows = list(datasets.load_dataset("openai/gsm8k", "main", split="test"))
+    except Exception as error:  # what is raised without a network differs from release to release
+        why = (str(error) or type(error).__name__).partition("\n")[0][:200]
+        raise HookdepthError(f"cannot load openai/gsm8k ({why})", "check the network, or give a JSONL file") from error
+    return [_gsm8k_example(row, f"row {number} of openai/gsm8k") for number, row in enumerate(rows, 1)]
+
+
+def _read(name: str) -> bytes:
+    path = Path(os.path.expanduser(name))  # unlike the method of Path, it takes any string
+    if not name or not os.path.exists(path):  # so does this one
+        near = difflib.get_close_matches(name.lower(), NAMES, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"give {', '.join(NAMES)} or an existing file"
+        raise HookdepthError(f"no data set or file {name!r}", hint)
+    if path.is_dir():
+        raise HookdepthError(f"{name!r} is a folder", "give a .jsonl or text file")
+    if path.suffix.lower() == ".json":
+        raise HookdepthError(f"{name!r} is JSON, not JSON lines", f"write {ROW}, to a file ending in .jsonl")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise HookdepthError(f"cannot read {name!r} ({error.strerror})", "give a file that you may read") from error
+
+
+def _decode(name: str, content: bytes) -> str:
+    if b"\0" in content:
+        raise HookdepthError(f"{name!r} is a binary file", "give a .jsonl or text file in UTF-8")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise HookdepthError(f"{name!r} line {line} is not UTF-8", "save the file in UTF-8") from error
+    if not text.strip():
+        raise HookdepthError(f"{name!r} is empty", f"write a prompt a line, or in a .jsonl file {ROW}")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _parse(name: str, text: str, jsonl: bool) -> list[Example]:
+    # Not splitlines: JSON strings and prompts may hold U+2028 and its like.
+    lines = [(f"{name!r} line {number}", line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if not jsonl:
+        return [Example(line, prompt=line) for _, line in lines]
+    rows = [(where, _row(line, where)) for where, line in lines]
+    for where, row in rows:
+        if ("question" in row) != ("question" in rows[0][1]):
+            raise HookdepthError(f"{where} has other keys than {rows[0][0]}", f"write {ROW}")
+    read = _gsm8k_example if "question" in rows[0][1] else _prompt_example
+    return [read(row, where) for where, row in rows]
+
+
+def _row(line: str, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        why = str(error).split(": line 1")[0]  # it counts lines within the line
+        raise HookdepthError(f"{where} is not valid JSON ({why})", f"write {ROW}") from error
+    if not isinstance(row, dict) or ("question" in row) == ("prompt" in row):
+        raise HookdepthError(f'{where} is no JSON object with either "question" or "prompt"', f"write {ROW}")
+    return row
+
+
+def _gsm8k_example(row: dict[str, Any], where: str) -> Example:
+    question, answer = _string(row, "question", where), _string(row, "answer", where)
+    reasoning, _, final = answer.partition("####")
+    if not final.strip() or "####" in final:
+        what = f"the \"answer\" of {where} is not reasoning, one '####' and a final answer"
+        raise HookdepthError(what, "end it with a line such as '#### 42', or use the keys prompt and answer")
+    return Example(TEMPLATE.format(question=question, reasoning=reasoning, final=final.strip()))
+
+
+def _prompt_example(row: dict[str, Any], where: str) -> Example:
+    prompt = _string(row, "prompt", where)
+    answer = _string(row, "answer", where) if "answer" in row else None
+    return Example(prompt + (answer or ""), prompt, answer)
+
+
+def _string(row: dict[str, Any], key: str, where: str) -> str:
+    value = row.get(key)
+    if not isinstance(value, str):
+        raise HookdepthError(f'{where} has no "{key}" that is a string', f"write {ROW}")
+    _refuse_unusable(value, f'the "{key}" of {where}')
+    return value
+
+
+def _refuse_unusable(text: str, what: str) -> None:
+    if not text.strip():
+        raise HookdepthError(f"{what} is empty", "write some text there")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # JSON can spell half of a pair; tokenizers then fail in their own words
+        raise HookdepthError(f"{what} is not Unicode text ({error.reason})", "remove the lone surrogate") from error
+
+
+def encode(tokenizer: Any, text: str, max_tokens: int | None = None) -> list[int]:
+    """Token ids of a text, [T], with the special tokens that the tokenizer adds by itself.
+
+        encode(tokenizer, "2 + 2 = 4", max_tokens=2048)
+
+    Raises:
+        HookdepthError: the text gives no tokens, or only special ones, or more than `max_tokens`.
+    """
+    _refuse_unusable(text, f"the prompt {text[:40]!r}")
+    ids = list(_tokenise(tokenizer, text, max_tokens)["input_ids"])
+    if set(ids) <= set(tokenizer.all_special_ids):
+        raise HookdepthError(f"the prompt {text[:40]!r} has only special or unknown tokens", "give another prompt")
+    return ids
+
+
+def _tokenise(tokenizer: Any, text: str, max_tokens: int | None, **options: Any) -> Any:
+    encoding = tokenizer(text, verbose=False, **options)
+    if max_tokens is not None and (count := len(encoding["input_ids"])) > max_tokens:
+        what = f"the prompt that begins {text[:40]!r} has {count} tokens, the model takes {max_tokens}"
+        raise HookdepthError(what, "shorten it, or use a model with a longer context")
+    return encoding
+
+
+def make_probe(tokenizer: Any, prompt: str, answer: str, max_tokens: int | None = None) -> Probe:
+    """Tokenise prompt + answer as one text and find the answer's tokens by their character offsets.
+
+        make_probe(tokenizer, "The spouse of the performer of Imagine is", " Yoko Ono").answer_positions
+
+    A token that begins in the prompt and ends in the answer is refused even where the prompt's share of it is a
+    mere space: the model is never asked for such an answer. The same text can be split where tokens meet.
+
+    Raises:
+        HookdepthError: prompt or answer is blank, a slow tokenizer, more than `max_tokens`, or prompt and answer
+            do not meet between two tokens; the error says which split of the text does.
+    """
+    _refuse_unusable(prompt, "the probe's prompt")
+    _refuse_unusable(answer, "the probe's answer")
+    if not getattr(tokenizer, "is_fast", False):
+        what = f"a probe needs character offsets, which {type(tokenizer).__name__} does not give"
+        raise HookdepthError(what, "use a model with a fast tokenizer, or leave out the analyses that take probes")
+    encoding = _tokenise(tokenizer, prompt + answer, max_tokens, return_offsets_mapping=True)
+    ids = tuple(encoding["input_ids"])
+    tokens = readable_tokens(tokenizer, ids)
+    return Probe(prompt, answer, ids, tokens, _locate(encoding["offset_mapping"], tokens, prompt, answer))
+
+
+def readable_tokens(tokenizer: Any, ids: Sequence[int]) -> tuple[str, ...]:
+    """Tokens for an axis of T: readable_tokens(tokenizer, [504, 22615]) is ("The", "_spouse")."""
+    return tuple(str(token).translate(READABLE) for token in tokenizer.convert_ids_to_tokens(list(ids)))
+
+
+def _locate(offsets: Sequence[tuple[int, int]], tokens: Sequence[str], prompt: str, answer: str) -> tuple[int, ...]:
+    """Indices of the tokens that end after the seam, once it is sure that all of them begin at or after it.
+
+    Special tokens have the offsets (0, 0). Some tokenizers leave spaces out of offsets, and then the answer's
+    first token may have swallowed the prompt's last space unseen: hence a token must end at the seam, too.
+    """
+    seam = len(prompt)
+    positions = tuple(index for index, (_, end) in enumerate(offsets) if end > seam)
+    if not positions:
+        raise HookdepthError(f"the tokenizer finds no tokens in the answer {answer!r}", "give another answer")
+    first = positions[0]
+    start, before = offsets[first][0], max((end for _, end in offsets[:first]), default=0)
+    if start >= seam and before == seam:
+        return positions
+    what = f"the token {tokens[first]!r} merges the end of the prompt {prompt[-20:]!r} with the answer {answer[:20]!r}"
+    split = min(start, before)  # the nearest place to the left where tokens meet
+    remedy = f"end the prompt with {prompt[:split][-20:]!r} and give the rest to the answer"
+    raise HookdepthError(what, remedy if split else "split the text elsewhere")
+
+
+def sample_cuts(lengths: Sequence[int], seed: int = 123, per_prompt: int = 4) -> list[tuple[int, ...]]:
+    """Where to cut each prompt into tokens < t and tokens ≥ t, in the notebook's random order.
+
+        sample_cuts([40, 12])    # [(24, 32, 16, 8), ()]
+
+    One generator runs on from prompt to prompt. A prompt of fewer than 13 tokens is too short to be cut: ().
+    """
+    generator = random.Random(seed)
+    cuts = []
+    for length in lengths:
+        positions = list(range(8, length - 4, 8))
+        generator.shuffle(positions)
+        cuts.append(tuple(positions[:per_prompt]))
+    return cuts
