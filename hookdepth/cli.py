@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_run(commands: argparse._SubParsersAction[_Parser]) -> None:
     run = commands.add_parser(
         "run",
         help="run analyses, write results, figures and the report",
@@ -84,6 +84,15 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         "--probe", nargs=2, action="append", metavar=("PROMPT", "ANSWER"), help="repeatable; default: the paper's two"
     )
     what.add_argument("--seed", type=int, default=123, help="of the cuts (default: 123)")
+    ig = run.add_argument_group("integrated gradients")
+    ig.add_argument(
+        "--ig-method", default="adaptive", help="adaptive (default), riemann (the paper's) or gauss-legendre"
+    )
+    ig.add_argument("--ig-steps", type=_positive, default=256, metavar="N", help="of the other two (default: 256)")
+    ig.add_argument("--ig-tolerance", type=_tolerance, metavar="X", help="of f(x) − f(baseline) (default: 0.01)")
+    ig.add_argument(
+        "--ig-max-evaluations", type=_evaluations, default=1024, metavar="N", help="a layer (default: 1024)"
+    )
     how = run.add_argument_group("how")
     how.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
     how.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
@@ -109,6 +118,20 @@ def _count(text: str) -> int:
 
 def _rows(text: str) -> int:
     return _number(text, 3)
+
+
+def _evaluations(text: str) -> int:
+    return _number(text, 9)  # the adaptive method begins with as many
+
+
+def _tolerance(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number between 0 and 1")
+    return value
 
 
 def _number(text: str, least: int) -> int:

@@ -71,9 +71,10 @@ class Run:
         for task in tasks:
             missing = tuple(name for name in task.analyses if name not in done)
             if missing:
-                if missing != task.analyses:
+                # What was stopped between the results of shared launches goes on with these launches.
+                if missing != task.analyses and not self._units(task):
                     (task,) = tasks_for(missing, self.model, self.inputs, self.settings)
-                results += self._complete(task, identities)
+                results += self._complete(task, identities, missing)
         if not list((self.out / UNITS).glob("*")):
             shutil.rmtree(self.out / UNITS, ignore_errors=True)
         return results
@@ -88,6 +89,9 @@ class Run:
             settings["cuts"] = [list(cuts) for cuts in self.inputs.cuts]
         if name in ("residual-stats", "logit-lens"):
             settings = {}
+        if name == "integrated-gradients":
+            own = {key: value for key, value in asdict(self.settings).items() if key.startswith("ig_")}
+            settings = {**own, "parts": list(self.settings.parts), "max_rows": self.settings.max_rows}
         identity = {
             "settings": settings,
             "model": self.model.describe(),
@@ -126,19 +130,22 @@ class Run:
             (self.out / f"{name}{SUFFIX}").unlink(missing_ok=True)
         shutil.rmtree(self.out / UNITS, ignore_errors=True)
 
-    def _complete(self, task: Task, identities: dict[str, dict[str, Any]]) -> list[Result]:
+    def _units(self, task: Task) -> list[Path]:
+        return sorted((self.out / UNITS).glob(f"{_prefix(task)}*{SUFFIX}"))
+
+    def _complete(self, task: Task, identities: dict[str, dict[str, Any]], wanted: Sequence[str]) -> list[Result]:
         identity = {name: identities[name] for name in task.analyses}
         partials: list[Partial] = []
         seconds = 0.0
         with _bar(task, self.model, self.settings) as bar:
             for unit in range(task.n_units):
-                path = self.out / UNITS / f"{task.name}-{unit:06d}{SUFFIX}"
+                path = self.out / UNITS / f"{_prefix(task)}{unit:06d}{SUFFIX}"
                 partial, took = self._unit(task, unit, path, identity, bar)
                 partials.append(partial)
                 seconds += took
         results = []
         finished = task.finish(partials)
-        for name in task.analyses:
+        for name in wanted:
             metadata = {
                 **identities[name],
                 "wall_time_s": round(seconds, 3),
@@ -149,7 +156,7 @@ class Run:
             result = Result(name, finished[name], {"schema": SCHEMA, "analysis": name, **metadata})
             result.save(self.out / f"{name}{SUFFIX}")
             results.append(result)
-        for path in (self.out / UNITS).glob(f"{task.name}-*{SUFFIX}"):
+        for path in self._units(task):
             path.unlink()
         return results
 
@@ -175,6 +182,11 @@ class Run:
         }
         Result(task.name, partial.tensors, metadata).save(path)
         return partial, seconds
+
+
+def _prefix(task: Task) -> str:
+    """Of its units' files. Units of several analyses hold other tensors, from other launches, than those of one."""
+    return "+".join(task.analyses) + "-"
 
 
 def _bar(task: Task, model: Decoder, settings: Settings) -> tqdm[Any]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hookdepth.analyses import NAMES, NEED_CUTS, NEED_PROBES, Inputs, Settings, tasks_for
+from hookdepth.analyses.integrated_gradients import METHODS, default_tolerance
 from hookdepth.branching import bytes_per_row_token, plan_for
 from hookdepth.data import DEFAULT_PROBES, Dataset, encode, load_examples, make_probe, sample_cuts
 from hookdepth.errors import HookdepthError, choose
@@ -55,10 +56,29 @@ def run(
     model = _load(options)
     inputs = make_inputs(options, names, dataset, model, warn)
     data = {"name": dataset.name, "prompts_sha256": dataset.sha256}
-    settings = Settings(parts=parts, keep_front=options.keep_front, max_rows=options.max_rows)
     return Run(
-        model, inputs, settings, data, options.seed, Path(options.out), overwrite=options.overwrite, warn=warn
+        model,
+        inputs,
+        make_settings(options, model, parts),
+        data,
+        options.seed,
+        Path(options.out),
+        overwrite=options.overwrite,
+        warn=warn,
     ).execute(names)
+
+
+def make_settings(options: argparse.Namespace, model: Decoder, parts: tuple[str, ...]) -> Settings:
+    """Settings of the analyses from the command line's options."""
+    return Settings(
+        parts=parts,
+        keep_front=options.keep_front,
+        max_rows=options.max_rows,
+        ig_method=choose("method", options.ig_method, METHODS),
+        ig_steps=options.ig_steps,
+        ig_tolerance=options.ig_tolerance or default_tolerance(model),
+        ig_max_evaluations=options.ig_max_evaluations,
+    )
 
 
 def _load(options: argparse.Namespace) -> Decoder:
@@ -115,7 +135,7 @@ def describe_plan(options: argparse.Namespace, names: Sequence[str], parts: tupl
     """What `--dry-run` prints: launches, work and memory of each task's first unit, and the totals."""
     model = _load(options)
     inputs = make_inputs(options, names, load_examples(options.dataset), model, lambda line: None)
-    settings = Settings(parts=parts, keep_front=options.keep_front, max_rows=options.max_rows)
+    settings = make_settings(options, model, parts)
     lines = []
     for task in tasks_for(names, model, inputs, settings):
         lines.append(f"{' and '.join(task.analyses)}: {task.n_units} units")

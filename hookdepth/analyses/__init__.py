@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from hookdepth.analyses import erasure, lens, local, skip, stats
+from hookdepth.analyses import erasure, integrated_gradients, lens, local, skip, stats
 from hookdepth.analyses.task import Inputs, Partial, Settings, Task
 from hookdepth.models import Decoder
 
@@ -22,10 +22,11 @@ _MODULES = (
     (skip, ("skip-current", "skip-future")),
     (local, ("local-current", "local-future")),
     (erasure, ("residual-erasure",)),
+    (integrated_gradients, ("integrated-gradients",)),
 )
 NAMES = tuple(name for _, names in _MODULES for name in names)
 NEED_CUTS = ("skip-future", "local-future")
-NEED_PROBES = ("residual-erasure",)
+NEED_PROBES = ("residual-erasure", "integrated-gradients")
 
 
 def tasks_for(names: Iterable[str], model: Decoder, inputs: Inputs, settings: Settings) -> list[Task]:

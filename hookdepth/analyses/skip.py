@@ -17,7 +17,7 @@ import torch
 from hookdepth.analyses.task import Inputs, OnLaunch, Partial, Settings, Task, Tensors, partial_of, units_of
 from hookdepth.branching import run_branches
 from hookdepth.interventions import Branch, Skip
-from hookdepth.measurements import LayerEffect, OutputEffect
+from hookdepth.measurements import LayerEffect, Measurement, OutputEffect
 from hookdepth.models import Decoder
 
 
@@ -47,7 +47,7 @@ def task(model: Decoder, inputs: Inputs, settings: Settings, analyses: tuple[str
             for kind, shape in (("effect", (model.n_layers,)), ("output", ()))
         }
         prompts = [inputs.prompts[prompt] for prompt in units[unit]]
-        measured = [LayerEffect(), OutputEffect()]
+        measured: list[Measurement] = [LayerEffect(), OutputEffect()]
         results = run_branches(model, prompts, listed, measured, max_rows=settings.max_rows, on_launch=on_launch)
         for number, branch in enumerate(listed):
             (skip,) = branch.interventions

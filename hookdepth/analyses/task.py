@@ -47,11 +47,17 @@ class Settings:
         parts: layer, attn, mlp: what is skipped or attributed.
         keep_front: tokens at the start that are never intervened on.
         max_rows: most rows of a launch; None for as many as fit.
+        ig_method, ig_steps, ig_tolerance, ig_max_evaluations: of integrated-gradients; steps of the methods
+            that have a fixed number, tolerance and most evaluations per layer of the adaptive one.
     """
 
     parts: tuple[str, ...] = ("layer",)
     keep_front: int = 1
     max_rows: int | None = None
+    ig_method: str = "adaptive"
+    ig_steps: int = 256
+    ig_tolerance: float = 0.01
+    ig_max_evaluations: int = 1024
 
 
 @dataclass

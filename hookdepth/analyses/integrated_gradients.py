@@ -1,0 +1,250 @@
+"""integrated-gradients: which tokens, at which layer, the answer is made of (2505.13898, Fig. 6a).
+
+    task(model, inputs, Settings(), ("integrated-gradients",)).run(0, print).tensors["attribution"]   # [L, T]
+
+f = Σ p(answer token); path: from the prompt's own token mean of resid_post[l] (or attn_out, mlp_out) to the
+activation itself; attribution of a token: ∫ of ∂f/∂activation · (activation − mean) along the path
+(Sundararajan et al., 1703.01365). They add up to f(x) − f(baseline) where the integral has converged.
+
+A node of the path is a branch that is born where the activation is replaced. Nodes of all layers share
+launches; parameters are frozen, gradients reach the interpolated activations and stop there, and only the
+positions that predict the answer are unembedded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from accelerate.utils import find_executable_batch_size
+from jaxtyping import Float
+from torch import Tensor
+
+from hookdepth.analyses import quadrature
+from hookdepth.analyses.quadrature import AdaptivePath
+from hookdepth.analyses.task import Inputs, OnLaunch, Partial, Settings, Task, Tensors
+from hookdepth.branching import default_row_tokens, run_top
+from hookdepth.capture import capture
+from hookdepth.data import Probe
+from hookdepth.errors import HookdepthError
+from hookdepth.interventions import Branch, Patch
+from hookdepth.measurements import TargetProbability
+from hookdepth.models import Decoder
+from hookdepth.planning import make_plan
+
+METHODS = ("adaptive", "riemann", "gauss-legendre")
+_SITES = {"layer": "resid_post", "attn": "attn_out", "mlp": "mlp_out"}
+_MAX_ROWS = 128  # the logits of a launch's rows are kept for the backward pass
+
+Node = tuple[int, float]
+"""(layer, position on the path)."""
+
+
+def task(model: Decoder, inputs: Inputs, settings: Settings, analyses: tuple[str, ...]) -> Task:
+    """One unit for each probe and part."""
+    units = [(number, part) for number in range(len(inputs.probes)) for part in settings.parts]
+
+    def run(unit: int, on_launch: OnLaunch) -> Partial:
+        number, part = units[unit]
+        path = Path(model, inputs.probes[number], part, settings.max_rows, on_launch)
+        if model.describe()["quantization"] != "none":
+            check_gradients(path)
+        tensors = attribute(path, settings)
+        return Partial(tensors, path.launches, path.null_effect, path.null_where)
+
+    def finish(partials: Sequence[Partial]) -> dict[str, Tensors]:
+        result: Tensors = {}
+        for (number, part), partial in zip(units, partials, strict=True):
+            prefix = "" if part == "layer" else f"{part}."
+            result |= {f"{prefix}{name}.{number}": values for name, values in partial.tensors.items()}
+        return {"integrated-gradients": result}
+
+    return Task("integrated-gradients", analyses, len(units), run, finish)
+
+
+class Path:
+    """f and its derivative along the paths of one probe, at any nodes of any layers.
+
+        path = Path(model, probe, "layer")
+        for (layer, alpha), f, gradient in path.evaluate([(0, 0.0), (0, 1.0), (3, 0.5)]): ...
+
+    Attributes:
+        f_input: f(x), of the clean run.
+        launches, null_effect, null_where: so far.
+    """
+
+    def __init__(
+        self,
+        model: Decoder,
+        probe: Probe,
+        part: str,
+        max_rows: int | None = None,
+        on_launch: Callable[[], object] = lambda: None,
+    ) -> None:
+        self.model, self.probe, self.site = model, probe, _SITES[part]
+        self.on_launch = on_launch
+        self.max_rows = min(max_rows - 2 if max_rows else _MAX_ROWS, _MAX_ROWS)
+        self.measured = [position - 1 for position in probe.answer_positions]
+        self.f_input: float | None = None
+        self.launches, self.null_effect = 0, 0.0
+        self.null_where: str | None = None
+        with model.evaluating(), capture(model, self.site) as acts:
+            model.forward(torch.tensor([list(probe.token_ids)], device=model.device))
+        self.activation = [acts[self.site, layer][0].float() for layer in range(model.n_layers)]
+        # A launch keeps the activations of every layer that its rows run through.
+        self.layer_tokens = max(1, 2 * default_row_tokens(model))
+
+    def baseline(self, layer: int) -> Float[Tensor, " width"]:
+        """The prompt's own token mean."""
+        return self.activation[layer].mean(0)
+
+    def evaluate(self, nodes: Sequence[Node]) -> Iterator[tuple[Node, float, Float[Tensor, " token"]]]:
+        """f and its derivative along the path, split over tokens, at each node; order as given."""
+        pending = list(nodes)
+        done: list[tuple[Node, float, Tensor]] = []
+
+        def run_pending(layer_tokens: int) -> None:
+            while pending:
+                chunk = self._chunk(pending, layer_tokens)
+                done.extend(zip(chunk, *self._launch(chunk), strict=True))
+                del pending[: len(chunk)]
+
+        find_executable_batch_size(run_pending, self.layer_tokens)()
+        yield from done
+
+    def _chunk(self, pending: Sequence[Node], layer_tokens: int) -> list[Node]:
+        tokens = max(self.measured) + 1
+        chunk: list[Node] = []
+        used = 0
+        for node in pending[: self.max_rows]:
+            used += (self.model.n_layers - node[0]) * tokens
+            if chunk and used > layer_tokens:
+                break
+            chunk.append(node)
+        return chunk
+
+    def _launch(self, nodes: Sequence[Node]) -> tuple[list[float], list[Tensor]]:
+        model = self.model
+        difference = [self.activation[layer] - self.baseline(layer) for layer, _ in nodes]
+        leaves = [
+            (self.baseline(layer) + alpha * step).requires_grad_()
+            for (layer, alpha), step in zip(nodes, difference, strict=True)
+        ]
+        branches = [
+            Branch((Patch(self.site, layer, leaf),), measured=self.measured)
+            for (layer, _), leaf in zip(nodes, leaves, strict=True)
+        ]
+        lengths = [len(self.probe.token_ids)]
+        plan = make_plan(branches, lengths, model.n_layers, max_row_tokens=1 << 40)
+        with model.evaluating(grad=True):
+            (result,) = run_top(model, [self.probe.token_ids], branches, plan, plan.launches[0], [TargetProbability()])
+            f = result.output["target_probability"]  # [trunk, null, branches in launch order]
+            gradients = torch.autograd.grad(f[2:].sum(), leaves)
+        values = f.detach().float().cpu()
+        self._note(values)
+        rows = {row: n for n, row in enumerate(plan.launches[0].rows, start=2)}
+        along = [(g.float() * step).sum(-1).cpu() for g, step in zip(gradients, difference, strict=True)]
+        return [values[rows[n]].item() for n in range(len(nodes))], along
+
+    def _note(self, values: Tensor) -> None:
+        if not torch.isfinite(values).all():
+            raise HookdepthError(
+                "integrated gradients met a non-finite probability", "use --dtype float32 or bfloat16", 1
+            )
+        self.launches += 1
+        if self.f_input is None:
+            self.f_input = values[0].item()
+        floor = abs(values[1] - values[0]).item()
+        if floor > self.null_effect:
+            self.null_effect, self.null_where = floor, f"f in launch {self.launches} of {len(values)} rows"
+        self.on_launch()
+
+
+def attribute(path: Path, settings: Settings, layers: Sequence[int] | None = None) -> Tensors:
+    """Attributions of all layers, or of some, with what they miss.
+
+        attribute(Path(model, probe, "layer"), Settings())["completeness_error"]   # [L]
+
+    Returns:
+        attribution [L, T], completeness_error [L], evaluations [L], f_input [], f_baseline [L], converged [L]
+        (1 where |Σ attribution − (f(x) − f(baseline))| ≤ tolerance · max(|f(x) − f(baseline)|, 0.01)).
+    """
+    chosen = list(range(path.model.n_layers)) if layers is None else list(layers)
+    if settings.ig_method == "adaptive":
+        attribution, f_baseline, evaluations = _adaptive(path, chosen, settings)
+    else:
+        rule = quadrature.riemann if settings.ig_method == "riemann" else quadrature.gauss_legendre
+        attribution, f_baseline, evaluations = _fixed(path, chosen, *rule(settings.ig_steps))
+    assert path.f_input is not None
+    change = path.f_input - f_baseline
+    error = (attribution.sum(-1) - change).abs()
+    return {
+        "attribution": attribution.float(),
+        "completeness_error": error.float(),
+        "evaluations": evaluations,
+        "f_input": torch.tensor(path.f_input),
+        "f_baseline": f_baseline.float(),
+        "converged": (error <= settings.ig_tolerance * change.abs().clamp(min=quadrature.FLOOR)).float(),
+    }
+
+
+def _fixed(path: Path, layers: list[int], nodes: list[float], weights: list[float]) -> tuple[Tensor, Tensor, Tensor]:
+    # f(baseline) is a node of the Riemann sum already.
+    extra = [] if 0.0 in nodes else [0.0]
+    weight_of = dict(zip(nodes, weights, strict=True))
+    place = {layer: n for n, layer in enumerate(layers)}
+    attribution = torch.zeros(len(layers), len(path.probe.token_ids), dtype=torch.float64)
+    f_baseline = torch.zeros(len(layers), dtype=torch.float64)
+    listed = [(layer, alpha) for layer in layers for alpha in [*nodes, *extra]]
+    for (layer, alpha), f, gradient in path.evaluate(listed):
+        attribution[place[layer]] += weight_of.get(alpha, 0.0) * gradient.double()
+        if alpha == 0.0:
+            f_baseline[place[layer]] = f
+    return attribution, f_baseline, torch.full((len(layers),), float(len(nodes) + len(extra)))
+
+
+def _adaptive(path: Path, layers: list[int], settings: Settings) -> tuple[Tensor, Tensor, Tensor]:
+    narrowest = torch.finfo(path.model.dtype).eps
+    by_layer = {layer: AdaptivePath(settings.ig_tolerance, settings.ig_max_evaluations, narrowest) for layer in layers}
+    paths = list(by_layer.values())
+    while nodes := [(layer, alpha) for layer, own in by_layer.items() for alpha in own.wanted()]:
+        for (layer, alpha), f, gradient in path.evaluate(nodes):
+            by_layer[layer].accept(alpha, f, gradient)
+    return (
+        torch.stack([own.integral() for own in paths]),
+        torch.tensor([own.values[0.0][0] for own in paths], dtype=torch.float64),
+        torch.tensor([float(own.evaluations) for own in paths]),
+    )
+
+
+def default_tolerance(model: Decoder) -> float:
+    """0.01; less than float32 cannot hold a tighter one than its own noise allows: 0.1 in bfloat16 and float16."""
+    return 0.01 if model.dtype == torch.float32 else 0.1
+
+
+def check_gradients(path: Path) -> None:
+    """Compare gradients with finite differences: some quantised kernels give wrong ones, with only a warning.
+
+    Raises:
+        HookdepthError: they differ by more than a quarter of the largest slope met.
+    """
+    step = 1 / 16
+    layers = sorted({0, path.model.n_layers // 2, path.model.n_layers - 1})
+    centres = [step + k * (1 - 2 * step) / 7 for k in range(8)]
+    nodes = [(layer, centre + shift) for layer in layers for centre in centres for shift in (-step, 0.0, step)]
+    values = {node: (f, gradient.sum().item()) for node, f, gradient in path.evaluate(nodes)}
+    slopes, differences = [], []
+    for layer in layers:
+        for centre in centres:
+            slopes.append(values[layer, centre][1])
+            low, high = values[layer, centre - step][0], values[layer, centre + step][0]
+            differences.append((high - low) / (2 * step))
+    largest = max(map(abs, differences))
+    off = [abs(a - b) for a, b in zip(slopes, differences, strict=True)]
+    # Curvature spoils single differences; on average over the paths they agree where gradients are right.
+    if sum(off) > 0.5 * sum(map(abs, differences)) + 0.01 * largest:
+        raise HookdepthError(
+            f"gradients through this {path.model.describe()['quantization']} model disagree with finite differences",
+            "use --quantize none or 8bit for integrated-gradients, or leave that analysis out",
+            1,
+        )

@@ -1,0 +1,136 @@
+"""Integrals along a path from 0 to 1 that know how wrong they are: pure arithmetic, no model.
+
+    path = AdaptivePath(tolerance=0.01)
+    while wanted := path.wanted():
+        for alpha in wanted:
+            path.accept(alpha, f(alpha), gradient(alpha))   # f is a number, gradient a tensor [token]
+    path.integral()        # Σ weights · gradient, whose sum should be f(1) − f(0)
+
+Integrated gradients integrate the derivative of f, and f itself comes with every gradient for free. So each
+sub-interval tells its own error: |∫ of the derivative − Δf|. Where it is large the interval is halved. The
+rule is Gauss–Lobatto's with three nodes (Simpson's): its end nodes are shared with the neighbours and give
+Δf, its middle node is an end of both halves, so that halving costs two nodes and wastes none. On the demo
+model it needs two thirds of the evaluations of the rules with four and five nodes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+_WEIGHTS = (1 / 6, 4 / 6, 1 / 6)  # at the ends and the middle
+FLOOR = 0.01
+"""Tolerances are relative to |f(1) − f(0)|, but never to less than this."""
+
+
+def riemann(steps: int) -> tuple[list[float], list[float]]:
+    """The paper's left Riemann sum: nodes k/steps, k = 0 … steps−1, equal weights.
+
+    riemann(256)
+    """
+    return [k / steps for k in range(steps)], [1 / steps] * steps
+
+
+def gauss_legendre(steps: int) -> tuple[list[float], list[float]]:
+    """Gauss–Legendre nodes and weights on [0, 1]: exact for polynomials of degree 2·steps − 1.
+
+    gauss_legendre(50)    # Captum's default
+    """
+    import numpy
+
+    nodes, weights = numpy.polynomial.legendre.leggauss(steps)
+    return [float(node + 1) / 2 for node in nodes], [float(weight) / 2 for weight in weights]
+
+
+@dataclass
+class AdaptivePath:
+    """An integral that is refined where its own error says so.
+
+        AdaptivePath(0.01).wanted()   # the first nodes
+
+    Attributes:
+        tolerance: stop when the intervals' errors add up to at most tolerance · max(|f(1) − f(0)|, 0.01).
+        max_evaluations: give up after so many nodes.
+        min_width: do not halve intervals of this width or less: activations a rounding error apart are one.
+        start: number of equal intervals to begin with.
+    """
+
+    tolerance: float
+    max_evaluations: int = 1024
+    min_width: float = 0.0
+    start: int = 4
+    intervals: list[tuple[float, float]] = field(default_factory=list)
+    values: dict[float, tuple[float, Tensor]] = field(default_factory=dict)
+    exhausted: bool = False
+
+    def __post_init__(self) -> None:
+        self.intervals = [(n / self.start, (n + 1) / self.start) for n in range(self.start)]
+
+    @property
+    def evaluations(self) -> int:
+        """Nodes evaluated so far."""
+        return len(self.values)
+
+    def accept(self, alpha: float, f: float, gradient: Tensor) -> None:
+        """Take what was asked for: f and its directional derivative, split over tokens, at a node."""
+        self.values[alpha] = (f, gradient)
+
+    def wanted(self) -> list[float]:
+        """Nodes to evaluate next; none when the tolerance is met or the evaluations are used up."""
+        missing = self._missing()
+        if missing or self.exhausted:
+            return missing
+        opened = self._open()
+        halves = [half for a, b in opened for half in ((a, (a + b) / 2), ((a + b) / 2, b))]
+        refined = [interval for interval in self.intervals if interval not in set(opened)] + halves
+        new = [alpha for alpha in _nodes(halves) if alpha not in self.values]
+        if self.evaluations + len(new) > self.max_evaluations:
+            self.exhausted = bool(opened)
+            return []
+        self.intervals = sorted(refined)
+        return new
+
+    def integral(self) -> Tensor:
+        """∫ of the gradient over the path, [token]; its sum should be f(1) − f(0)."""
+        return torch.stack([self._interval_integral(*interval) for interval in self.intervals]).sum(0)
+
+    def errors(self) -> list[float]:
+        """Each interval's |∫ of the derivative − Δf|."""
+        return [
+            abs(self._interval_integral(a, b).sum().item() - (self.values[b][0] - self.values[a][0]))
+            for a, b in self.intervals
+        ]
+
+    def target(self) -> float:
+        """What the errors may add up to."""
+        return self.tolerance * max(abs(self.values[1.0][0] - self.values[0.0][0]), FLOOR)
+
+    def _missing(self) -> list[float]:
+        return [alpha for alpha in _nodes(self.intervals) if alpha not in self.values]
+
+    def _open(self) -> list[tuple[float, float]]:
+        """The fewest intervals without which the errors would add up to three quarters of what they may."""
+        errors = self.errors()
+        rest, target = sum(errors), self.target()
+        if rest <= target:
+            return []
+        opened = []
+        for error, interval in sorted(zip(errors, self.intervals, strict=True), reverse=True):
+            if rest <= 0.75 * target:
+                break
+            if interval[1] - interval[0] > self.min_width:
+                opened.append(interval)
+                rest -= error
+        self.exhausted = not opened
+        return opened
+
+    def _interval_integral(self, a: float, b: float) -> Tensor:
+        nodes = [self.values[alpha][1].double() for alpha in _nodes([(a, b)])]
+        return sum((w * (b - a) * g for w, g in zip(_WEIGHTS, nodes, strict=True)), torch.zeros(()))
+
+
+def _nodes(intervals: list[tuple[float, float]]) -> list[float]:
+    """Ends and middles of all intervals, each once: binary fractions, so equal nodes are equal numbers."""
+    return list(dict.fromkeys(node for a, b in intervals for node in (a, (a + b) / 2, b)))
