@@ -1,20 +1,50 @@
-"""hookdepth: what the layers of a language model do."""
+"""hookdepth: what the layers of a language model do.
+
+Names are imported when they are first asked for, so that `hookdepth --help` need not wait for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from hookdepth._version import __version__
-from hookdepth.branching import BranchResults, run_branches
 from hookdepth.errors import HookdepthError
-from hookdepth.interventions import AddVector, Branch, Erase, Identity, Intervention, Patch, Scale, Skip, Subtract
-from hookdepth.loading import load_model
-from hookdepth.measurements import (
-    Custom,
-    LayerEffect,
-    LayerMeasurement,
-    LogitDifference,
-    OutputEffect,
-    OutputMeasurement,
-    TargetProbability,
-)
-from hookdepth.models import Decoder, wrap
+
+if TYPE_CHECKING:
+    from hookdepth.branching import BranchResults, run_branches
+    from hookdepth.interventions import AddVector, Branch, Erase, Identity, Intervention, Patch, Scale, Skip, Subtract
+    from hookdepth.loading import load_model
+    from hookdepth.measurements import (
+        Custom,
+        LayerEffect,
+        LayerMeasurement,
+        LogitDifference,
+        OutputEffect,
+        OutputMeasurement,
+        TargetProbability,
+    )
+    from hookdepth.models import Decoder, wrap
+
+_HOME = {
+    "branching": "BranchResults run_branches",
+    "interventions": "AddVector Branch Erase Identity Intervention Patch Scale Skip Subtract",
+    "loading": "load_model",
+    "measurements": (
+        "Custom LayerEffect LayerMeasurement LogitDifference OutputEffect OutputMeasurement TargetProbability"
+    ),
+    "models": "Decoder wrap",
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOME.items():
+        if name in names.split():
+            return getattr(import_module(f"hookdepth.{module}"), name)
+    raise AttributeError(f"module 'hookdepth' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
 
 __all__ = [
     "AddVector",

@@ -10,7 +10,9 @@
 A branch differs from its trunk, the clean run, only from the layer at which it is born on, and only right of
 the first token that it changes. It joins the batch there, by a hook, and nothing before is computed twice.
 What is compared lies in the same launch. A launch that does not fit into memory is run again, whole, after
-everything that is left has been planned anew at half its size.
+everything that is left has been planned anew at half the size of the largest launch. (Not by accelerate's
+`find_executable_batch_size`: from some version on it takes a tenth off instead of halving, and it cannot
+know that a budget is far above what the plan used.)
 """
 
 from __future__ import annotations
@@ -20,13 +22,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate.utils import find_executable_batch_size
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from jaxtyping import Float
 from torch import Tensor
 
 from hookdepth.errors import HookdepthError
 from hookdepth.interventions import Branch
-from hookdepth.launching import LaunchResult, device_of_layer, run_launch
+from hookdepth.launching import LaunchResult, run_launch
 from hookdepth.measurements import Measurement
 from hookdepth.models import Decoder
 from hookdepth.planning import Launch, Plan, make_plan
@@ -40,7 +42,8 @@ class BranchResults:
     Attributes:
         layer: layer measurement → [branch, L]. Before a branch is born: its trunk's value.
         output: output measurement → [branch].
-        trunk_layer, trunk_output: the same for the clean runs, [prompt, L] and [prompt].
+        trunk_layer, trunk_output: the same for the clean runs, [prompt, L] and [prompt], wherever a branch of
+            the prompt's last launch is measured; 0 for a prompt without branches.
         null_effect: largest difference between a null branch and its trunk in any measurement.
         null_where: where that was, None while it is 0.
         launches: forward calls made.
@@ -87,11 +90,20 @@ def run_branches(
     _check(model, prompts, branches)
     gathered = _Gathered(model, branches, len(prompts))
     pending = set(range(len(branches)))
-    first_plan: list[Plan] = []
+    changes_only = all(m.change and m.reduce != "mean" for m in measurements)
 
-    def run_pending(budget: int) -> None:
-        plan = plan_for(model, branches, lengths, max_rows=max_rows, max_row_tokens=budget, only=pending)
-        first_plan.append(plan)
+    def make(budget: int) -> Plan:
+        return plan_for(
+            model,
+            branches,
+            lengths,
+            max_rows=max_rows,
+            max_row_tokens=budget,
+            changes_only=changes_only,
+            only=pending,
+        )
+
+    def run_pending(plan: Plan) -> None:
         for top in plan.launches:
             for result in run_top(model, prompts, branches, plan, top, measurements):
                 gathered.add(result)
@@ -99,19 +111,31 @@ def run_branches(
                 if on_launch:
                     on_launch()
 
+    budget = max_row_tokens or default_row_tokens(model)
+    first = plan = make(budget)
     with model.evaluating():
-        # The decorator halves the budget and calls again on out-of-memory; what is done stays done.
-        try:
-            find_executable_batch_size(run_pending, max_row_tokens or default_row_tokens(model))()
-        except RuntimeError as error:
-            if "No executable batch size" not in str(error):
-                raise
-            raise HookdepthError(
-                "not even one branch beside its trunk fits into memory",
-                "use shorter prompts, a smaller dtype, --quantize 8bit or --device-map auto",
-                1,
-            ) from error
-    return gathered.results(first_plan[0])
+        while not _fits(run_pending, plan):  # what is done stays done
+            budget = min(budget, plan.peak_row_tokens) // 2
+            if not budget:
+                raise HookdepthError(
+                    "not even one branch beside its trunk fits into memory",
+                    "use shorter prompts, a smaller dtype, --quantize 8bit or --device-map auto",
+                    1,
+                )
+            plan = make(budget)
+    return gathered.results(first)
+
+
+def _fits(run: Callable[[Plan], None], plan: Plan) -> bool:
+    """Run a plan; False where memory ran out, after what the attempt held has been let go."""
+    try:
+        run(plan)
+        return True
+    except RuntimeError as error:
+        if not should_reduce_batch_size(error):
+            raise
+    clear_device_cache(garbage_collection=True)
+    return False
 
 
 def run_top(
@@ -130,7 +154,7 @@ def run_top(
     for launch in top.walk():
         lengths = [len(prompts[prompt]) for prompt in launch.prompts]
         token_ids = _pad([prompts[prompt] for prompt in launch.prompts], model.device)
-        table = RowTable(launch, branches, plan.extents, model.n_layers, lambda layer: device_of_layer(model, layer))
+        table = RowTable(launch, branches, plan.extents, model.n_layers, model.layer_device)
         elements = (1 << 24) if model.device.type == "cpu" else (1 << 28)
         result = run_launch(
             model, token_ids, table, branches, measurements, lengths, parent=parent, logit_elements=elements
@@ -147,9 +171,10 @@ def plan_for(
     *,
     max_rows: int | None = None,
     max_row_tokens: int | None = None,
+    changes_only: bool = True,
     only: set[int] | None = None,
 ) -> Plan:
-    """The plan that `run_branches` would follow.
+    """The plan that `run_branches` would follow; `changes_only` as in `make_plan`.
 
     print(plan_for(model, branches, [180]).table())
     """
@@ -163,6 +188,7 @@ def plan_for(
         # Below this many row-tokens a GPU waits for its weights and a CPU's matrix product runs short.
         pack_row_tokens=16384 if on_gpu else 2048,
         launch_cost=256 if on_gpu else 8,
+        changes_only=changes_only,
         only=only,
     )
 

@@ -1,6 +1,8 @@
 """Hooks that read, and are gone afterwards whatever happens.
 
-with hookdepth.capture(model, "resid_post", "attn_out", layers=[3, 4]) as acts:
+from hookdepth.capture import capture
+
+with capture(model, "resid_post", "attn_out", layers=[3, 4]) as acts:
     model.forward(token_ids)
 acts["resid_post", 3]            # [row, token, width]
 """
@@ -10,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -68,7 +71,7 @@ def capture(model: Decoder, *sites: str, layers: Iterable[int] | None = None) ->
     with ExitStack() as hooks:
         for site in sites:
             for layer in chosen:
-                handle = getattr(model, f"on_{site}")(layer, lambda value, key=(site, layer): keep(key, value))
+                handle = getattr(model, f"on_{site}")(layer, partial(keep, (site, layer)))
                 hooks.callback(handle.remove)
         yield acts
 
@@ -104,7 +107,7 @@ def each_layer(model: Decoder, body: Callable[[int, LayerSites], None]) -> Itera
     with ExitStack() as hooks:
         for layer in range(model.n_layers):
             for site in ("resid_pre", "attn_out", "mlp_out"):
-                handle = getattr(model, f"on_{site}")(layer, lambda value, site=site: note(site, value))
+                handle = getattr(model, f"on_{site}")(layer, partial(note, site))
                 hooks.callback(handle.remove)
-            hooks.callback(model.on_resid_post(layer, lambda value, layer=layer: finish(layer, value)).remove)
+            hooks.callback(model.on_resid_post(layer, partial(finish, layer)).remove)
         yield

@@ -223,7 +223,7 @@ class Subtract(Intervention):
 
     def apply(self, row: Tensor, where: Where, around: Surroundings) -> None:
         """Subtract on the selected tokens."""
-        rest = row[where.local].float() - around.contribution(self.source)[where.local]
+        rest = row[where.local].float() - around.contribution(self.source)[where.local].to(row.device)
         row[where.local] = rest.to(row.dtype)
 
     def sources(self) -> tuple[int, ...]:
@@ -286,8 +286,8 @@ class Branch:
                 f"a branch until layer {self.until} that intervenes at layer {last} of {n_layers}",
                 "let it live at least through the layer of its last intervention",
             )
-        if self.measured is not None:
-            positions(self.measured, length)
+        if not self.measured_positions(length):
+            raise HookdepthError("a branch that is measured nowhere", "measure at least one token, from its cut on")
 
     def measured_positions(self, length: int) -> list[int]:
         """The positions at which it is measured, in a prompt of `length` tokens."""

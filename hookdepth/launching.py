@@ -125,6 +125,7 @@ class _Pass:
     ) -> None:
         self.model, self.table, self.lengths, self.measurements = model, table, lengths, measurements
         self.mask = _measured_mask(table, branches, lengths).to(model.device)
+        self.slots = torch.tensor(table.slot, device=model.device)
         self.values: dict[str, list[Tensor]] = {m.name: [] for m in measurements}
         self.pre = self.attn = self.mlp = torch.empty(0)
         self.contributions: dict[int, Tensor] = {}
@@ -170,13 +171,15 @@ class _Pass:
         """What attention adds, for every row of the layer."""
         rows = self.table.layers[layer]
         edited = self._edit_rows(layer, "attn_out", value, rows.attending)
-        self.attn = _append(edited, [self._born(layer, "attn_out", value, id_) for id_ in rows.born_attn])
-        return None if self.attn is value else self.attn
+        attn = _append(edited, [self._born(layer, "attn_out", value, id_) for id_ in rows.born_attn])
+        self.attn = value if attn is value else self.model.landed(attn)
+        return None if attn is value else attn
 
     def mlp_out(self, layer: int, value: Tensor) -> Tensor | None:
         """What the MLP adds; branches born here join at the layer's output."""
-        self.mlp = self._edit_rows(layer, "mlp_out", value, self.table.layers[layer].inside)
-        return None if self.mlp is value else self.mlp
+        mlp = self._edit_rows(layer, "mlp_out", value, self.table.layers[layer].inside)
+        self.mlp = value if mlp is value else self.model.landed(mlp)
+        return None if mlp is value else mlp
 
     def resid_post(self, layer: int, hidden: Tensor) -> Tensor | None:
         """A layer's output: the last to be born join, all are measured, and those whose time is up leave."""
@@ -188,10 +191,13 @@ class _Pass:
         if self.measurements:
             before = _append(self.pre, [self.pre[self.table.slot[id_]] for id_ in rows.born_post])
             view = LayerView(layer, before, after, rows.trunk)
-            mask = self.mask.to(hidden.device).index_select(0, rows.ids)
+            mask = self.mask.to(hidden.device)
+            # Trunks come first: a branch that is not here is its trunk, measured where the branch is.
+            here = torch.arange(len(rows.outside), device=hidden.device)
+            source = self.slots.to(hidden.device).index_copy(0, rows.ids, here)
             for measurement in self.measurements:
-                values = masked_reduce(measurement.values(view), mask, measurement.reduce)
-                self.values[measurement.name].append(values)
+                values = measurement.values(view).index_select(0, source)
+                self.values[measurement.name].append(masked_reduce(values, mask, measurement.reduce))
         self.pre = self.attn = self.mlp = torch.empty(0)
         if rows.keep is not None:
             after = after.index_select(0, rows.keep)
@@ -243,16 +249,7 @@ class _Pass:
     def layer_results(self) -> dict[str, Tensor]:
         """Measurement → [row, L], gathered on the first device."""
         device = self.model.device
-        slots = torch.tensor(self.table.slot, device=device)
-        result = {}
-        for name, per_layer in self.values.items():
-            columns = []
-            for rows, values in zip(self.table.layers, per_layer, strict=True):
-                values = values.to(device)
-                column = values.index_select(0, slots)  # trunks come first: not yet born is the trunk
-                columns.append(column.index_copy(0, rows.ids.to(device), values))
-            result[name] = torch.stack(columns, dim=1)
-        return result
+        return {name: torch.stack([v.to(device) for v in values], dim=1) for name, values in self.values.items()}
 
 
 def _append(rows: Tensor, born: list[Tensor]) -> Tensor:
@@ -266,7 +263,8 @@ def _measured_mask(table: RowTable, branches: Sequence[Branch], lengths: Sequenc
     for id_, row in enumerate(launch.rows, start=2 * table.n_prompts):
         if row in launch.measured:
             slot = table.slot[id_]
-            inside = [p - launch.start for p in branches[row].measured_positions(lengths[slot]) if p < launch.stop]
+            measured = branches[row].measured_positions(lengths[slot])
+            inside = [p - launch.start for p in measured if launch.start <= p < launch.stop]
             mask[id_, inside] = True
             mask[slot] |= mask[id_]
     mask[table.n_prompts : 2 * table.n_prompts] = mask[: table.n_prompts]
@@ -287,7 +285,9 @@ def _measure_output(
     per_row: dict[str, list[Tensor]] = {m.name: [torch.empty(0)] * len(table.slot) for m in measurements}
     for slot, prompt in enumerate(table.launch.prompts):
         places = [n for n, id_ in enumerate(table.final) if table.slot[id_] == slot]
-        ids = [table.final[n] for n in places]
+        own = [id_ for id_ in range(len(table.slot)) if table.slot[id_] == slot]
+        place = {table.final[n]: order for order, n in enumerate(places)}
+        source = [place.get(id_, 0) for id_ in own]  # a branch that did not live to the end is its trunk
         used = torch.nonzero(mask[slot].cpu()).flatten().tolist()
         rows = hidden if len(places) == hidden.shape[0] else hidden.index_select(0, _index(places, hidden.device))
         collected: dict[str, list[Tensor]] = {m.name: [] for m in measurements}
@@ -302,25 +302,18 @@ def _measure_output(
             for measurement in measurements:
                 collected[measurement.name].append(measurement.values(view))
             del view, logits
-        measured = mask.index_select(0, _index(ids, mask.device)).index_select(1, _index(used, mask.device))
+        measured = mask.index_select(0, _index(own, mask.device)).index_select(1, _index(used, mask.device))
         for measurement in measurements:
             if used:
                 values = torch.cat(collected[measurement.name], dim=1)
+                values = values.index_select(0, _index(source, values.device))
                 reduced = masked_reduce(values, measured.to(values.device), measurement.reduce)
             else:
-                reduced = torch.zeros(len(ids), device=model.device)
-            for n, id_ in enumerate(ids):
+                reduced = torch.zeros(len(own), device=model.device)
+            for n, id_ in enumerate(own):
                 per_row[measurement.name][id_] = reduced[n]
-            for id_ in range(len(table.slot)):
-                if table.slot[id_] == slot and per_row[measurement.name][id_].numel() == 0:
-                    per_row[measurement.name][id_] = reduced[0]
     return {name: torch.stack(values) for name, values in per_row.items()}
 
 
 def _index(places: list[int], device: torch.device) -> Tensor:
-    return torch.tensor(places, device=device)
-
-
-def device_of_layer(model: Decoder, layer: int) -> torch.device:
-    """Where a layer's rows lie, also when a device map spreads the model."""
-    return next(model.layers[layer].parameters()).device
+    return torch.tensor(places, dtype=torch.long, device=device)

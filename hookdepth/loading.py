@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from hookdepth.errors import HookdepthError, choose
 from hookdepth.models import Decoder, wrap
@@ -85,14 +86,23 @@ def _from_pretrained(name: str, source: str, revision: str | None, options: dict
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        hf = AutoModelForCausalLM.from_pretrained(source, use_safetensors=True, **options)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source, use_safetensors=True, output_loading_info=True, **options
+        )
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision or "main")
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
         raise HookdepthError(_one_line(f"cannot load the model {name!r}", error), _remedy(source, error)) from error
     finally:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
+    hf, info = loaded
+    missing = sorted(info["missing_keys"])
+    if missing:  # transformers makes them up at random
+        raise HookdepthError(
+            f"the checkpoint {name!r} lacks {len(missing)} of the model's tensors ({', '.join(missing[:3])})",
+            "give a complete checkpoint of a causal language model",
+        )
     return hf, tokenizer
 
 

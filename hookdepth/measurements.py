@@ -68,7 +68,9 @@ class OutputView:
 
 
 class LayerMeasurement:
-    """A number per branch and layer. Subclasses set `name`, `reduce` and give `values`.
+    """A number per branch and layer. Subclasses set `name`, `reduce` (max, sum or mean) and give `values`.
+
+    `change` promises values that are 0 where a branch is its trunk: there nothing need be computed.
 
     class Norm(LayerMeasurement):
         name, reduce = "norm", "mean"
@@ -78,6 +80,7 @@ class LayerMeasurement:
 
     name: str
     reduce: str = "max"
+    change: bool = False
 
     def values(self, view: LayerView) -> Float[Tensor, "row token"]:
         """One value per row and token."""
@@ -85,7 +88,7 @@ class LayerMeasurement:
 
 
 class OutputMeasurement:
-    """A number per branch, read off the logits. Subclasses set `name`, `reduce` and give `values`.
+    """A number per branch, read off the logits. Subclasses set `name`, `reduce` (and `change`), give `values`.
 
     class Entropy(OutputMeasurement):
         name, reduce = "entropy", "mean"
@@ -95,6 +98,7 @@ class OutputMeasurement:
 
     name: str
     reduce: str = "max"
+    change: bool = False
 
     def values(self, view: OutputView) -> Float[Tensor, "row position"]:
         """One value per row and position."""
@@ -105,6 +109,7 @@ class LayerEffect(LayerMeasurement):
     """max over tokens of ‖c_i − c̄_i‖ / ‖c_i‖ at every layer i (2505.13898, Fig. 3a and 3b)."""
 
     name = "effect"
+    change = True
 
     def values(self, view: LayerView) -> Float[Tensor, "row token"]:
         """Relative change of the layer's contribution against the trunk's."""
@@ -115,6 +120,7 @@ class OutputEffect(OutputMeasurement):
     """max over tokens of ‖softmax(z) − softmax(z̄)‖₂ (2505.13898, section 3.2): 0 to √2."""
 
     name = "output"
+    change = True
 
     def values(self, view: OutputView) -> Float[Tensor, "row position"]:
         """Distance of the next-token distributions from the trunk's."""

@@ -80,7 +80,11 @@ class Decoder:
     @property
     def device(self) -> torch.device:
         """Where token ids go in: the device of the embedding."""
-        return self.hf.get_input_embeddings().weight.device
+        return _runs_on(self.hf.get_input_embeddings())
+
+    def layer_device(self, layer: int) -> torch.device:
+        """Where a layer runs, also when a device map spreads or offloads the model."""
+        return _runs_on(self.layers[layer])
 
     @property
     def dtype(self) -> torch.dtype:
@@ -135,10 +139,12 @@ class Decoder:
 
         def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             hidden = args[0] if args else kwargs["hidden_states"]
-            edited = edit(hidden)
+            # accelerate would move it there only after the hooks.
+            edited = edit(hidden.to(self.layer_device(layer)))
+            n_rows = (hidden if edited is None else edited).shape[0]
             # Masks made for several unpadded rows are copies of one: one broadcasts over grown rows.
             mask = kwargs.get("attention_mask")
-            if isinstance(mask, Tensor) and mask.ndim == 4 and mask.shape[0] > 1:
+            if isinstance(mask, Tensor) and mask.ndim == 4 and 1 < mask.shape[0] != n_rows:
                 kwargs = {**kwargs, "attention_mask": mask[:1]}
             if edited is None:
                 return args, kwargs
@@ -159,7 +165,8 @@ class Decoder:
                 return (edited, *args[1:]), kwargs
             return args, {**kwargs, "hidden_states": edited}
 
-        return self.layers[layer].self_attn.register_forward_pre_hook(hook, with_kwargs=True)
+        attention: Any = self.layers[layer].self_attn
+        return attention.register_forward_pre_hook(hook, with_kwargs=True)
 
     def on_attn_out(self, layer: int, edit: Edit) -> RemovableHandle:
         """Hook what a layer's attention adds to the residual stream."""
@@ -172,6 +179,11 @@ class Decoder:
     def on_resid_post(self, layer: int, edit: Edit) -> RemovableHandle:
         """Hook a layer's output. `edit` may return more or fewer rows than it was given."""
         return self._on_output(self.layers[layer], edit, 1.0)
+
+    def landed(self, added: Tensor) -> Tensor:
+        """What reaches the stream of a value that a sublayer's hook returned: where a family multiplies it, the
+        value is divided first, and in bfloat16 the round trip loses a bit now and then."""
+        return added if self._scale == 1.0 else added / self._scale * self._scale
 
     @staticmethod
     def _on_output(module: nn.Module, edit: Edit, scale: float) -> RemovableHandle:
@@ -274,21 +286,32 @@ def check(model: Decoder, text: str = "The capital of France is Paris.") -> None
                 "check the checkpoint's weights, or load it with another --dtype",
                 1,
             )
-        total = sites["resid_pre", layer] + sites["attn_out", layer] + sites["mlp_out", layer]
-        if not _close(total, expected):
+        terms = [sites[site, layer] for site in ("resid_pre", "attn_out", "mlp_out")]
+        if not _close(sum(terms), expected, sum(term.abs() for term in terms)):
             raise _unsupported(model.name, model.family, f"layer {layer} is not resid_pre + attn_out + mlp_out")
-    if not _close(own, logits):
+    if not torch.isfinite(logits).all():
+        raise HookdepthError(
+            f"{model.name!r} gives non-finite logits on a short input",
+            "check the checkpoint's weights, or load it with another --dtype",
+            1,
+        )
+    if not _close(own, logits, logits.abs().amax(-1, keepdim=True)):
         raise _unsupported(model.name, model.family, "final norm and unembedding do not give the model's logits")
 
 
-def _close(a: Tensor, b: Tensor) -> bool:
-    # Same arithmetic in another order: a few units in the last place of the largest entry.
-    tolerance = 32 * torch.finfo(b.dtype).eps * b.abs().max().item()
-    return bool((a.to(b.device) - b).abs().max().item() <= tolerance)
+def _close(a: Any, b: Tensor, size: Any) -> bool:
+    # Same arithmetic, at most in another order: a few units in the last place of each entry's own terms. In
+    # bfloat16 that is far less than a share of the largest entry, beside which a whole sublayer may be small.
+    return bool(((a.to(b.device) - b).abs() <= 4 * torch.finfo(b.dtype).eps * size.to(b.device)).all())
 
 
 def _unsupported(name: str, family: Family, why: str) -> HookdepthError:
     return HookdepthError(f"{name!r} ({family.name}) is not supported: {why}", f"families that work: {SUPPORTED}")
+
+
+def _runs_on(module: nn.Module) -> torch.device:
+    place = getattr(getattr(module, "_hf_hook", None), "execution_device", None)  # accelerate's; weights may be off
+    return next(module.parameters()).device if place is None else torch.device(place)
 
 
 def _device_name(device: torch.device) -> str:

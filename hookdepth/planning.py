@@ -49,8 +49,8 @@ class Extent:
         return max(0, self.last + 1 - self.first)
 
 
-def extent_of(branch: Branch, length: int, n_layers: int) -> Extent:
-    """The extent of a branch in a prompt of `length` tokens.
+def extent_of(branch: Branch, length: int, n_layers: int, changes_only: bool = True) -> Extent:
+    """The extent of a branch in a prompt of `length` tokens; `changes_only` as in `make_plan`.
 
     extent_of(Branch((Skip(3),)), 20, 30)   # born after layer 3, runs through 4..29, tokens 1..19
     """
@@ -58,14 +58,18 @@ def extent_of(branch: Branch, length: int, n_layers: int) -> Extent:
     order = {"resid_pre": 0, "attn_out": 1}.get(site, 2)
     changed = [min(where) for i in branch.interventions if (where := positions(i.tokens, length))]
     measured = branch.measured_positions(length)
+    if not changes_only:
+        changed += measured
     stop = 1 + max(measured) if measured else (branch.cut or 0)
     last = n_layers - 1 if branch.until is None else branch.until
     return Extent((layer, order), layer + (order == 2), last, min(changed, default=length), stop)
 
 
 def family_of(branch: Branch) -> tuple[int, ...]:
-    """Branches of one family hold the same intervention objects: they differ in their cut only."""
-    return (branch.prompt, *(id(intervention) for intervention in branch.interventions))
+    """Branches of one family hold the same intervention objects and live as long: their states left of a cut
+    are the same."""
+    until = -1 if branch.until is None else branch.until
+    return (branch.prompt, until, *(id(intervention) for intervention in branch.interventions))
 
 
 @dataclass(frozen=True)
@@ -156,6 +160,7 @@ def make_plan(
     max_rows: int | None = None,
     pack_row_tokens: int = 4096,
     launch_cost: int = 32,
+    changes_only: bool = True,
     only: Iterable[int] | None = None,
 ) -> Plan:
     """Pack branches into launches.
@@ -170,10 +175,12 @@ def make_plan(
         max_rows: most rows of a launch.
         pack_row_tokens: prompts whose rows × tokens stay below this share a launch, padded on the right.
         launch_cost: what one more launch costs, in tokens through all layers.
+        changes_only: what is measured is 0 left of the first token that a branch changes, so that these tokens
+            need not be computed; otherwise all that is measured is.
         only: plan these indices alone (what is left after a launch did not fit).
     """
     chosen = list(range(len(branches))) if only is None else sorted(only)
-    extents = tuple(extent_of(branch, lengths[branch.prompt], n_layers) for branch in branches)
+    extents = tuple(extent_of(branch, lengths[branch.prompt], n_layers, changes_only) for branch in branches)
     limits = _Limits(max_row_tokens, max_rows or 1 << 30, pack_row_tokens, launch_cost * n_layers)
     builder = _Builder(branches, lengths, extents, n_layers, limits)
     by_prompt: dict[int, list[int]] = {}
@@ -188,9 +195,9 @@ def peak_rows(extents: Iterable[Extent]) -> int:
     """Most branches alive at one layer: those that live for a layer do not add up."""
     change: dict[int, int] = {}
     for extent in extents:
-        change[extent.first] = change.get(extent.first, 0) + 1
-        end = max(extent.last, extent.first) + 1
-        change[end] = change.get(end, 0) - 1
+        first = min(extent.first, extent.last)  # one that runs through no layer joins at the last one's output
+        change[first] = change.get(first, 0) + 1
+        change[extent.last + 1] = change.get(extent.last + 1, 0) - 1
     peak = alive = 0
     for layer in sorted(change):
         alive += change[layer]
@@ -228,11 +235,12 @@ class _Builder:
         """Group short prompts, of similar length, so that they fill a launch together."""
         pack: dict[int, list[int]] = {}
         rows = longest = 0
+        most = min(self.limits.pack, self.limits.row_tokens)
         for prompt in sorted(by_prompt, key=lambda p: (self.lengths[p], p)):
             families = self._families(by_prompt[prompt])
             mine = 2 + peak_rows(self.extents[group[0]] for group in families.values())
             longest = self.lengths[prompt]
-            if pack and ((rows + mine) * longest > self.limits.pack or rows + mine > self.limits.rows):
+            if pack and ((rows + mine) * longest > most or rows + mine > self.limits.rows):
                 yield pack
                 pack, rows = {}, 0
             pack[prompt] = by_prompt[prompt]
@@ -256,9 +264,13 @@ class _Builder:
         return family_of(self.branches[index])
 
     def _families(self, indices: Sequence[int]) -> dict[tuple[int, ...], list[int]]:
+        """Branches that share a row: each of another cut. Equal ones (measured elsewhere) get rows of their own."""
         families: dict[tuple[int, ...], list[int]] = {}
         for index in indices:
-            families.setdefault(self._family(index), []).append(index)
+            key, cut = self._family(index), self.branches[index].cut
+            while any(self.branches[other].cut == cut for other in families.get(key, ())):
+                key = (*key, 0)
+            families.setdefault(key, []).append(index)
         return families
 
     def _whole(self, indices: Sequence[int]) -> list[Launch]:
@@ -267,13 +279,21 @@ class _Builder:
         # A family's row is its uncut branch, or, where only cut ones are wanted, the first of these.
         carrier = {k: min(group, key=lambda i: (self.branches[i].cut is not None, i)) for k, group in families.items()}
         order = sorted(families, key=lambda key: (self.extents[carrier[key]].birth, carrier[key]))
-        tokens = max(self._stop(families[key]) for key in order)
+        # The suffix launches of a cut hold as many rows, on tokens that may be more than those left of it.
+        tokens = max(max(self._stop(families[key]), self._widest_suffix(families[key])) for key in order)
         size = self.limits.branches(tokens, len({self.branches[i].prompt for i in indices}))
-        chunks = -(-peak_rows(self.extents[carrier[key]] for key in order) // size)
+        lives = [self.extents[carrier[key]] for key in order]
+        chunks = -(-peak_rows(lives) // size)
+        while any(peak_rows(lives[number::chunks]) > size for number in range(chunks)):
+            chunks += 1
         return [
             self._whole_launch([(carrier[key], families[key]) for key in order[number::chunks]])
             for number in range(chunks)
         ]
+
+    def _widest_suffix(self, group: Sequence[int]) -> int:
+        cuts = [(cut, self.extents[i].stop) for i in group if (cut := self.branches[i].cut) is not None]
+        return max((stop - cut for cut, stop in cuts), default=0)
 
     def _stop(self, group: Sequence[int]) -> int:
         """One past the last token that a family's row must compute from token 0."""

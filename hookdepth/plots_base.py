@@ -1,0 +1,166 @@
+"""What all figures share: style, palette, axes, and how a figure becomes bytes.
+
+    @styled
+    def my_figure(values):
+        figure = new_figure(6.4, 3.0)
+        figure.subplots().plot(values)
+        return figure
+
+    Path("mine.png").write_bytes(render(my_figure(values), "png"))
+
+No pyplot, no window, nothing taken from or left in the user's matplotlib settings. A part has the same
+colour in every figure (Okabe and Ito's palette).
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, wraps
+from typing import Any, ParamSpec, TypeVar
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.colors import Colormap
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY, BLACK = [
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#D55E00",
+    "#CC79A7",
+    "#56B4E9",
+    "#8C8C8C",
+    "#222222",
+]
+PART_COLOURS = {"attn": BLUE, "mlp": ORANGE, "layer": GREEN}
+PART_LABELS = {"attn": "Attention", "mlp": "MLP", "layer": "Attention + MLP"}
+FONT = "DejaVu Sans"  # comes with matplotlib: the same everywhere
+MISSING = "□"
+
+_STYLE: Any = {
+    "font.family": FONT,
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "image.interpolation": "nearest",
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "savefig.dpi": 200,
+    "svg.hashsalt": "hookdepth",
+}
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """matplotlib's defaults with ours on top, whatever the user's matplotlibrc says; undone afterwards."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_STYLE)
+        yield
+
+
+def styled(draw: Callable[P, T]) -> Callable[P, T]:
+    """Decorator: draw under `style()`."""
+
+    @wraps(draw)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
+        with style():
+            return draw(*args, **kwargs)
+
+    return wrapper
+
+
+@styled
+def render(figure: Figure, kind: str) -> bytes:
+    """The figure as `png` or `svg`, without dates, so that the same figure gives the same bytes.
+
+    render(figure, "svg").decode()
+    """
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else None)
+    return buffer.getvalue()
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches, that lays itself out: call it under `style()`."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def bar_width(n_layers: int) -> float:
+    """Width in inches of a figure with a bar a layer."""
+    return 6.4 if n_layers <= 60 else 8.0
+
+
+def layer_axis(axis: Axis, n: int, label: str | None = "Layer") -> None:
+    """Whole, round layer numbers, few enough to be read."""
+    axis.set_major_locator(MaxNLocator(nbins=11, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
+    if n <= 2:
+        axis.set_ticks(range(n))
+    if label:
+        axis.set_label_text(label)
+
+
+def log_yaxis(axes: Axes) -> None:
+    """A logarithmic y axis whose ticks are plain numbers, at 1, 2 and 5 of each decade where they are few."""
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high / low < 1000 else (1.0,)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
+
+
+def legend_above(axes: Axes) -> None:
+    """The legend above the axes, where it hides nothing; bars first, in one row."""
+    handles, labels = axes.get_legend_handles_labels()
+    order = sorted(range(len(labels)), key=lambda index: isinstance(handles[index], Line2D))
+    axes.legend(
+        [handles[index] for index in order],
+        [labels[index] for index in order],
+        loc="lower left",
+        bbox_to_anchor=(0, 1.0),
+        ncols=len(labels),
+        borderaxespad=0.2,
+        columnspacing=1.2,
+        handlelength=1.5,
+        handletextpad=0.5,
+    )
+
+
+def boxed(axes: Axes) -> None:
+    """All four sides of the axes, as a heat map wants them."""
+    axes.spines[["top", "right"]].set_visible(True)
+
+
+def colour_map(name: str) -> Colormap:
+    """A colour map in which what is not finite is grey: colour_map("viridis")."""
+    return matplotlib.colormaps[name].with_extremes(bad=GREY)
+
+
+def printable(text: str) -> str:
+    """The text with every character that our font cannot draw replaced by a box, and line ends by arrows.
+
+    printable("5 日\\n")   # "5 □↵"
+    """
+    text = text.replace("\n", "↵").replace("\r", "↵").replace("\t", "⇥")
+    return "".join(char if ord(char) in _drawable() and char.isprintable() else MISSING for char in text)
+
+
+@cache
+def _drawable() -> frozenset[int]:
+    return frozenset(get_font(findfont(FontProperties(family=FONT))).get_charmap())
+
+
+def literal(texts: Any) -> None:
+    """Have texts drawn as they are: a dollar sign in a token or a folder's name starts no formula."""
+    for text in texts:
+        text.set_parse_math(False)
