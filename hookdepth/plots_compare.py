@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from torch import Tensor
 
 from hookdepth import summary
@@ -146,11 +148,18 @@ def curves_figure(values: Mapping[str, Tensor], curve: Curve) -> Figure:
         axes.set_ylim(0, limit)
         if (highest > limit).any():
             axes.set_ylabel(f"{curve.label}\n(largest: {np.nanmax(highest):.3g})")
-    labels = [printable(label) for label in values]
-    columns = max(1, min(len(labels), 90 // (8 + max(map(len, labels)))))
-    legend = axes.legend(handles, labels, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=columns, borderaxespad=0.2)
-    literal(legend.get_texts())
+    _legend(axes, handles, [printable(label) for label in values])
     return figure
+
+
+def _legend(axes: Axes, handles: list[Line2D], labels: list[str]) -> None:
+    """Labels as they are: given to legend() itself, one that begins with an underscore would be left out."""
+    columns = max(1, min(len(labels), 90 // (8 + max(map(len, labels)))))
+    names = [f"run {number}" for number in range(len(labels))]
+    legend = axes.legend(handles, names, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=columns, borderaxespad=0.2)
+    literal(legend.get_texts())
+    for text, label in zip(legend.get_texts(), labels, strict=True):
+        text.set_text(label)
 
 
 def relative_depth(n: int, points: bool) -> np.ndarray:

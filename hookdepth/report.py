@@ -167,12 +167,19 @@ def _analysis(name: str, result: Result, facts_of: Mapping[str, Any], folder: Pa
         parts.append(_figure(figure_name, _caption(name, figure_name, probes), figure, folder))
     if len(probes) > MOST_PROBES:
         parts.append(note(f"The first {MOST_PROBES} of {len(probes)} probes are shown; all are in {name}.safetensors."))
-    cost = f"{_number(facts_of['wall_time_s'])} s, {_number(facts_of['launches'])} launches"
-    settings = "; ".join(f"{key} = {shorten(value, 80)}" for key, value in flatten(facts_of["settings"] or {}))
-    data = f"{_number(facts_of['n_prompts'])} prompts, {_number(facts_of['n_tokens'])} tokens"
-    parts.append(small("; ".join(item for item in (settings, data, cost) if item)))
+    parts.append(small("; ".join([*_settings(facts_of["settings"] or {}), _cost(facts_of)])))
     parts.append(details("Numbers", _numbers(result, probes)))
     return section(text.heading if text else name, parts, name)
+
+
+def _settings(settings: Mapping[str, Any]) -> list[str]:
+    return [f"{key} = {shorten(value, 80)}" for key, value in flatten(settings) if value is not None]
+
+
+def _cost(facts_of: Mapping[str, Any]) -> str:
+    words = [("n_prompts", "prompt", "prompts"), ("n_tokens", "token", "tokens"), ("launches", "launch", "launches")]
+    counts = [f"{_number(facts_of[key])} {one if facts_of[key] == 1 else many}" for key, one, many in words]
+    return ", ".join([*counts, f"{_number(facts_of['wall_time_s'])} s"])
 
 
 def _caption(analysis: str, figure: str, probes: Sequence[Mapping[str, Any]]) -> str:
@@ -282,22 +289,21 @@ def _compare_depths(summaries: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _compare_settings(runs: Mapping[str, Mapping[str, Result]]) -> str:
-    """The settings in which the runs differ, model and data among them."""
-    keys = ("model", "data", "settings", "seed", "versions")
+    """The settings in which the runs differ, model and data among them; those of analyses that all of them have."""
+    shared = set.intersection(*(set(results) for results in runs.values()))
     flat: dict[str, dict[str, str]] = {}
     for label, results in runs.items():
-        flat[label] = {}
+        own = flat[label] = {"analyses": ", ".join(results)}
         for name, result in results.items():
-            for key in keys:
+            for key in ("model", "data", "settings", "seed", "versions"):
                 for path, value in flatten(result.metadata.get(key), key):
-                    place = f"{name}: {path}" if key == "settings" else path
-                    flat[label].setdefault(place, shorten(value, 60))
-    names = list(dict.fromkeys(name for own in flat.values() for name in own))
-    rows = [
-        (name, *(own.get(name, "—") for own in flat.values()))
-        for name in names
-        if len({own.get(name) for own in flat.values()}) > 1
-    ]
+                    if key != "settings":
+                        own.setdefault(path, shorten(value, 60))
+                    elif name in shared:
+                        own[f"{name}: {path.removeprefix('settings.')}"] = shorten(value, 60)
+    names = dict.fromkeys(name for own in flat.values() for name in own)
+    rows = [(name, *(own.get(name, "—") for own in flat.values())) for name in names]
+    rows = [row for row in rows if len(set(row[1:])) > 1]
     shown = table(("Setting", *flat), rows) if rows else note("The runs have the same settings.")
     return section("Differences in settings", [shown])
 

@@ -60,6 +60,9 @@ details thead th { position: sticky; top: 0; background: #fff; }
 """
 
 
+_LONG = ("Settings", "Versions")
+
+
 def page(title: str, body: Iterable[str]) -> str:
     """A whole document; `body` is HTML already, the title is not."""
     return (
@@ -82,7 +85,8 @@ def facts(pairs: Mapping[str, Any]) -> str:
     """Short facts in a grid, "—" for what is unknown; long values have a row of their own."""
     shown = {name: "—" if value is None or value == "" else str(value) for name, value in pairs.items()}
     cells = (
-        f"<div{' class=long' if len(value) > 40 else ''}><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>"
+        f"<div{' class=long' if len(value) > 40 or name in _LONG else ''}>"
+        f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>"
         for name, value in shown.items()
     )
     return f"<dl>{''.join(cells)}</dl>"
