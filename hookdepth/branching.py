@@ -205,15 +205,18 @@ def bytes_per_row_token(model: Decoder) -> int:
     return size * (6 * d + 3 * inner + 4 * heads * head_width + model.n_layers * kv // 2) + 16 * d
 
 
-def default_row_tokens(model: Decoder) -> int:
-    """Rows × tokens that a launch may have: the same on the same machine, so that results are too."""
+def memory_room(model: Decoder) -> int:
+    """Bytes that launches may fill: the same on the same machine, so that packing and results are too."""
     if model.device.type == "cuda":
         total = torch.cuda.get_device_properties(model.device).total_memory
         weights = sum(parameter.numel() * parameter.element_size() for parameter in model.hf.parameters())
-        room = max(total - weights, total // 8) // 3
-    else:
-        room = 1 << 30
-    return max(1024, room // bytes_per_row_token(model))
+        return max(total - weights, total // 8) // 3
+    return 3 << 30
+
+
+def default_row_tokens(model: Decoder) -> int:
+    """Rows × tokens that a launch may have."""
+    return max(1024, memory_room(model) // bytes_per_row_token(model))
 
 
 def _pad(prompts: Sequence[Sequence[int]], device: torch.device) -> Tensor:

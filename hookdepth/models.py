@@ -238,7 +238,7 @@ class Decoder:
             "d_model": self.d_model,
             "n_parameters": sum(parameter.numel() for parameter in self.hf.parameters()),
             "dtype": str(self.dtype).removeprefix("torch."),
-            "quantization": str(quantization.get("quant_method", "none")),
+            "quantization": _quantization(quantization),
             "attn_implementation": str(getattr(self.config, "_attn_implementation", "unknown")),
             "device": _device_name(self.device),
         }
@@ -312,6 +312,14 @@ def _unsupported(name: str, family: Family, why: str) -> HookdepthError:
 def _runs_on(module: nn.Module) -> torch.device:
     place = getattr(getattr(module, "_hf_hook", None), "execution_device", None)  # accelerate's; weights may be off
     return next(module.parameters()).device if place is None else torch.device(place)
+
+
+def _quantization(config: dict[str, Any]) -> str:
+    if not config:
+        return "none"
+    bits = "8bit" if config.get("load_in_8bit") else "4bit" if config.get("load_in_4bit") else ""
+    method = config.get("quant_method")
+    return " ".join(filter(None, [str(getattr(method, "value", method)), bits]))
 
 
 def _device_name(device: torch.device) -> str:
