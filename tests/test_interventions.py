@@ -1,0 +1,192 @@
+"""Interventions: which tokens, where they lie in a launch, what is refused."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hookdepth.errors import HookdepthError
+from hookdepth.interventions import (
+    AddVector,
+    Branch,
+    Erase,
+    Identity,
+    Intervention,
+    Patch,
+    Scale,
+    Skip,
+    Subtract,
+    locate,
+    positions,
+)
+
+LAYERS, LENGTH, WIDTH = 6, 10, 4
+VECTOR = torch.ones(WIDTH)
+
+
+class Around:
+    """A layer's input of twos; earlier contributions of their layer's number."""
+
+    def resid_pre(self):
+        return torch.full((LENGTH, WIDTH), 2.0)
+
+    def contribution(self, layer):
+        return torch.full((LENGTH, WIDTH), float(layer))
+
+
+def applied(intervention, start=0, stop=LENGTH, row=None):
+    row = torch.arange(float(LENGTH * WIDTH)).view(LENGTH, WIDTH)[start:stop].clone() if row is None else row
+
+    class Here(Around):
+        def resid_pre(self):
+            return super().resid_pre()[start:stop]
+
+        def contribution(self, layer):
+            return super().contribution(layer)[start:stop]
+
+    intervention.apply(row, locate(intervention.tokens, LENGTH, start, stop), Here())
+    return row
+
+
+def untouched():
+    return torch.arange(float(LENGTH * WIDTH)).view(LENGTH, WIDTH)
+
+
+def some_tokens():
+    number = st.none() | st.integers(-12, 12)
+    slices = st.builds(slice, number, number, st.sampled_from([None, 1, 2, 3, -1, -2]))
+    return slices | st.lists(st.integers(-LENGTH, LENGTH - 1), max_size=6) | st.just(range(2, 7))
+
+
+@given(some_tokens(), st.integers(0, LENGTH), st.integers(0, LENGTH))
+@settings(max_examples=300, deadline=None)
+def test_locate_finds_the_tokens_of_any_launch(tokens, one, other):
+    start, stop = min(one, other), max(one, other)
+    chosen = [token % LENGTH for token in (range(LENGTH)[tokens] if isinstance(tokens, slice) else tokens)]
+    assert list(positions(tokens, LENGTH)) == chosen
+    where = locate(tokens, LENGTH, start, stop)
+    inside = [(order, position) for order, position in enumerate(chosen) if start <= position < stop]
+    assert list(torch.arange(start, stop)[where.local]) == [position for _, position in inside]
+    assert list(torch.arange(len(chosen))[where.picked]) == [order for order, _ in inside]
+
+
+@given(some_tokens(), st.integers(0, LENGTH), st.integers(0, LENGTH))
+@settings(max_examples=100, deadline=None)
+def test_a_patch_of_a_part_is_the_part_of_a_patch(tokens, one, other):
+    start, stop = min(one, other), max(one, other)
+    chosen = list(positions(tokens, LENGTH))
+    if len(set(chosen)) < len(chosen):
+        return  # a token named twice: which of its values wins is not promised
+    value = torch.randn(len(chosen), WIDTH)
+    patch = Patch("resid_pre", 0, value, tokens)
+    expected = untouched()
+    for order, position in enumerate(chosen):
+        expected[position] = value[order]
+    assert torch.equal(applied(patch), expected)
+    assert torch.equal(applied(patch, start, stop), expected[start:stop])
+
+
+@pytest.mark.parametrize("wrong", [[10], [-11], [0, 99]])
+def test_positions_outside_the_prompt_are_refused(wrong):
+    with pytest.raises(HookdepthError, match="of a prompt of 10 tokens; give positions from -10 to 9"):
+        positions(wrong, LENGTH)
+
+
+def test_what_each_does():
+    tokens = [2, -1]
+    rest = [0, 1, 3, 4, 5, 6, 7, 8]
+    for intervention, expected in (
+        (Patch("mlp_out", 0, VECTOR, tokens), torch.ones(2, WIDTH)),
+        (Erase("mlp_out", 0, VECTOR, tokens), torch.ones(2, WIDTH)),
+        (AddVector("mlp_out", 0, VECTOR, tokens), untouched()[[2, 9]] + 1),
+        (Scale("mlp_out", 0, -2.0, tokens), -2 * untouched()[[2, 9]]),
+        (Skip(0, "layer", tokens), torch.full((2, WIDTH), 2.0)),
+        (Skip(0, "attn", tokens), torch.zeros(2, WIDTH)),
+        (Skip(0, "mlp", tokens), torch.zeros(2, WIDTH)),
+        (Subtract(3, 5, tokens), untouched()[[2, 9]] - 3),
+        (Identity("mlp_out", 0, tokens), untouched()[[2, 9]]),
+    ):
+        row = applied(intervention)
+        assert torch.equal(row[tokens], expected), intervention
+        assert torch.equal(row[rest], untouched()[rest]), intervention
+
+
+def test_default_tokens():
+    assert list(positions(Skip(0).tokens, LENGTH)) == list(range(1, LENGTH)), "the first token is left alone"
+    assert list(positions(Subtract(0, 1).tokens, LENGTH)) == list(range(1, LENGTH))
+    for all_tokens in (Patch("resid_pre", 0, VECTOR), AddVector("resid_pre", 0, VECTOR), Identity("resid_pre", 0)):
+        assert list(positions(all_tokens.tokens, LENGTH)) == list(range(LENGTH))
+
+
+def test_sites_of_skips():
+    assert [Skip(0, part).site for part in ("layer", "attn", "mlp")] == ["resid_post", "attn_out", "mlp_out"]
+    assert Subtract(0, 1).site == "resid_pre"
+    assert Subtract(0, 1).sources() == (0,)
+    assert Skip(0).sources() == ()
+
+
+def test_sums_are_taken_in_float32():
+    row = torch.full((1, WIDTH), 256.0, dtype=torch.bfloat16)  # its neighbour is 258
+    AddVector("resid_pre", 0, torch.full((WIDTH,), 1.003)).apply(row, locate(slice(None), 1, 0, 1), Around())
+    assert row.dtype == torch.bfloat16
+    assert row[0, 0].item() == 258.0  # 1.003 is 1 in bfloat16, and 257 would be rounded to 256
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: Skip(0, "atn"), "unknown part 'atn'; did you mean attn?"),
+        (
+            lambda: Skip(6).check(LAYERS, LENGTH, WIDTH),
+            "Skip at layer 6 of a model of 6 layers; give a layer from 0 to 5",
+        ),
+        (lambda: Skip(-1).check(LAYERS, LENGTH, WIDTH), "layer -1"),
+        (lambda: Identity("resid_mid", 0).check(LAYERS, LENGTH, WIDTH), "unknown site 'resid_mid'"),
+        (lambda: Scale("mlp_out", 0, 2.0, [10]).check(LAYERS, LENGTH, WIDTH), "token 10 of a prompt of 10"),
+        (lambda: Patch("mlp_out", 0, torch.ones(3)).check(LAYERS, LENGTH, WIDTH), r"shape \[3\] for 10 tokens"),
+        (lambda: Patch("mlp_out", 0, torch.ones(10, 4), [1]).check(LAYERS, LENGTH, WIDTH), r"give \[4\] or \[1, 4\]"),
+        (lambda: AddVector("mlp_out", 0, torch.ones(4, 10)).check(LAYERS, LENGTH, WIDTH), r"\[4, 10\]"),
+        (lambda: Subtract(3, 3).check(LAYERS, LENGTH, WIDTH), "give a source before the layer"),
+        (lambda: Subtract(-1, 3).check(LAYERS, LENGTH, WIDTH), "give a source before the layer"),
+        (lambda: Branch(()), "a branch without interventions"),
+        (lambda: Branch((Skip(9),)).check(LAYERS, LENGTH, WIDTH), "layer 9"),
+        (
+            lambda: Branch((Skip(1),), cut=0).check(LAYERS, LENGTH, WIDTH),
+            "a cut at 0 in a prompt of 10 tokens; give 1 to 9",
+        ),
+        (lambda: Branch((Skip(1),), cut=10).check(LAYERS, LENGTH, WIDTH), "a cut at 10"),
+        (lambda: Branch((Skip(4),), until=3).check(LAYERS, LENGTH, WIDTH), "until layer 3 that intervenes at layer 4"),
+        (lambda: Branch((Skip(4),), until=6).check(LAYERS, LENGTH, WIDTH), "until layer 6"),
+        (lambda: Branch((Skip(4),), measured=[12]).check(LAYERS, LENGTH, WIDTH), "token 12"),
+        (lambda: Branch((Skip(4),), measured=[]).check(LAYERS, LENGTH, WIDTH), "measured nowhere"),
+        (lambda: Branch((Skip(4),), measured=[1, 2], cut=5).check(LAYERS, LENGTH, WIDTH), "measured nowhere"),
+        (lambda: Intervention("mlp_out", 0).apply(torch.ones(1, 1), None, None), "says nothing to do"),
+    ],
+)
+def test_refusals(make, says):
+    with pytest.raises(HookdepthError, match=says):
+        make()
+
+
+def test_what_is_accepted():
+    for value, tokens in ((VECTOR, [1, 2]), (torch.ones(2, WIDTH), [1, 2]), (torch.ones(9, WIDTH), slice(1, None))):
+        Patch("resid_pre", 5, value, tokens).check(LAYERS, LENGTH, WIDTH)
+    Branch((Skip(4), Skip(2)), cut=9, until=4, measured=[-1]).check(LAYERS, LENGTH, WIDTH)
+
+
+def test_birth_is_the_first_site_met():
+    late, early = Skip(3, "mlp"), Identity("resid_pre", 3)
+    assert Branch((late, early)).birth() == (3, "resid_pre")
+    assert Branch((Skip(3), late)).birth() == (3, "mlp_out")
+    assert Branch((early, Skip(2))).birth() == (2, "resid_post")
+
+
+def test_measured_positions():
+    assert Branch((Skip(0),)).measured_positions(4) == [0, 1, 2, 3]
+    assert Branch((Skip(0),), cut=2).measured_positions(4) == [2, 3]
+    assert Branch((Skip(0),), cut=2, measured=[0, -1]).measured_positions(4) == [3]
+
+
+def test_equal_looking_interventions_are_different_objects():
+    assert Skip(1) != Skip(1)
+    assert len({Skip(1), Skip(1)}) == 2

@@ -1,0 +1,92 @@
+"""Measurements: values by hand on views made by hand."""
+
+import pytest
+import torch
+
+from hookdepth import metrics
+from hookdepth.measurements import (
+    Custom,
+    LayerEffect,
+    LayerMeasurement,
+    LayerView,
+    LogitDifference,
+    OutputEffect,
+    OutputMeasurement,
+    OutputView,
+    TargetProbability,
+)
+
+
+def output_view():
+    logits = torch.tensor([[[0.0, 0.0], [2.0, 0.0]], [[100.0, 0.0], [2.0, 0.0]]])  # [row, position, vocab]
+    return OutputView(logits, positions=[4, 6], next_tokens=torch.tensor([1, 0]), prompt=0)
+
+
+def test_output_effect():
+    values = OutputEffect().values(output_view())
+    assert values[0].tolist() == [0.0, 0.0]
+    assert values[1].tolist() == pytest.approx([0.5**0.5, 0.0])  # (½, ½) against (1, 0)
+    far = OutputView(torch.tensor([[[99.0, 0.0]], [[0.0, 99.0]]]), [0], torch.tensor([0]), 0)
+    assert OutputEffect().values(far)[1].item() == pytest.approx(2**0.5), "the largest there is"
+
+
+def test_target_probability():
+    p = torch.tensor(2.0).sigmoid().item()
+    assert TargetProbability().values(output_view()).flatten().tolist() == pytest.approx([0.5, p, 0.0, p])
+
+
+def test_logit_difference():
+    assert LogitDifference(0, 1).values(output_view()).tolist() == [[0.0, 2.0], [100.0, 2.0]]
+    assert LogitDifference(1, 0, name="other").values(output_view())[0, 1] == -2
+    assert (LogitDifference(0, 1).name, LogitDifference(1, 0, name="other").name) == ("logit_difference", "other")
+
+
+def test_probabilities_are_float32():
+    view = OutputView(torch.randn(1, 2, 50).bfloat16(), [0, 1], torch.zeros(2, dtype=torch.long), 0)
+    assert view.probabilities.dtype == torch.float32
+    torch.testing.assert_close(view.probabilities.sum(-1), torch.ones(1, 2))
+    assert LogitDifference(0, 1).values(view).dtype == torch.float32
+
+
+def test_custom():
+    measurement = Custom("count", lambda view: torch.full((2, 2), float(len(view.positions))), "sum")
+    assert (measurement.name, measurement.reduce, measurement.change) == ("count", "sum", False)
+    assert measurement.values(output_view()).tolist() == [[2.0, 2.0], [2.0, 2.0]]
+
+
+@pytest.mark.parametrize("trunk", [None, [0, 1, 0, 1]])
+def test_layer_effect_compares_every_row_with_its_own_trunk(trunk):
+    pre, post = torch.zeros(4, 2, 3), torch.zeros(4, 2, 3)
+    post[:, :, 0] = torch.tensor([[1.0, 1.0], [4.0, 4.0], [1.0, 3.0], [4.0, 6.0]])
+    view = LayerView(0, pre, post, None if trunk is None else torch.tensor(trunk))
+    expected = [[0, 0], [3, 3], [0, 2], [3, 5]] if trunk is None else [[0, 0], [0, 0], [0, 2], [0, 0.5]]
+    assert LayerEffect().values(view).tolist() == expected
+
+
+def test_contributions_are_taken_in_float32():
+    pre = torch.full((1, 1, 4), 256.0).bfloat16()
+    post = pre + torch.tensor(2.0).bfloat16()
+    view = LayerView(0, pre, post, None)
+    assert view.contribution.dtype == torch.float32
+    assert view.contribution.unique().item() == 2
+
+
+def test_only_changes_promise_to_be_zero_on_the_trunk():
+    view = output_view()
+    same = OutputView(view.logits[:1].expand(2, -1, -1), [4, 6], view.next_tokens, 0)
+    for measurement in (OutputEffect(), TargetProbability(), LogitDifference(0, 1)):
+        assert measurement.change == (measurement.values(same).abs().max().item() == 0)
+    assert LayerEffect.change
+    assert not LayerMeasurement.change
+    assert not OutputMeasurement.change
+
+
+def test_a_measurement_must_say_what_it_measures():
+    class Nothing(LayerMeasurement):
+        name = "nothing"
+
+    with pytest.raises(TypeError, match=r"Nothing must define values\(view\)"):
+        Nothing().values(None)
+    with pytest.raises(TypeError, match="OutputMeasurement must define"):
+        OutputMeasurement().values(None)
+    assert metrics.EPS == 1e-6

@@ -1,0 +1,94 @@
+"""Metrics: their values by hand, their ranges, and float32 whatever comes in."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hookdepth import metrics
+
+SHAPE = (3, 5, 8)
+
+
+def rows(seed, scale=1.0):
+    return scale * torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed))
+
+
+def test_relative_norm_by_hand():
+    part, whole = torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 2.0]])
+    assert metrics.relative_norm(part, whole).tolist() == [2.5]
+    # Nothing divided by nothing is nothing; something divided by nothing is large and finite.
+    assert metrics.relative_norm(torch.zeros(1, 2), torch.zeros(1, 2)).tolist() == [0.0]
+    assert metrics.relative_norm(part, torch.zeros(1, 2)).item() == pytest.approx(5e6)
+
+
+def test_cosine_by_hand():
+    a = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 0.0]])
+    b = torch.tensor([[2.0, 0.0], [0.0, 3.0], [-1.0, 0.0], [1.0, 0.0]])
+    assert metrics.cosine(a, b).tolist() == [1.0, 0.0, -1.0, 0.0]
+
+
+def test_relative_change_by_hand():
+    clean, changed = torch.tensor([[3.0, 4.0]]), torch.tensor([[3.0, 4.0], [0.0, 0.0], [6.0, 8.0]])
+    assert metrics.relative_change(clean, changed).tolist() == [0.0, 1.0, 1.0]
+    assert metrics.relative_change(torch.zeros(1, 2), clean).item() == pytest.approx(5e6)
+
+
+def test_kl_by_hand():
+    p, q = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.25, 0.75]]).log()
+    assert metrics.kl_divergence(p, q).item() == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(2 / 3))
+    assert metrics.kl_divergence(p, p).item() == 0
+    assert metrics.kl_divergence(q, p).item() != pytest.approx(metrics.kl_divergence(p, q).item()), (
+        "first argument is p"
+    )
+
+
+def test_topk_overlap_by_hand():
+    a = torch.tensor([[5.0, 4.0, 3.0, 2.0, 1.0, 0.0]])
+    b = torch.tensor([[0.0, 5.0, 4.0, 9.0, 1.0, 2.0]])
+    assert metrics.topk_overlap(a, b, k=2).tolist() == [0.5]  # {0, 1} and {3, 1}
+    assert metrics.topk_overlap(a, b, k=1).tolist() == [0.0]
+    assert metrics.topk_overlap(a, b).tolist() == pytest.approx([0.8])
+    assert metrics.topk_overlap(a, a).tolist() == [1.0]
+
+
+def test_masked_reduce_by_hand():
+    values = torch.tensor([[1.0, 5.0, 3.0], [7.0, 2.0, 4.0], [9.0, 9.0, 9.0]])
+    mask = torch.tensor([[True, False, True], [False, True, True], [False, False, False]])
+    assert metrics.masked_reduce(values, mask, "max").tolist() == [3.0, 4.0, 0.0]
+    assert metrics.masked_reduce(values, mask, "sum").tolist() == [4.0, 6.0, 0.0]
+    assert metrics.masked_reduce(values, mask, "mean").tolist() == [2.0, 3.0, 0.0]
+
+
+def test_what_is_not_selected_may_be_anything():
+    values, mask = torch.tensor([[1.0, float("nan"), float("inf")]]), torch.tensor([[True, False, False]])
+    for how in ("max", "sum", "mean"):
+        assert metrics.masked_reduce(values, mask, how).tolist() == [1.0]
+
+
+@given(st.integers(0, 1000), st.sampled_from([1e-3, 1.0, 1e3]))
+@settings(max_examples=25, deadline=None)
+def test_ranges_and_scale(seed, scale):
+    a, b = rows(seed, scale), rows(seed + 1)
+    assert (metrics.relative_norm(a, b) >= 0).all()
+    assert (metrics.cosine(a, b).abs() <= 1 + 1e-6).all()
+    torch.testing.assert_close(metrics.cosine(2 * a, 3 * b), metrics.cosine(a, b), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(metrics.relative_norm(2 * a, b), 2 * metrics.relative_norm(a, b))
+    torch.testing.assert_close(metrics.relative_change(b, b + a), metrics.relative_norm(a, b), atol=1e-4, rtol=1e-3)
+    log_p, log_q = a.log_softmax(-1), b.log_softmax(-1)
+    assert (metrics.kl_divergence(log_p, log_q) >= -1e-6).all()
+    overlap = metrics.topk_overlap(a, b)
+    assert ((overlap >= 0) & (overlap <= 1)).all()
+    torch.testing.assert_close(overlap, metrics.topk_overlap(b, a))
+
+
+def test_norms_and_cosines_are_taken_in_float32():
+    a, b = rows(0).bfloat16(), rows(1).bfloat16()
+    for function in (metrics.relative_norm, metrics.cosine):
+        assert function(a, b).dtype == torch.float32
+        assert torch.equal(function(a, b), function(a.float(), b.float()))
+    large = torch.full((1, 64), 300.0, dtype=torch.float16)  # its squares overflow float16
+    assert metrics.relative_norm(large, large).item() == 1
+    assert metrics.cosine(large, large).item() == pytest.approx(1)

@@ -1,0 +1,408 @@
+"""Plans: every branch measured once, within the limits, hardly more work than must be. No models, no forward calls."""
+
+from collections import Counter
+from itertools import combinations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hookdepth.interventions import PARTS, SITES, Branch, Identity, Patch, Skip, Subtract
+from hookdepth.planning import extent_of, make_plan, peak_rows
+
+L = 30
+CUTS = {20: (8, 12), 180: (160, 8, 104, 56)}
+VECTOR = torch.zeros(4)
+
+
+def skips(cuts=(), parts=("layer",), current=True, n_layers=L):
+    return [
+        Branch((skip,), cut=cut)
+        for part in parts
+        for layer in range(n_layers)
+        for skip in [Skip(layer, part)]
+        for cut in [*([None] if current else []), *cuts]
+    ]
+
+
+def direct(cuts=(), n_layers=L):
+    return [
+        Branch((subtract,), cut=cut, until=layer)
+        for layer in range(1, n_layers)
+        for source in range(layer)
+        for subtract in [Subtract(source, layer)]
+        for cut in [None, *cuts]
+    ]
+
+
+def erasures(length, measured, n_layers=L):
+    return [
+        Branch((Patch("resid_pre", layer, VECTOR, [token]),), measured=measured)
+        for layer in range(n_layers)
+        for token in range(max(measured) + 1)
+    ]
+
+
+def walk(plan):
+    return [launch for top in plan.launches for launch in top.walk()]
+
+
+def times_measured(plan):
+    return Counter(row for launch in walk(plan) for row in launch.measured)
+
+
+def layers_of(branch, n_layers):
+    """The layers that a branch's row runs through, from what the branch says of itself."""
+    layer, order = min((i.layer, SITES.index(i.site)) for i in branch.interventions)
+    first = layer if SITES[order] in ("resid_pre", "attn_out") else layer + 1
+    return range(first, n_layers if branch.until is None else branch.until + 1)
+
+
+def recount(plan, branches, n_layers):
+    """Work, counted a layer, a row and a token at a time."""
+    work = 0
+    for launch in walk(plan):
+        for layer in range(n_layers):
+            rows = 2 * len(launch.prompts) + sum(layer in layers_of(branches[row], n_layers) for row in launch.rows)
+            work += rows * len(range(launch.start, launch.stop))
+    return work
+
+
+@pytest.mark.parametrize("length", [13, 20, 180])
+def test_skip_current_is_one_launch(length):
+    plan = make_plan(skips(), [length], L)
+    (launch,) = walk(plan)
+    assert (launch.start, launch.stop, launch.prefix) == (0, length, "none")
+    assert launch.measured == frozenset(range(L))
+    assert plan.peak_row_tokens == (L + 2) * length
+
+
+@pytest.mark.parametrize("current", [True, False])
+def test_every_cut_is_one_suffix_of_the_uncut_skips(current):
+    cuts = CUTS[180]
+    branches = skips(cuts, current=current)
+    plan = make_plan(branches, [180], L)
+    (top,) = plan.launches
+    assert len(top.rows) == L
+    assert top.record
+    assert top.stop == (180 if current else max(cuts)), "nothing right of the last cut is needed"
+    assert len(top.measured) == (L if current else 0)
+    assert [s.start for s in top.suffixes] == sorted(cuts)
+    for suffix in top.suffixes:
+        assert (suffix.prefix, suffix.stop, suffix.record) == ("own", 180, False)
+        assert suffix.measured == frozenset(n for n, b in enumerate(branches) if b.cut == suffix.start)
+
+
+@pytest.mark.parametrize("length", [20, 180])
+@pytest.mark.parametrize(
+    "kind", ["current", "current+future", "all parts", "future", "local", "erasure", "erasure of a late answer"]
+)
+@pytest.mark.parametrize("limits", [{}, {"pack_row_tokens": 2048, "launch_cost": 8}])
+def test_work_is_close_to_the_least_possible(length, kind, limits):
+    cuts = CUTS[length]
+    branches = {
+        "current": lambda: skips(),
+        "current+future": lambda: skips(cuts),
+        "all parts": lambda: skips(cuts, PARTS),
+        "future": lambda: skips(cuts, current=False),
+        "local": lambda: direct(cuts),
+        "erasure": lambda: erasures(length, [length - 3, length - 2]),
+        "erasure of a late answer": lambda: erasures(length, [length // 2, length - 2]),
+    }[kind]()
+    plan = make_plan(branches, [length], L, **limits)
+    assert plan.least <= plan.work <= 1.15 * plan.least
+    assert plan.work == recount(plan, branches, L)
+    assert set(times_measured(plan)) == set(range(len(branches)))
+
+
+def test_least_of_skips_by_hand():
+    # Each trunk once, and the skip of layer s on tokens 1..19 of the layers after it.
+    assert make_plan(skips(), [20], L).least == L * 20 + sum(range(L)) * 19
+    # A cut adds its tokens; what is left of it is the uncut branch's.
+    assert make_plan(skips((8,)), [20], L).least == L * 20 + sum(range(L)) * (19 + 12)
+    assert make_plan(skips((8,), current=False), [20], L).least == L * 20 + sum(range(L)) * (7 + 12)
+
+
+def test_local_branches_live_for_one_layer():
+    branches = direct()
+    plan = make_plan(branches, [180], L)
+    assert all(extent.layers == 1 for extent in plan.extents)
+    assert peak_rows(plan.extents) == L - 1  # those of the last layer, not all L(L−1)/2
+    (launch,) = walk(plan)
+    assert plan.rows_of(launch) == L + 1
+
+
+def test_peak_rows_counts_what_lives_together():
+    def extent(layer, until):
+        return extent_of(Branch((Identity("resid_pre", layer),), until=until), 4, 10)
+
+    assert peak_rows([]) == 0
+    assert peak_rows([extent(n, n) for n in range(10)]) == 1
+    assert peak_rows([extent(0, 4), extent(4, 9), extent(5, None), extent(9, 9)]) == 3
+    # Those that join at the last layer's output are there beside those that ran through it.
+    assert peak_rows(extent_of(branch, 4, 10) for branch in skips(n_layers=10)) == 10
+
+
+@pytest.mark.parametrize(
+    ("branch", "birth", "layers", "tokens"),
+    [
+        (Branch((Skip(3),)), (3, 2), range(4, L), (1, 20)),
+        (Branch((Skip(3, "mlp"),)), (3, 2), range(4, L), (1, 20)),
+        (Branch((Skip(3, "attn"),)), (3, 1), range(3, L), (1, 20)),
+        (Branch((Patch("resid_pre", 3, VECTOR, [5]),), until=3), (3, 0), range(3, 4), (5, 20)),
+        (Branch((Patch("resid_post", L - 1, VECTOR, [5]),), measured=[-2]), (L - 1, 2), range(0), (5, 19)),
+        (Branch((Skip(9), Identity("resid_pre", 2, [7, -18])), cut=8), (2, 0), range(2, L), (1, 20)),
+    ],
+)
+def test_extents(branch, birth, layers, tokens):
+    extent = extent_of(branch, 20, L)
+    assert extent.birth == birth
+    assert range(extent.first, extent.last + 1) == layers
+    assert extent.layers == len(layers)
+    assert (extent.token, extent.stop) == tokens
+
+
+def test_what_is_not_a_change_is_computed_wherever_it_is_measured():
+    branch = Branch((Patch("resid_pre", 3, VECTOR, [15]),), measured=[2, 17])
+    assert extent_of(branch, 20, L).token == 15
+    assert extent_of(branch, 20, L, changes_only=False).token == 2
+    branches = erasures(100, [3, 98])
+    starts = [launch.start for launch in walk(make_plan(branches, [100], L, changes_only=False))]
+    assert max(starts) <= 3
+    assert max(launch.start for launch in walk(make_plan(branches, [100], L))) > 50
+
+
+def test_erasure_groups_first_tokens():
+    branches = erasures(40, [37, 38])
+    plan = make_plan(branches, [40], L, launch_cost=32)
+    (top,) = plan.launches
+    assert top.rows == ()
+    assert top.stop == max(suffix.start for suffix in top.suffixes)
+    assert 5 < len(top.suffixes) < 39, "several tokens a launch, several launches"
+    for suffix in top.suffixes:
+        assert suffix.prefix == "trunk"
+        assert suffix.stop == 39
+        assert suffix.rows == tuple(sorted(suffix.rows, key=lambda i: (plan.extents[i].birth, i)))
+    # A launch that costs nothing holds one token's branches; a dear one holds all.
+    assert len(make_plan(branches, [40], L, launch_cost=0).launches[0].suffixes) > len(top.suffixes)
+    assert len(walk(make_plan(branches, [40], L, launch_cost=10_000, max_row_tokens=1 << 20))) == 1
+
+
+@pytest.mark.parametrize("launch_cost", [0, 1, 3])
+@pytest.mark.parametrize(("n_layers", "max_row_tokens"), [(4, 150), (4, 300), (4, 1 << 20), (8, 115)])
+def test_erasure_groups_are_the_best(launch_cost, n_layers, max_row_tokens):
+    """Against all 2¹¹ ways to divide twelve first tokens into runs; the last limit splits one token's branches."""
+    length = 12
+    branches = erasures(length, [length - 1], n_layers)
+    plan = make_plan(branches, [length], n_layers, launch_cost=launch_cost, max_row_tokens=max_row_tokens)
+    suffixes = plan.launches[0].suffixes
+    assert suffixes, "there is something to divide"
+    layers = sum(len(layers_of(b, n_layers)) for b in branches) // length  # of the branches of one token
+
+    def cost(start, stop):
+        width, rows = length - start, n_layers * (stop - start)
+        most = max(1, max_row_tokens // width - 2)
+        if stop - start > 1 and rows > most:
+            return float("inf")
+        launches = -(-rows // most)
+        own = width * (layers * (stop - start) + launches * 2 * n_layers)
+        return own + launches * launch_cost * n_layers
+
+    best = min(
+        sum(cost(a, b) for a, b in zip((0, *inner), (*inner, length), strict=True))
+        for n in range(length)
+        for inner in combinations(range(1, length), n)
+    )
+    base = 2 * n_layers * plan.launches[0].stop
+    assert plan.work - base + len(suffixes) * launch_cost * n_layers == best
+
+
+def test_trunk_prefix_only_where_it_saves():
+    # All branches change token 0: starting anywhere else is impossible.
+    everywhere = [Branch((Patch("resid_pre", layer, VECTOR),), measured=[-1]) for layer in range(L)]
+    assert [launch.prefix for launch in walk(make_plan(everywhere, [50], L))] == ["none"]
+    # All change the last ten tokens only: the rest is the trunk's, computed once.
+    late = [Branch((Patch("resid_pre", layer, VECTOR, slice(40, None)),)) for layer in range(L)]
+    assert [launch.prefix for launch in walk(make_plan(late, [50], L))] == ["none", "trunk"]
+
+
+def test_short_prompts_share_launches():
+    lengths = [12, 5, 9, 12, 7, 11]
+    branches = [
+        Branch((skip,), prompt=prompt, cut=cut)
+        for prompt in range(6)
+        for layer in range(L)
+        for skip in [Skip(layer)]
+        for cut in (None, 4)
+    ]
+    together = make_plan(branches, lengths, L, pack_row_tokens=4096)
+    assert len(together.launches) == 1
+    assert together.launches[0].prompts == tuple(range(6))
+    assert together.launches[0].stop == 12
+    assert [s.prompts for s in together.launches[0].suffixes] == [tuple(range(6))]
+    alone = make_plan(branches, lengths, L, pack_row_tokens=1)
+    assert [launch.prompts for launch in alone.launches] == [(1,), (4,), (2,), (5,), (0,), (3,)]
+    assert [launch.stop for launch in alone.launches] == [5, 7, 9, 11, 12, 12]
+    some = make_plan(branches, lengths, L, pack_row_tokens=64 * 12)
+    assert all(len(launch.prompts) <= 2 for launch in some.launches)
+    assert len(some.launches) == 3
+    assert all(plan.rows_of(la) * la.stop <= 64 * 12 for plan in [some] for la in some.launches)
+
+
+def test_equal_branches_are_all_measured():
+    skip = Skip(3)
+    branches = [Branch((skip,)), Branch((skip,), measured=[5]), Branch((skip,), until=6), Branch((skip,), cut=8)]
+    branches += [Branch((skip,), cut=8, measured=[-1]), Branch((skip,), cut=8, until=9)]
+    plan = make_plan(branches, [20], L)
+    assert times_measured(plan) == Counter(range(6))
+    assert plan.work == recount(plan, branches, L)
+
+
+def test_limits_hold_for_the_suffixes_of_short_prefixes():
+    # Eight tokens left of the cut, 172 right of it.
+    plan = make_plan(skips((8,), current=False), [180], L, max_row_tokens=1000)
+    assert plan.peak_row_tokens <= 1000
+    assert set(times_measured(plan)) == set(range(L))
+
+
+def test_limits_hold_where_long_and_short_lives_mix():
+    branches = [Branch((Skip(layer),), until=None if layer % 2 == 0 else layer + 1) for layer in range(12)]
+    plan = make_plan(branches, [20], L, max_rows=6)
+    assert max(plan.rows_of(launch) for launch in walk(plan)) <= 6
+
+
+def test_launches_of_other_kinds_do_not_mix():
+    branches = [*skips((8,)), *erasures(60, [58])]
+    plan = make_plan(branches, [60], L)
+    assert {launch.prefix for launch in walk(plan)} == {"none", "own", "trunk"}
+    assert times_measured(plan) == Counter(range(len(branches)))
+
+
+def test_table_has_a_line_for_each_launch_and_the_totals():
+    plan = make_plan(skips(CUTS[180]), [180], L)
+    heading, *lines, total = plan.table().splitlines()
+    assert heading.split() == ["launch", "prompts", "prefix", "tokens", "rows", "token-layers"]
+    assert [line.split()[2:5] for line in lines] == [
+        ["none", "0..179", "32"],
+        *(["own", f"{cut}..179", "32"] for cut in sorted(CUTS[180])),
+    ]
+    work = [int(line.split()[-1].replace(",", "")) for line in lines]
+    assert sum(work) == plan.work
+    assert f"{plan.work:,}" in total
+    assert f"{plan.least:,}" in total
+    assert f"{plan.work / plan.least:.2f}" in total
+
+
+def test_nothing_to_plan():
+    plan = make_plan([], [20], L)
+    assert (plan.n_launches, plan.work, plan.least, plan.peak_row_tokens) == (0, 0, 0, 0)
+    assert plan.table().splitlines()[-1].startswith("work 0")
+
+
+@st.composite
+def problems(draw):
+    """Branches of every shape, of prompts of several lengths."""
+    n_layers = draw(st.integers(1, 6))
+    lengths = draw(st.lists(st.integers(2, 24), min_size=1, max_size=4))
+    shared = []  # (prompt, interventions): branches of one family draw from here
+    branches = []
+    for _ in range(draw(st.integers(1, 24))):
+        if shared and draw(st.booleans()):
+            prompt, interventions = draw(st.sampled_from(shared))
+        else:
+            prompt = draw(st.integers(0, len(lengths) - 1))
+            interventions = tuple(
+                Identity(
+                    draw(st.sampled_from(SITES)),
+                    draw(st.integers(0, n_layers - 1)),
+                    draw(
+                        st.one_of(
+                            st.just(slice(None)),
+                            st.integers(0, lengths[prompt] - 1).map(lambda t: slice(t, None)),
+                            st.lists(st.integers(-lengths[prompt], lengths[prompt] - 1), max_size=3),
+                        )
+                    ),
+                )
+                for _ in range(draw(st.integers(1, 3)))
+            )
+            shared.append((prompt, interventions))
+        length = lengths[prompt]
+        cut = draw(st.none() | st.integers(1, length - 1))
+        last = max(i.layer for i in interventions)
+        until = draw(st.none() | st.integers(last, n_layers - 1))
+        measured = draw(st.none() | st.lists(st.integers(cut or 0, length - 1), min_size=1, max_size=3))
+        branch = Branch(interventions, prompt, cut, until, measured)
+        branch.check(n_layers, length, 4)
+        branches.append(branch)
+    limits = {
+        "max_row_tokens": draw(st.integers(1, 1200)),
+        "max_rows": draw(st.none() | st.integers(3, 30)),
+        "pack_row_tokens": draw(st.sampled_from([0, 200, 4096])),
+        "launch_cost": draw(st.sampled_from([0, 1, 8, 64])),
+        "changes_only": draw(st.booleans()),
+    }
+    only = draw(st.none() | st.sets(st.sampled_from(range(len(branches))), min_size=1))
+    return branches, lengths, n_layers, limits, only
+
+
+@given(problems())
+@settings(max_examples=400, deadline=None)
+def test_any_plan(problem):
+    branches, lengths, n_layers, limits, only = problem
+    plan = make_plan(branches, lengths, n_layers, only=only, **limits)
+    assert times_measured(plan) == Counter(range(len(branches)) if only is None else sorted(only))
+    assert plan.work == recount(plan, branches, n_layers)
+    assert plan.least <= plan.work
+    for top in plan.launches:
+        assert top.prefix == "none"
+        assert top.start == 0
+        for launch in top.walk():
+            check_launch(launch, top, branches, lengths, n_layers, limits["changes_only"])
+            check_limits(plan, launch, limits)
+
+
+def check_launch(launch, top, branches, lengths, n_layers, changes_only):
+    assert 0 <= launch.start < launch.stop <= max(lengths[prompt] for prompt in launch.prompts)
+    assert launch.measured <= set(launch.rows)
+    assert launch.record == bool(launch.suffixes)
+    assert set(launch.prompts) >= {branches[row].prompt for row in launch.rows}
+    if launch is not top:
+        assert top.stop >= launch.start, "keys and values left of it are recorded"
+        assert set(top.prompts) >= set(launch.prompts)
+    births = [extent_of(branches[row], lengths[branches[row].prompt], n_layers).birth for row in launch.rows]
+    assert births == sorted(births), "rows in the order in which they join"
+    for row in launch.rows:
+        branch = branches[row]
+        length = lengths[branch.prompt]
+        changed = extent_of(branch, length, n_layers).token
+        if launch.prefix == "own":
+            assert branch.cut == launch.start
+            # Its keys left of the cut are those of a row with the same interventions that lives as long.
+            lenders = [branches[other] for other in top.rows]
+            assert any(
+                (b.prompt, b.until) == (branch.prompt, branch.until)
+                and all(one is other for one, other in zip(b.interventions, branch.interventions, strict=False))
+                and len(b.interventions) == len(branch.interventions)
+                for b in lenders
+            )
+        elif row in launch.measured:
+            assert branch.cut is None
+        if launch.prefix == "trunk":
+            measured = branch.measured_positions(length)
+            assert changed >= launch.start or changed > max(measured), "left of it the branch is its trunk"
+        if row in launch.measured:
+            measured = branch.measured_positions(length)
+            assert max(measured) < launch.stop
+            if not changes_only:
+                assert min(measured) >= launch.start
+        else:
+            assert branch.cut is not None
+            assert launch.stop >= branch.cut
+
+
+def check_limits(plan, launch, limits):
+    alone = len(launch.prompts) == 1 and peak_rows(plan.extents[row] for row in launch.rows) <= 1
+    if not alone:
+        assert plan.rows_of(launch) <= (limits["max_rows"] or 1 << 30)
+        assert plan.rows_of(launch) * (launch.stop - launch.start) <= limits["max_row_tokens"]

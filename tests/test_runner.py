@@ -1,0 +1,322 @@
+"""The runner: what was measured stays, whatever stops it, and is never mixed with anything else."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from tiny_models import prompts, tiny_model
+
+import hookdepth
+from hookdepth import runner
+from hookdepth.analyses import NAMES, Inputs, Settings
+from hookdepth.data import Probe
+from hookdepth.errors import HookdepthError
+from hookdepth.results import Result
+from hookdepth.runner import UNITS, Run
+
+PROMPTS = tuple(tuple(ids) for ids in prompts(3, (300, 310, 305)))  # too long to share a unit
+CUTS = ((64,), (128, 8), (16,))
+PROBES = tuple(
+    Probe("", "", tuple(ids), tuple(map(str, ids)), (len(ids) - 2, len(ids) - 1)) for ids in prompts(2, (9, 7), seed=4)
+)
+INPUTS = Inputs(PROMPTS, CUTS, PROMPTS[:2], PROBES)
+SKIPS = ("skip-current", "skip-future")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return hookdepth.wrap(tiny_model("llama"), name="tiny")
+
+
+@pytest.fixture
+def make(model, tmp_path):
+    def make(folder="out", settings=None, inputs=INPUTS, seed=123, of=model, **more):
+        settings = settings or Settings(ig_method="riemann", ig_steps=2)
+        return Run(of, inputs, settings, {"name": "some", "prompts_sha256": "0"}, seed, tmp_path / folder, **more)
+
+    return make
+
+
+def tensor_bytes(path):
+    """Everything of a result but what depends on the clock."""
+    return {name: value.numpy().tobytes() for name, value in Result.load(path).tensors.items()}
+
+
+def units(run):
+    return sorted(path.name for path in (run.out / UNITS).glob("*"))
+
+
+class Stop:
+    """Lets `after` units of each task through, then raises; counts the units that ran."""
+
+    def __init__(self, monkeypatch, after=10**6, error=KeyboardInterrupt):
+        self.ran = []
+        plain = runner.tasks_for
+
+        def wrapped(task):
+            def run(unit, on_launch):
+                if len([one for one in self.ran if one[0] == task.analyses]) >= after:
+                    raise error
+                self.ran.append((task.analyses, unit))
+                return task.run(unit, on_launch)
+
+            return dataclasses.replace(task, run=run)
+
+        monkeypatch.setattr(runner, "tasks_for", lambda *args: [wrapped(task) for task in plain(*args)])
+
+
+@pytest.fixture(scope="module")
+def whole(model, tmp_path_factory):
+    """The bytes of runs that nothing stopped: of all analyses together, and of some alone."""
+    found = {}
+    for names in (NAMES, SKIPS, ("skip-current",), ("skip-future",)):
+        out = tmp_path_factory.mktemp("whole")
+        settings = Settings(ig_method="riemann", ig_steps=2)
+        Run(model, INPUTS, settings, {"name": "some", "prompts_sha256": "0"}, 123, out).execute(names)
+        found[names] = {name: tensor_bytes(out / f"{name}.safetensors") for name in names}
+    return found
+
+
+def test_all_analyses_leave_their_files_and_nothing_else(make):
+    run = make()
+    results = run.execute(NAMES)
+    assert [result.analysis for result in results] == list(NAMES)
+    assert sorted(path.name for path in run.out.iterdir()) == sorted(f"{name}.safetensors" for name in NAMES)
+    for result in results:
+        metadata = Result.load(run.out / f"{result.analysis}.safetensors").metadata
+        assert metadata == json.loads(json.dumps(result.metadata))
+        assert metadata["analysis"] == result.analysis
+        assert metadata["model"]["id"] == "tiny"
+        assert metadata["data"]["name"] == "some"
+        assert metadata["seed"] == 123
+        assert metadata["launches"] > 0
+        assert metadata["wall_time_s"] >= 0
+        assert set(metadata["versions"]) == {"hookdepth", "torch", "transformers", "python"}
+        assert ("null_effect" in metadata) == (result.analysis not in ("residual-stats", "logit-lens"))
+        probed = result.analysis in ("residual-erasure", "integrated-gradients")
+        assert ("probes" in metadata) == probed
+        assert metadata["data"]["n_prompts"] == (2 if probed else 3)
+
+
+def test_two_runs_give_the_same_bytes(make, whole):
+    run = make()
+    run.execute(NAMES)
+    assert {name: tensor_bytes(run.out / f"{name}.safetensors") for name in NAMES} == whole[NAMES]
+
+
+@pytest.mark.parametrize("after", [0, 1, 2])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, HookdepthError("failed", "try again", 1), OSError(28, "full")])
+def test_a_stopped_run_goes_on_where_it_stopped(make, whole, monkeypatch, after, error):
+    run = make()
+    with monkeypatch.context() as patched:
+        stop = Stop(patched, after, error)
+        with pytest.raises((KeyboardInterrupt, HookdepthError, OSError)) as caught:
+            run.execute(SKIPS)
+        assert caught.type is (error if isinstance(error, type) else type(error))
+        assert [unit for _, unit in stop.ran] == list(range(after))
+    assert len(units(run)) == after
+    assert not list(run.out.glob("*.safetensors"))
+    rest = Stop(monkeypatch)
+    results = make().execute(SKIPS)
+    assert [unit for _, unit in rest.ran] == list(range(after, 3)), "what was measured is not measured again"
+    assert {name: tensor_bytes(run.out / f"{name}.safetensors") for name in SKIPS} == whole[SKIPS]
+    assert not (run.out / UNITS).exists()
+    undisturbed = make("other").execute(SKIPS)
+    for one, other in zip(results, undisturbed, strict=True):
+        for key in ("launches", "null_effect", "null_where"):
+            assert one.metadata[key] == other.metadata[key], "counted over all units, also those read back"
+
+
+def test_a_finished_run_computes_nothing(make, monkeypatch):
+    run = make()
+    first = run.execute(SKIPS)
+    content = {path: path.read_bytes() for path in run.out.iterdir()}
+    stop = Stop(monkeypatch, after=0)
+    second = make().execute(SKIPS)
+    assert not stop.ran
+    assert {path: path.read_bytes() for path in run.out.iterdir()} == content
+    assert [r.analysis for r in second] == [r.analysis for r in first]
+    assert all(torch.equal(a.tensors[k], b.tensors[k]) for a, b in zip(first, second, strict=True) for k in a.tensors)
+
+
+# Analyses that share their launches.
+
+
+@pytest.mark.parametrize("done", SKIPS)
+def test_one_of_two_is_done_already(make, whole, monkeypatch, done):
+    (other,) = set(SKIPS) - {done}
+    run = make()
+    run.execute([done])
+    before = (run.out / f"{done}.safetensors").read_bytes()
+    stop = Stop(monkeypatch)
+    results = make().execute(SKIPS)
+    assert stop.ran == [((other,), unit) for unit in range(3)]
+    assert (run.out / f"{done}.safetensors").read_bytes() == before
+    assert {result.analysis for result in results} == set(SKIPS)
+    assert tensor_bytes(run.out / f"{other}.safetensors") == whole[other,][other]
+
+
+@pytest.mark.parametrize(
+    ("first", "then"), [(SKIPS, ("skip-future",)), (("skip-current",), SKIPS), (SKIPS[:1], SKIPS[1:])]
+)
+def test_stopped_with_some_analyses_and_continued_with_others(make, whole, monkeypatch, first, then):
+    """Units of several analyses are not those of one: other tensors, from other launches."""
+    run = make()
+    with monkeypatch.context() as patched:
+        Stop(patched, after=2)
+        with pytest.raises(KeyboardInterrupt):
+            run.execute(first)
+    make().execute(then)
+    assert {name: tensor_bytes(run.out / f"{name}.safetensors") for name in then} == whole[then]
+    stop = Stop(monkeypatch)
+    make().execute(first)
+    assert len(stop.ran) <= 1, "what the first command measured was not thrown away"
+
+
+def test_stopped_between_two_results_of_the_same_launches(make, whole, monkeypatch):
+    run = make()
+    with monkeypatch.context() as patched:
+        save = Result.save
+
+        def fail(result, path):
+            if result.analysis == "skip-future":
+                raise KeyboardInterrupt
+            return save(result, path)
+
+        patched.setattr(Result, "save", fail)
+        with pytest.raises(KeyboardInterrupt):
+            run.execute(SKIPS)
+    assert [path.name for path in run.out.glob("*.safetensors")] == ["skip-current.safetensors"]
+    stop = Stop(monkeypatch)
+    make().execute(SKIPS)
+    assert not stop.ran, "all units were there"
+    assert {name: tensor_bytes(run.out / f"{name}.safetensors") for name in SKIPS} == whole[SKIPS]
+    assert not (run.out / UNITS).exists()
+
+
+# Other settings.
+
+CHANGES = {
+    "keep_front": ({"settings": Settings(keep_front=2)}, "settings.keep_front = 1, this run has 2"),
+    "max_rows": ({"settings": Settings(max_rows=9)}, "settings.max_rows = null, this run has 9"),
+    "parts": ({"settings": Settings(parts=("mlp",))}, 'settings.parts = ["layer"], this run has ["mlp"]'),
+    "seed": ({"seed": 124}, "seed = 123, this run has 124"),
+    "prompts": ({"inputs": Inputs(PROMPTS[:2], CUTS[:2])}, "data.lengths = [300, 310, 305], this run has [300, 310]"),
+    "model": ({"of": "other"}, "model.id = "),
+    "cuts": ({"inputs": Inputs(PROMPTS, ((64,), (128, 8), (24,)))}, "settings.cuts = [[64], [128, 8], [16]], this run"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("stopped", [False, True])
+def test_results_of_other_settings_are_refused(make, monkeypatch, change, stopped):
+    different, says = CHANGES[change]
+    if "of" in different:
+        different = {"of": hookdepth.wrap(tiny_model("llama"), name="other")}
+    run = make(settings=Settings())
+    if stopped:
+        with monkeypatch.context() as patched:
+            Stop(patched, after=1)
+            with pytest.raises(KeyboardInterrupt):
+                run.execute(["skip-future"])
+    else:
+        run.execute(["skip-future"])
+    content = {path: path.read_bytes() for path in run.out.rglob("*.safetensors")}
+    stop = Stop(monkeypatch)
+    with pytest.raises(HookdepthError) as caught:
+        make(**{"settings": Settings(), **different}).execute(["skip-future"])
+    message = str(caught.value)
+    assert says in message
+    assert message.endswith("give another --out folder, the same settings, or --overwrite")
+    assert str(next(iter(content))) in message
+    assert caught.value.exit_status == 2
+    assert not stop.ran
+    assert {path: path.read_bytes() for path in run.out.rglob("*.safetensors")} == content
+    make(**{"settings": Settings(), **different}, overwrite=True).execute(["skip-future"])
+    assert {path.name for path in run.out.iterdir()} == {"skip-future.safetensors"}
+    assert (run.out / "skip-future.safetensors").read_bytes() not in content.values()
+
+
+def test_settings_that_change_nothing_are_no_difference(make):
+    make(settings=Settings()).execute(["logit-lens", "skip-current"])
+    make(settings=Settings(keep_front=3)).execute(["logit-lens"])
+    make(settings=Settings(), inputs=Inputs(PROMPTS, ((8,),) * 3)).execute(["skip-current"])
+    make(settings=Settings(ig_steps=7)).execute(["skip-current"])
+
+
+def test_overwrite_leaves_other_analyses_alone(make):
+    run = make(settings=Settings())
+    run.execute(["logit-lens", "skip-current"])
+    before = (run.out / "logit-lens.safetensors").read_bytes()
+    make(settings=Settings(keep_front=2), overwrite=True).execute(["skip-current"])
+    assert (run.out / "logit-lens.safetensors").read_bytes() == before
+
+
+# Files that are not what they should be.
+
+
+@pytest.mark.parametrize("spoil", [lambda p: p.write_bytes(p.read_bytes()[:-5]), lambda p: p.write_bytes(b"")])
+def test_a_spoilt_unit_is_named(make, monkeypatch, spoil):
+    run = make()
+    with monkeypatch.context() as patched:
+        Stop(patched, after=2)
+        with pytest.raises(KeyboardInterrupt):
+            run.execute(SKIPS)
+    path = run.out / UNITS / units(run)[1]
+    spoil(path)
+    with pytest.raises(HookdepthError, match="not a readable safetensors file") as caught:
+        make().execute(SKIPS)
+    assert str(path) in str(caught.value)
+    assert "--overwrite" in str(caught.value)
+    assert len(make(overwrite=True).execute(SKIPS)) == 2
+
+
+def test_a_spoilt_result_is_named(make):
+    run = make()
+    run.execute(["logit-lens"])
+    path = run.out / "logit-lens.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(HookdepthError, match="not a readable safetensors file"):
+        make().execute(["logit-lens"])
+    make(overwrite=True).execute(["logit-lens"])
+    assert Result.load(path).tensors["kl"][-1] == 0
+
+
+def test_a_folder_that_cannot_be_written(make, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(HookdepthError, match="cannot write") as caught:
+        make("file/out").execute(["logit-lens"])
+    assert caught.value.exit_status == 1
+
+
+# What is told.
+
+
+def test_a_noise_floor_is_announced(make, monkeypatch):
+    lines = []
+    plain = runner.tasks_for
+
+    def noisy(task):
+        def run(unit, on_launch):
+            return dataclasses.replace(task.run(unit, on_launch), null_effect=0.25 * unit, null_where=f"layer {unit}")
+
+        return dataclasses.replace(task, run=run)
+
+    monkeypatch.setattr(runner, "tasks_for", lambda *args: [noisy(task) for task in plain(*args)])
+    (result,) = make(warn=lines.append).execute(["skip-current"])
+    assert (result.metadata["null_effect"], result.metadata["null_where"]) == (0.5, "layer 2")
+    assert len(lines) == 1
+    assert lines[0].startswith("skip-current: noise floor 0.5 (layer 2)")
+
+
+def test_no_noise_is_not_announced(make):
+    lines = []
+    for result in make(warn=lines.append).execute(["skip-current", "logit-lens"]):
+        assert not result.metadata.get("null_effect")
+    assert not lines
+
+
+def test_nothing_is_printed(make, capfd):
+    make().execute(["skip-current", "logit-lens"])
+    assert capfd.readouterr() == ("", "")
