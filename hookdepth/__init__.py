@@ -11,6 +11,7 @@ from hookdepth.errors import HookdepthError
 
 if TYPE_CHECKING:
     from hookdepth.branching import BranchResults, run_branches
+    from hookdepth.capturing import Activations, capture
     from hookdepth.interventions import AddVector, Branch, Erase, Identity, Intervention, Patch, Scale, Skip, Subtract
     from hookdepth.loading import load_model
     from hookdepth.measurements import (
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "branching": "BranchResults run_branches",
+    "capturing": "Activations capture",
     "interventions": "AddVector Branch Erase Identity Intervention Patch Scale Skip Subtract",
     "loading": "load_model",
     "measurements": (
@@ -47,6 +49,7 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "Activations",
     "AddVector",
     "Branch",
     "BranchResults",
@@ -67,6 +70,7 @@ __all__ = [
     "Subtract",
     "TargetProbability",
     "__version__",
+    "capture",
     "load_model",
     "run_branches",
     "wrap",

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -114,7 +115,7 @@ def run_branches(
     budget = max_row_tokens or default_row_tokens(model)
     first = plan = make(budget)
     with model.evaluating():
-        while not _fits(run_pending, plan):  # what is done stays done
+        while not fits(partial(run_pending, plan)):  # what is done stays done
             budget = min(budget, plan.peak_row_tokens) // 2
             if not budget:
                 raise HookdepthError(
@@ -126,13 +127,16 @@ def run_branches(
     return gathered.results(first)
 
 
-def _fits(run: Callable[[Plan], None], plan: Plan) -> bool:
-    """Run a plan; False where memory ran out, after what the attempt held has been let go."""
+def fits(run: Callable[[], None]) -> bool:
+    """Run something; False where memory ran out, after what the attempt held has been let go.
+
+    fits(lambda: run_one_launch())   # False: try again at half the size
+    """
     try:
-        run(plan)
+        run()
         return True
     except RuntimeError as error:
-        if not should_reduce_batch_size(error):
+        if not isinstance(error, torch.OutOfMemoryError) and not should_reduce_batch_size(error):
             raise
     clear_device_cache(garbage_collection=True)
     return False

@@ -125,7 +125,10 @@ class OutputEffect(OutputMeasurement):
     def values(self, view: OutputView) -> Float[Tensor, "row position"]:
         """Distance of the next-token distributions from the trunk's."""
         probabilities = view.probabilities
-        return (probabilities - probabilities[:1]).norm(dim=-1)
+        # Rows in blocks: on a CPU a difference that stays in its caches costs half of one that does not.
+        elements = 1 << 28 if probabilities.is_cuda else 1 << 20
+        size = max(1, elements // max(probabilities[0].numel(), 1))
+        return torch.cat([(rows - probabilities[:1]).norm(dim=-1) for rows in probabilities.split(size)])
 
 
 class TargetProbability(OutputMeasurement):

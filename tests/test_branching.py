@@ -34,7 +34,7 @@ from hookdepth import (
     run_branches,
 )
 from hookdepth.branching import plan_for
-from hookdepth.capture import capture
+from hookdepth.capturing import capture
 from hookdepth.interventions import SITES, positions
 
 L, D, T = 5, 64, 20

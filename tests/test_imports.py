@@ -20,7 +20,7 @@ LAYERS = [
     ["families", "prefix", "models"],
     ["loading"],
     ["interventions", "measurements"],
-    ["capture"],
+    ["capturing"],
     ["planning", "rows", "launching", "branching"],
     ["analyses.quadrature", "analyses.task"],
     ["analyses.skip"],

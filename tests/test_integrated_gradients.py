@@ -99,6 +99,30 @@ def test_packing_does_not_change_the_sums():
     agree(narrow["attribution"], wide["attribution"], 1e-5)
 
 
+def test_out_of_memory_halves_and_gives_the_same(monkeypatch):
+    hf = tiny_model("llama")
+    ids = likely_ids(hf, 14)
+    model, probe = hookdepth.wrap(hf), probe_of(ids, [12, 13])
+    settings = Settings(ig_method="riemann", ig_steps=16)
+    whole = attribute(Path(model, probe, "layer"), settings)
+    original, sizes = Path.value_and_gradient, []
+
+    def short_of_memory(self, points):
+        sizes.append(len(points))
+        if len(points) > limit:
+            raise torch.OutOfMemoryError("out of memory")
+        return original(self, points)
+
+    monkeypatch.setattr(Path, "value_and_gradient", short_of_memory)
+    limit = 10
+    halved = attribute(Path(model, probe, "layer"), settings)
+    assert max(sizes) > limit, "nothing ran out of memory"
+    agree(halved["attribution"], whole["attribution"], 1e-5)
+    limit = 0
+    with pytest.raises(HookdepthError, match="not even one node"):
+        attribute(Path(model, probe, "layer"), settings)
+
+
 def test_weights_get_no_gradient_and_flags_come_back():
     hf = tiny_model("llama")
     ids = likely_ids(hf, 14)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hookdepth.analyses.task import Inputs, OnLaunch, Partial, Settings, Task, Tensors, partial_of
 from hookdepth.branching import run_branches
-from hookdepth.capture import LayerSites, each_layer
+from hookdepth.capturing import LayerSites, each_layer
 from hookdepth.data import Probe
 from hookdepth.interventions import Branch, Patch
 from hookdepth.measurements import OutputEffect

@@ -16,15 +16,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from accelerate.utils import find_executable_batch_size
 from jaxtyping import Float
 from torch import Tensor
 
 from hookdepth.analyses import quadrature
 from hookdepth.analyses.quadrature import AdaptivePath
 from hookdepth.analyses.task import Inputs, OnLaunch, Partial, Settings, Task, Tensors
-from hookdepth.branching import memory_room, run_top
-from hookdepth.capture import capture
+from hookdepth.branching import fits, memory_room, run_top
+from hookdepth.capturing import capture
 from hookdepth.data import Probe
 from hookdepth.errors import HookdepthError
 from hookdepth.interventions import Branch, Patch
@@ -104,22 +103,29 @@ class Path:
         pending = list(nodes)
         done: list[tuple[Node, float, Tensor]] = []
 
-        def run_pending(layer_tokens: int) -> None:
+        def run_pending() -> None:
             while pending:
-                chunk = self._chunk(pending, layer_tokens)
+                chunk = self._chunk(pending)
                 done.extend(zip(chunk, *self._launch(chunk), strict=True))
                 del pending[: len(chunk)]
 
-        find_executable_batch_size(run_pending, self.layer_tokens)()
+        while not fits(run_pending):
+            if len(self._chunk(pending)) == 1:
+                raise HookdepthError(
+                    "not even one node of the path fits into memory with its gradients",
+                    "use a shorter probe, a smaller dtype or --device-map auto",
+                    1,
+                )
+            self.max_rows = len(self._chunk(pending)) // 2
         yield from done
 
-    def _chunk(self, pending: Sequence[Node], layer_tokens: int) -> list[Node]:
+    def _chunk(self, pending: Sequence[Node]) -> list[Node]:
         tokens = max(self.measured) + 1
         chunk: list[Node] = []
         used = 0
         for node in pending[: self.max_rows]:
             used += (self.model.n_layers - node[0]) * tokens
-            if chunk and used > layer_tokens:
+            if chunk and used > self.layer_tokens:
                 break
             chunk.append(node)
         return chunk

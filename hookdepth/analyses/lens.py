@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 
 from hookdepth.analyses.task import Inputs, OnLaunch, Partial, Settings, Task, Tensors
-from hookdepth.capture import capture
+from hookdepth.capturing import capture
 from hookdepth.metrics import kl_divergence, topk_overlap
 from hookdepth.models import Decoder
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hookdepth.analyses.task import Inputs, OnLaunch, Partial, Settings, Task, Tensors
-from hookdepth.capture import LayerSites, each_layer
+from hookdepth.capturing import LayerSites, each_layer
 from hookdepth.metrics import cosine, relative_norm
 from hookdepth.models import Decoder
 

@@ -7,7 +7,7 @@ from test_branching import hooks_of
 from tiny_models import prompts, tiny_model
 
 import hookdepth
-from hookdepth.capture import capture, each_layer
+from hookdepth.capturing import capture, each_layer
 from hookdepth.errors import HookdepthError
 from hookdepth.interventions import SITES
 

@@ -1,6 +1,6 @@
 """Hooks that read, and are gone afterwards whatever happens.
 
-from hookdepth.capture import capture
+from hookdepth.capturing import capture
 
 with capture(model, "resid_post", "attn_out", layers=[3, 4]) as acts:
     model.forward(token_ids)
