@@ -613,7 +613,7 @@ def test_hooks_are_gone_after_a_run_and_the_users_own_stay(watched):
     assert len(seen) == 2 * results.launches + 2
 
 
-@pytest.mark.parametrize("error", [ValueError("broken"), KeyboardInterrupt(), torch.OutOfMemoryError("broken")])
+@pytest.mark.parametrize("error", [ValueError("broken"), KeyboardInterrupt(), RuntimeError("broken")])
 @pytest.mark.parametrize("where", ["user's hook", "forward", "measurement"])
 def test_hooks_are_gone_after_an_error(watched, monkeypatch, error, where):
     hf, model, _ = watched
