@@ -12,6 +12,8 @@ import importlib.util
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -77,25 +79,17 @@ def load_model(
 
 def _from_pretrained(name: str, source: str, revision: str | None, options: dict[str, Any]) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
 
     if name != "demo" and not Path(source).is_dir() and (source.startswith((".", "/", "~")) or source.count("/") > 1):
         raise HookdepthError(f"no model folder {source!r}", "give an existing folder, a hub id, or demo")
-    verbosity = logging.get_verbosity()
-    bars = logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source, use_safetensors=True, output_loading_info=True, **options
-        )
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision or "main")
+        with _quiet():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                source, use_safetensors=True, output_loading_info=True, **options
+            )
+            tokenizer = AutoTokenizer.from_pretrained(source, revision=revision or "main")
     except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
         raise HookdepthError(_one_line(f"cannot load the model {name!r}", error), _remedy(source, error)) from error
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
     hf, info = loaded
     missing = sorted(info["missing_keys"])
     if missing:  # transformers makes them up at random
@@ -104,6 +98,22 @@ def _from_pretrained(name: str, source: str, revision: str | None, options: dict
             "give a complete checkpoint of a causal language model",
         )
     return hf, tokenizer
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' bars and warnings: ours says what matters."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _one_line(what: str, error: BaseException) -> str:
@@ -179,7 +189,8 @@ def demo_folder() -> Path:
             "set HOOKDEPTH_CACHE to a folder you can write to",
         ) from error
     try:
-        _convert(Path(spec.origin).parent, work)
+        with _quiet():
+            _convert(Path(spec.origin).parent, work)
         if not _is_whole(target):
             shutil.rmtree(target, ignore_errors=True)  # a conversion that was cut short by an older version
             os.replace(work, target)
