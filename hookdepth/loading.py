@@ -9,11 +9,13 @@ Weights are read from safetensors only, and code that comes with a checkpoint is
 from __future__ import annotations
 
 import importlib.util
+import io
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +191,9 @@ def demo_folder() -> Path:
             "set HOOKDEPTH_CACHE to a folder you can write to",
         ) from error
     try:
-        with _quiet():
+        # The GGUF reader has a bar of its own, which nothing turns off; it has no place in a log.
+        terminal = sys.stderr.isatty()
+        with _quiet(), nullcontext() if terminal else redirect_stderr(io.StringIO()):
             _convert(Path(spec.origin).parent, work)
         if not _is_whole(target):
             shutil.rmtree(target, ignore_errors=True)  # a conversion that was cut short by an older version
