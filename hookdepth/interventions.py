@@ -108,7 +108,7 @@ class Skip(Intervention):
     Args:
         layer: the layer skipped.
         part: layer, attn or mlp.
-        tokens: default all but the first, which carries the massive activations (2505.13898, section 3.2).
+        tokens: default all but the first, as the paper's notebook does (`no_skip_front=1`).
     """
 
     part: str = "layer"

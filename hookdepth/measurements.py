@@ -117,7 +117,7 @@ class LayerEffect(LayerMeasurement):
 
 
 class OutputEffect(OutputMeasurement):
-    """max over tokens of ‖softmax(z) − softmax(z̄)‖₂ (2505.13898, section 3.2): 0 to √2."""
+    """max over tokens of ‖softmax(z) − softmax(z̄)‖₂ (2505.13898): 0 to √2."""
 
     name = "output"
     change = True

@@ -9,7 +9,7 @@
 Nothing above this module knows what a layer's output looks like (a tensor from transformers 4.54, a
 tuple before), that `self_attn` takes its input by keyword, or what a family adds to its stream.
 
-Sites of layer l, in the order in which a forward pass meets them (2505.13898, section 2):
+Sites of layer l, in the order in which a forward pass meets them (2505.13898):
 resid_pre → attn_out → mlp_out → resid_post.
 """
 
