@@ -191,7 +191,8 @@ def plan_for(
         max_rows=max_rows,
         # Below this many row-tokens a GPU waits for its weights and a CPU's matrix product runs short.
         pack_row_tokens=16384 if on_gpu else 2048,
-        launch_cost=256 if on_gpu else 8,
+        # What weights and calls cost in tokens; on a CPU seen in the rate of products with few rows (see benchmarks/).
+        launch_cost=256 if on_gpu else 10 if model.dtype.itemsize == 4 else 28,
         changes_only=changes_only,
         only=only,
     )

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from jaxtyping import Float
@@ -62,8 +62,11 @@ class Intervention:
         site: one of `SITES`.
         layer: decoder layer, 0-based.
         tokens: the positions it acts on.
+        tokenwise: `apply` looks at no other tokens than those that it changes. Only a promise can be relied on, so a
+            subclass that keeps it says so; values at tokens that nobody measures may then be left out.
     """
 
+    tokenwise: ClassVar[bool] = False
     site: str
     layer: int
     tokens: Tokens = field(default_factory=lambda: slice(None))
@@ -94,6 +97,8 @@ class Identity(Intervention):
     Branch((Identity("resid_pre", 0),))   # equals the trunk bit by bit where rows are treated equally
     """
 
+    tokenwise: ClassVar[bool] = True
+
     def apply(self, row: Tensor, where: Where, around: Surroundings) -> None:
         """Leave the row as it is."""
 
@@ -111,6 +116,7 @@ class Skip(Intervention):
         tokens: default all but the first, as the paper's notebook does (`no_skip_front=1`).
     """
 
+    tokenwise: ClassVar[bool] = True
     part: str = "layer"
 
     def __init__(self, layer: int, part: str = "layer", tokens: Tokens = slice(1, None)) -> None:
@@ -126,6 +132,7 @@ class Skip(Intervention):
 
 @dataclass(frozen=True, eq=False)
 class _WithValue(Intervention):
+    tokenwise: ClassVar[bool] = True
     value: Tensor = field(default_factory=lambda: torch.zeros(()))
 
     def __init__(self, site: str, layer: int, value: Tensor, tokens: Tokens = slice(None)) -> None:
@@ -191,6 +198,7 @@ class Scale(Intervention):
     Scale("mlp_out", 4, 0.5)    # half of what the MLP adds
     """
 
+    tokenwise: ClassVar[bool] = True
     factor: float = 1.0
 
     def __init__(self, site: str, layer: int, factor: float, tokens: Tokens = slice(None)) -> None:
@@ -213,6 +221,7 @@ class Subtract(Intervention):
     c_3 is the trunk's in the same launch; the difference is taken in float32.
     """
 
+    tokenwise: ClassVar[bool] = True
     source: int = 0
 
     def __init__(self, source: int, layer: int, tokens: Tokens = slice(1, None)) -> None:

@@ -73,6 +73,7 @@ def run_launch(
     forward = _Pass(model, table, branches, lengths, [m for m in wanted if isinstance(m, LayerMeasurement)])
     with ExitStack() as hooks:
         forward.register(hooks)
+        forward.leave_out_unread(hooks)
         hidden = model.forward(token_ids[:, launch.start : launch.stop], cache)
     outputs = [m for m in wanted if isinstance(m, OutputMeasurement)]
     output = _measure_output(model, hidden, token_ids, table, forward.mask, outputs, logit_elements) if outputs else {}
@@ -124,7 +125,8 @@ class _Pass:
         measurements: Sequence[LayerMeasurement],
     ) -> None:
         self.model, self.table, self.lengths, self.measurements = model, table, lengths, measurements
-        self.mask = _measured_mask(table, branches, lengths).to(model.device)
+        self.measured = _measured_mask(table, branches, lengths)
+        self.mask = self.measured.to(model.device)
         self.slots = torch.tensor(table.slot, device=model.device)
         self.values: dict[str, list[Tensor]] = {m.name: [] for m in measurements}
         self.pre = self.attn = self.mlp = torch.empty(0)
@@ -153,6 +155,19 @@ class _Pass:
             if (layer, "mlp_out") in table.edits:
                 add("mlp_out")
             add("resid_post")
+
+    def leave_out_unread(self, hooks: ExitStack) -> None:
+        """The last layer's MLP runs only at tokens that are unembedded: nothing else reads it. In erasure and
+        integrated gradients, where few are, this saves some 5 % of all products."""
+        last = self.table.n_layers - 1
+        edits = [self.table.edits.get((last, site), []) for site in ("mlp_out", "resid_post")]
+        tokenwise = all(i.tokenwise for site in edits for _, own in site for i in own)
+        read = self.measured.any(0)
+        if self.measurements or not tokenwise or read.all():
+            return
+        tokens = read.nonzero().flatten() if read.any() else torch.zeros(1, dtype=torch.long)
+        for handle in self.model.mlp_only_at(last, tokens.to(self.model.layer_device(last))):
+            hooks.callback(handle.remove)
 
     def resid_pre(self, layer: int, hidden: Tensor) -> Tensor | None:
         """A layer's input: branches born here or in the attention join."""
@@ -190,7 +205,7 @@ class _Pass:
         after = _append(edited, [self._born_post(layer, hidden, id_) for id_ in rows.born_post])
         if self.measurements:
             before = _append(self.pre, [self.pre[self.table.slot[id_]] for id_ in rows.born_post])
-            view = LayerView(layer, before, after, rows.trunk)
+            view = LayerView(layer, before, after, rows.trunk, trunks)
             mask = self.mask.to(hidden.device)
             # Trunks come first: a branch that is not here is its trunk, measured where the branch is.
             here = torch.arange(len(rows.outside), device=hidden.device)

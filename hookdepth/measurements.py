@@ -28,12 +28,14 @@ class LayerView:
         layer: its index.
         resid_pre, resid_post: [row, token, width], the model's dtype.
         trunk: [row], the row that holds each row's clean run; None where row 0 is everyone's.
+        trunks: number of clean runs; they are the first rows.
     """
 
     layer: int
     resid_pre: Tensor
     resid_post: Tensor
     trunk: Tensor | None
+    trunks: int = 1
 
     @cached_property
     def contribution(self) -> Float[Tensor, "row token width"]:
@@ -113,7 +115,15 @@ class LayerEffect(LayerMeasurement):
 
     def values(self, view: LayerView) -> Float[Tensor, "row token"]:
         """Relative change of the layer's contribution against the trunk's."""
-        return metrics.relative_change(view.clean(view.contribution), view.contribution)
+        pre, post = view.resid_pre, view.resid_post
+        trunks = post[: view.trunks].float() - pre[: view.trunks].float()
+        sizes = trunks.norm(dim=-1).clamp(min=metrics.EPS)
+        changes = []
+        for rows in metrics.blocks(post.shape[0], post[0].numel(), post.device):
+            own = slice(0, 1) if view.trunk is None else view.trunk[rows]
+            change = (post[rows].float() - pre[rows].float()).sub_(trunks[own])
+            changes.append(change.norm(dim=-1) / sizes[own])
+        return torch.cat(changes)
 
 
 class OutputEffect(OutputMeasurement):
@@ -124,11 +134,16 @@ class OutputEffect(OutputMeasurement):
 
     def values(self, view: OutputView) -> Float[Tensor, "row position"]:
         """Distance of the next-token distributions from the trunk's."""
-        probabilities = view.probabilities
-        # Rows in blocks: on a CPU a difference that stays in its caches costs half of one that does not.
-        elements = 1 << 28 if probabilities.is_cuda else 1 << 20
-        size = max(1, elements // max(probabilities[0].numel(), 1))
-        return torch.cat([(rows - probabilities[:1]).norm(dim=-1) for rows in probabilities.split(size)])
+        logits = view.logits
+        n_rows, n_positions, vocab = logits.shape
+        distances = []
+        for positions in metrics.blocks(n_positions, vocab, logits.device):
+            here = logits[:, positions]
+            trunk = torch.softmax(here[:1], dim=-1, dtype=torch.float32)
+            rows_of = [here[rows] for rows in metrics.blocks(n_rows, trunk.numel(), logits.device)]
+            moved = [torch.softmax(rows, dim=-1, dtype=torch.float32).sub_(trunk).norm(dim=-1) for rows in rows_of]
+            distances.append(torch.cat(moved))
+        return torch.cat(distances, dim=1)
 
 
 class TargetProbability(OutputMeasurement):

@@ -5,6 +5,8 @@ relative_change(trunk_contribution, branch_contribution)   # [row, token], 0 whe
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -64,3 +66,16 @@ def masked_reduce(values: Float[Tensor, "r t"], mask: Bool[Tensor, "r t"], how: 
         return kept.amax(-1)
     total = kept.sum(-1)
     return total if how == "sum" else total / mask.sum(-1).clamp(min=1)
+
+
+def blocks(n: int, elements: int, device: torch.device) -> Iterator[slice]:
+    """0..n−1 in slices that a CPU's caches hold: elementwise work takes a third of the time there. A GPU gets one.
+
+        for rows in blocks(logits.shape[0], logits[0].numel(), logits.device): ...
+
+    Args:
+        n: how many pieces.
+        elements: numbers in a piece; a slice has at most 2^18, or one piece.
+    """
+    size = n if device.type != "cpu" else max(1, (1 << 18) // max(elements, 1))
+    return (slice(begin, begin + size) for begin in range(0, n, max(size, 1)))

@@ -176,6 +176,25 @@ class Decoder:
         """Hook what a layer's MLP adds to the residual stream."""
         return self._on_output(getattr(self.layers[layer], self.family.mlp_site), edit, self._scale)
 
+    def mlp_only_at(self, layer: int, tokens: Int[Tensor, " token"]) -> tuple[RemovableHandle, RemovableHandle]:
+        """Run a layer's MLP at some tokens only; at the others it gives 0. For a last layer that nobody reads there.
+
+        first, second = model.mlp_only_at(29, torch.tensor([17, 18]))
+        """
+        length = 0
+
+        def narrow(_module: nn.Module, args: tuple[Any, ...]) -> Any:
+            nonlocal length
+            length = args[0].shape[1]
+            return (args[0].index_select(1, tokens.to(args[0].device)), *args[1:])
+
+        def widen(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
+            zeros = output.new_zeros(output.shape[0], length, output.shape[2])
+            return zeros.index_copy(1, tokens.to(output.device), output)
+
+        mlp: Any = self.layers[layer].mlp
+        return mlp.register_forward_pre_hook(narrow), mlp.register_forward_hook(widen, prepend=True)
+
     def on_resid_post(self, layer: int, edit: Edit) -> RemovableHandle:
         """Hook a layer's output. `edit` may return more or fewer rows than it was given."""
         return self._on_output(self.layers[layer], edit, 1.0)

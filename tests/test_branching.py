@@ -6,6 +6,7 @@ alike there. At one token a launch it does not, and the noise (5e-7) is what the
 
 import random
 from collections import Counter
+from dataclasses import dataclass
 
 import naive
 import pytest
@@ -20,6 +21,7 @@ from hookdepth import (
     Custom,
     HookdepthError,
     Identity,
+    Intervention,
     LayerEffect,
     LayerMeasurement,
     LogitDifference,
@@ -692,3 +694,40 @@ def test_layers_on_disk(tmp_path):
     assert next(hf.model.layers[3].parameters()).device.type == "meta"
     results = run(hookdepth.wrap(hf), ids, branches)
     assert torch.equal(results.layer["effect"], plain.layer["effect"])
+
+
+def test_the_last_mlp_runs_only_where_something_is_unembedded(monkeypatch, family):
+    hf, model, ids = family
+    last = model.n_layers - 1
+    mlp = model.layers[last].mlp
+    tokens = []
+
+    def forward(hidden, plain=mlp.forward):
+        tokens.append(hidden.shape[1])
+        return plain(hidden)
+
+    monkeypatch.setattr(mlp, "forward", forward)
+    cases = [Skip(1), Skip(last), Skip(last, "mlp"), Skip(last, "attn"), Patch("resid_post", last, vectors(D), [T - 2])]
+    cases += [Patch("resid_pre", layer, vectors(D), [3]) for layer in range(model.n_layers)]
+    branches = [Branch((case,), measured=[T - 4, T - 2]) for case in cases]
+    narrow = run(model, ids, branches, [OutputEffect()])
+    assert set(tokens) == {2}
+    tokens.clear()
+    wide = run(model, ids, branches, EFFECTS)
+    assert min(tokens) > 2
+    agree(narrow.output["output"], wide.output["output"])
+    agree(narrow.output["output"], torch.stack([one_pass(hf, ids, branch)[1] for branch in branches]))
+
+
+@dataclass(frozen=True, eq=False)
+class MeanOfAllTokens(Intervention):
+    def apply(self, row, where, around):
+        row[where.local] = row.mean(0)
+
+
+def test_an_intervention_that_looks_at_other_tokens_finds_them(llama):
+    _, model, ids = llama
+    branch = Branch((MeanOfAllTokens("mlp_out", model.n_layers - 1, [T - 1]),), measured=[T - 1])
+    alone = run(model, ids, [branch], [OutputEffect()]).output["output"]
+    agree(alone, run(model, ids, [branch]).output["output"], 1e-6)
+    assert not MeanOfAllTokens.tokenwise

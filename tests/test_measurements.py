@@ -58,7 +58,8 @@ def test_custom():
 def test_layer_effect_compares_every_row_with_its_own_trunk(trunk):
     pre, post = torch.zeros(4, 2, 3), torch.zeros(4, 2, 3)
     post[:, :, 0] = torch.tensor([[1.0, 1.0], [4.0, 4.0], [1.0, 3.0], [4.0, 6.0]])
-    view = LayerView(0, pre, post, None if trunk is None else torch.tensor(trunk))
+    trunks = 1 if trunk is None else 2
+    view = LayerView(0, pre, post, None if trunk is None else torch.tensor(trunk), trunks)
     expected = [[0, 0], [3, 3], [0, 2], [3, 5]] if trunk is None else [[0, 0], [0, 0], [0, 2], [0, 0.5]]
     assert LayerEffect().values(view).tolist() == expected
 
@@ -90,3 +91,23 @@ def test_a_measurement_must_say_what_it_measures():
     with pytest.raises(TypeError, match="OutputMeasurement must define"):
         OutputMeasurement().values(None)
     assert metrics.EPS == 1e-6
+
+
+def test_large_vocabularies_go_in_blocks_and_give_the_same():
+    # Twice the size of a block in one position, so that rows and positions are both split.
+    logits = torch.randn(3, 4, 1 << 19, generator=torch.Generator().manual_seed(0)).bfloat16()
+    assert len(list(metrics.blocks(4, 1 << 19, logits.device))) == 4
+    p = logits.float().softmax(-1)
+    values = OutputEffect().values(OutputView(logits, range(4), torch.zeros(4, dtype=torch.long), 0))
+    torch.testing.assert_close(values, (p - p[:1]).norm(dim=-1))
+    assert (values[0] == 0).all()
+
+
+def test_many_rows_go_in_blocks_and_give_the_same():
+    pre, post = (torch.randn(9, 5, 1 << 15, generator=torch.Generator().manual_seed(k)) for k in range(2))
+    assert len(list(metrics.blocks(9, 5 << 15, pre.device))) > 1
+    change = post - pre
+    for trunk, own in ((None, change[:1]), (torch.tensor([0, 1, 0, 1, 1, 0, 0, 1, 1]), None)):
+        clean = change[trunk] if own is None else own
+        values = LayerEffect().values(LayerView(0, pre, post, trunk, 1 if trunk is None else 2))
+        torch.testing.assert_close(values, metrics.relative_change(clean, change))

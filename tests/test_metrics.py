@@ -92,3 +92,13 @@ def test_norms_and_cosines_are_taken_in_float32():
     large = torch.full((1, 64), 300.0, dtype=torch.float16)  # its squares overflow float16
     assert metrics.relative_norm(large, large).item() == 1
     assert metrics.cosine(large, large).item() == pytest.approx(1)
+
+
+def test_blocks_cover_everything_once():
+    for n, elements in ((0, 7), (1, 1), (10, 1 << 17), (10, 1 << 30), (7, 1 << 16)):
+        slices = list(metrics.blocks(n, elements, torch.device("cpu")))
+        assert [i for piece in slices for i in range(n)[piece]] == list(range(n))
+        assert all(
+            (piece.stop - piece.start) * elements <= 1 << 18 or piece.stop - piece.start == 1 for piece in slices
+        )
+    assert list(metrics.blocks(10, 1 << 30, torch.device("cuda"))) == [slice(0, 10)]

@@ -12,10 +12,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from hookdepth.analyses.task import Inputs, OnLaunch, Partial, Settings, Task, Tensors
 from hookdepth.capturing import capture
-from hookdepth.metrics import kl_divergence, topk_overlap
+from hookdepth.metrics import blocks, kl_divergence, topk_overlap
 from hookdepth.models import Decoder
 
 TOP_K = 5
@@ -53,11 +55,20 @@ def lens_sums(model: Decoder, prompt: Sequence[int], logit_elements: int | None 
             model.forward(torch.tensor([list(prompt)], device=model.device))
         final = last["resid_post", n_layers - 1][0]
         resid = torch.stack([acts["resid_pre", layer][0].to(final.device) for layer in range(n_layers)] + [final])
-        kl = torch.zeros(n_layers + 1, device=final.device)
-        overlap = torch.zeros_like(kl)
-        for chunk in resid.split(size, dim=1):
-            logits = model.unembed(model.norm(chunk)).float()  # [L+1, token, vocab]
-            overlap += topk_overlap(logits, logits[-1:], TOP_K).sum(-1)
-            logs = logits.log_softmax(-1)
-            kl += kl_divergence(logs, logs[-1:]).sum(-1)
-    return {"kl": kl.cpu(), "topk_overlap": overlap.cpu()}
+        sums = sum(_kl_and_overlap(model.unembed(model.norm(chunk))) for chunk in resid.split(size, dim=1))
+    assert isinstance(sums, torch.Tensor)
+    return {"kl": sums[0].cpu(), "topk_overlap": sums[1].cpu()}
+
+
+def _kl_and_overlap(logits: Float[Tensor, "point token vocab"]) -> Float[Tensor, "2 point"]:
+    """Sums over tokens, against the last point."""
+    n_points, n_tokens, vocab = logits.shape
+    sums = torch.zeros(2, n_points, device=logits.device)
+    for tokens in blocks(n_tokens, vocab, logits.device):
+        final = logits[-1:, tokens].float()
+        final_logs = final.log_softmax(-1)
+        for points in blocks(n_points, final.numel(), logits.device):
+            here = logits[points, tokens].float()
+            sums[0, points] += kl_divergence(here.log_softmax(-1), final_logs).sum(-1)
+            sums[1, points] += topk_overlap(here, final, TOP_K).sum(-1)
+    return sums
