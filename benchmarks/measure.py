@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from hookdepth import Decoder
-from hookdepth.planning import Plan
+from hookdepth.plans import Plan
 
 
 def synchronise() -> None:

@@ -32,7 +32,8 @@ from hookdepth.interventions import Branch
 from hookdepth.launching import LaunchResult, run_launch
 from hookdepth.measurements import Measurement
 from hookdepth.models import Decoder
-from hookdepth.planning import Launch, Plan, make_plan
+from hookdepth.planning import make_plan
+from hookdepth.plans import Launch, Plan
 from hookdepth.rows import RowTable
 
 

@@ -18,137 +18,12 @@ where they first differ from their trunk. There are three kinds of launch:
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from hookdepth.interventions import Branch, positions
+from hookdepth.interventions import Branch
+from hookdepth.plans import Extent, Launch, Plan, extent_of, family_of, launch_work, peak_rows
 
-TRUNK, NULL = -2, -1
-"""Row numbers of a prompt's trunk and null branch, where other rows carry a branch's index."""
 _MIN_SAVING = 0.9  # starting right of token 0 must do at most this share of the whole launch's work
-
-
-@dataclass(frozen=True)
-class Extent:
-    """Where a branch differs from its trunk.
-
-    Attributes:
-        birth: (layer, 0 resid_pre | 1 attn_out | 2 after the MLP): where its row joins.
-        first, last: first and last layer that it runs through (last < first: output only).
-        token, stop: first token that differs, one past the last that is measured.
-    """
-
-    birth: tuple[int, int]
-    first: int
-    last: int
-    token: int
-    stop: int
-
-    @property
-    def layers(self) -> int:
-        """Layers its row runs through."""
-        return max(0, self.last + 1 - self.first)
-
-
-def extent_of(branch: Branch, length: int, n_layers: int, changes_only: bool = True) -> Extent:
-    """The extent of a branch in a prompt of `length` tokens; `changes_only` as in `make_plan`.
-
-    extent_of(Branch((Skip(3),)), 20, 30)   # born after layer 3, runs through 4..29, tokens 1..19
-    """
-    layer, site = branch.birth()
-    order = {"resid_pre": 0, "attn_out": 1}.get(site, 2)
-    changed = [min(where) for i in branch.interventions if (where := positions(i.tokens, length))]
-    measured = branch.measured_positions(length)
-    if not changes_only:
-        changed += measured
-    stop = 1 + max(measured) if measured else (branch.cut or 0)
-    last = n_layers - 1 if branch.until is None else branch.until
-    return Extent((layer, order), layer + (order == 2), last, min(changed, default=length), stop)
-
-
-def family_of(branch: Branch) -> tuple[int, ...]:
-    """Branches of one family hold the same intervention objects and live as long: their states left of a cut
-    are the same."""
-    until = -1 if branch.until is None else branch.until
-    return (branch.prompt, until, *(id(intervention) for intervention in branch.interventions))
-
-
-@dataclass(frozen=True)
-class Launch:
-    """One forward call.
-
-    Attributes:
-        prompts: the prompts whose trunks are its first rows.
-        start, stop: the tokens it computes; keys and values left of `start` are handed in.
-        rows: indices of branches, in the order in which they join.
-        measured: those of `rows` whose measurements are wanted; the others only lend keys and values.
-        prefix: "none", "trunk" or "own" (see the module).
-        suffixes: launches that start from what this one recorded.
-    """
-
-    prompts: tuple[int, ...]
-    start: int
-    stop: int
-    rows: tuple[int, ...]
-    measured: frozenset[int]
-    prefix: str = "none"
-    suffixes: tuple[Launch, ...] = ()
-
-    @property
-    def record(self) -> bool:
-        """Whether other launches start from its keys and values."""
-        return bool(self.suffixes)
-
-    def walk(self) -> Iterator[Launch]:
-        """This launch and those that start from it, in the order in which they run."""
-        yield self
-        for suffix in self.suffixes:
-            yield from suffix.walk()
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Launches for a list of branches, with the work that they do.
-
-    Attributes:
-        launches: those that start at token 0 of their prompts; each with its suffixes.
-        work: token-layers computed (one token through one layer), null branches and trunks included.
-        least: token-layers in which a branch can differ from its trunk, plus each trunk once.
-        extents: per branch.
-    """
-
-    launches: tuple[Launch, ...]
-    work: int
-    least: int
-    n_layers: int
-    extents: tuple[Extent, ...] = field(repr=False)
-
-    @property
-    def n_launches(self) -> int:
-        """Forward calls in all."""
-        return sum(1 for launch in self.launches for _ in launch.walk())
-
-    @property
-    def peak_row_tokens(self) -> int:
-        """Largest rows × tokens of a launch: what memory grows with."""
-        walked = [launch for top in self.launches for launch in top.walk()]
-        return max((self.rows_of(launch) * (launch.stop - launch.start) for launch in walked), default=0)
-
-    def rows_of(self, launch: Launch) -> int:
-        """Most rows that a launch has at any layer: trunks, null branches and branches."""
-        return 2 * len(launch.prompts) + peak_rows([self.extents[row] for row in launch.rows])
-
-    def table(self) -> str:
-        """One line a launch, then the totals."""
-        lines = [f"{'launch':>6}  {'prompts':>7}  {'prefix':>6}  {'tokens':>11}  {'rows':>5}  {'token-layers':>12}"]
-        walked = [launch for top in self.launches for launch in top.walk()]
-        for number, launch in enumerate(walked):
-            span = f"{launch.start}..{launch.stop - 1}"
-            work = launch_work(launch, self.extents, self.n_layers)
-            head = f"{number:>6}  {len(launch.prompts):>7}  {launch.prefix:>6}  {span:>11}"
-            lines.append(f"{head}  {self.rows_of(launch):>5}  {work:>12,}")
-        ratio = self.work / max(self.least, 1)
-        lines.append(f"work {self.work:,} token-layers, least possible {self.least:,}: {ratio:.2f} times")
-        return "\n".join(lines)
 
 
 def make_plan(
@@ -189,26 +64,6 @@ def make_plan(
     launches = [launch for pack in builder.packs(by_prompt) for launch in builder.launches(pack)]
     work = sum(launch_work(launch, extents, n_layers) for top in launches for launch in top.walk())
     return Plan(tuple(launches), work, builder.least(by_prompt), n_layers, extents)
-
-
-def peak_rows(extents: Iterable[Extent]) -> int:
-    """Most branches alive at one layer: those that live for a layer do not add up."""
-    change: dict[int, int] = {}
-    for extent in extents:
-        first = min(extent.first, extent.last)  # one that runs through no layer joins at the last one's output
-        change[first] = change.get(first, 0) + 1
-        change[extent.last + 1] = change.get(extent.last + 1, 0) - 1
-    peak = alive = 0
-    for layer in sorted(change):
-        alive += change[layer]
-        peak = max(peak, alive)
-    return peak
-
-
-def launch_work(launch: Launch, extents: Sequence[Extent], n_layers: int) -> int:
-    """Token-layers that a launch computes."""
-    layers = 2 * len(launch.prompts) * n_layers + sum(extents[row].layers for row in launch.rows)
-    return layers * (launch.stop - launch.start)
 
 
 @dataclass(frozen=True)

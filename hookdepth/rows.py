@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from hookdepth.interventions import Branch, Intervention
-from hookdepth.planning import NULL, TRUNK, Extent, Launch, family_of
+from hookdepth.plans import NULL, TRUNK, Extent, Launch, family_of
 
 Key = tuple[int, ...]
 Edits = list[tuple[int, list[Intervention]]]

@@ -21,7 +21,7 @@ LAYERS = [
     ["loading"],
     ["interventions", "measurements"],
     ["capturing"],
-    ["planning", "rows", "launching", "branching"],
+    ["plans", "planning", "rows", "launching", "branching"],
     ["analyses.quadrature", "analyses.task"],
     ["analyses.skip"],
     ["analyses.erasure", "analyses.integrated_gradients", "analyses.lens", "analyses.local", "analyses.stats"],

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hookdepth.interventions import PARTS, SITES, Branch, Identity, Patch, Skip, Subtract
-from hookdepth.planning import extent_of, make_plan, peak_rows
+from hookdepth.planning import make_plan
+from hookdepth.plans import extent_of, peak_rows
 
 L = 30
 CUTS = {20: (8, 12), 180: (160, 8, 104, 56)}

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from test_planning import problems
 
 from hookdepth.interventions import SITES, Branch, Identity, Patch, Skip
-from hookdepth.planning import NULL, TRUNK, family_of, make_plan
+from hookdepth.planning import make_plan
+from hookdepth.plans import NULL, TRUNK, family_of
 from hookdepth.rows import RowTable
 
 CPU = torch.device("cpu")
