@@ -89,3 +89,14 @@ def test_nodes_are_asked_for_once():
         for alpha in wanted:
             path.accept(alpha, sharp(alpha), torch.tensor([sharp_slope(alpha)]))
     assert len(asked) == len(set(asked)) == path.evaluations
+
+
+def test_errors_of_tokens_that_cancel_in_the_sum_are_resolved():
+    path = AdaptivePath(tolerance=0.01, token_tolerance=0.0025)
+    while wanted := path.wanted():
+        for alpha in wanted:
+            slope = 1 / (0.1 * math.pi) / (1 + ((alpha - 0.3) / 0.1) ** 2)  # its integral: 0.852
+            path.accept(alpha, alpha, torch.tensor([1 + slope, -slope]))  # f(α) = α: completeness sees nothing
+    bump = (math.atan(7) + math.atan(3)) / math.pi
+    assert path.integral().tolist() == pytest.approx([1 + bump, -bump], abs=0.0025 * (1 + bump))
+    assert 9 < path.evaluations < 50

@@ -13,6 +13,7 @@ positions that predict the answer are unembedded.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -217,8 +218,12 @@ def _fixed(path: Path, layers: list[int], nodes: list[float], weights: list[floa
 
 
 def _adaptive(path: Path, layers: list[int], settings: Settings) -> tuple[Tensor, Tensor, Tensor]:
-    narrowest = torch.finfo(path.model.dtype).eps
-    by_layer = {layer: AdaptivePath(settings.ig_tolerance, settings.ig_max_evaluations, narrowest) for layer in layers}
+    tolerance, narrowest = settings.ig_tolerance, torch.finfo(path.model.dtype).eps
+    settled = tolerance / 2 if path.model.dtype == torch.float32 else math.inf  # tokens; noise of 16 bits never settles
+    by_layer = {
+        layer: AdaptivePath(tolerance, settings.ig_max_evaluations, narrowest, token_tolerance=settled)
+        for layer in layers
+    }
     paths = list(by_layer.values())
     while nodes := [(layer, alpha) for layer, own in by_layer.items() for alpha in own.wanted()]:
         for (layer, alpha), f, gradient in path.evaluate(nodes):
