@@ -11,7 +11,6 @@ over training time, and a small JSON file of numbers beside it.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import sys
 import time
@@ -67,7 +66,8 @@ class Sums(IterableDataset[dict[str, Tensor]]):
 @torch.no_grad()
 def accuracy(model: Any, digits: int, n: int = 500) -> float:
     """Share of held-out sums whose whole answer is right, decoded greedily."""
-    source, pairs = random.Random(0), []
+    source = random.Random(0)
+    pairs: list[tuple[int, int]] = []
     while len(pairs) < n:
         a, b = (source.randrange(10**digits) for _ in range(2))
         if is_held_out(a, b):
@@ -102,6 +102,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--bf16", action="store_true", help="under autocast: several times faster on some CPUs")
     parser.add_argument("--every", type=int, default=20)
     parser.add_argument("--out", default="out/addition")
     options = parser.parse_args()
@@ -128,6 +129,7 @@ def main() -> None:
         warmup_steps=100,
         weight_decay=0.01,
         adam_beta2=0.98,
+        bf16=options.bf16,
         logging_steps=50,
         save_strategy="no",
         report_to="none",
