@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hookdepth import summary
 from hookdepth.plots_base import GREY, boxed, colour_map, layer_axis, new_figure, render, styled
+from hookdepth.plots_layers import contribution_limit
 from hookdepth.results import Result
 
 __all__ = ["render", "training_figure"]
@@ -28,10 +29,16 @@ class _Panel:
     take: Callable[[Mapping[str, Tensor]], Tensor]
     rows: str = "Layer"
     signed: bool = False
+    limit: Callable[[np.ndarray], float] | None = None
 
 
 _PANELS = (
-    _Panel("residual-stats", "Relative contribution\nof the layer", lambda t: t["relative_contribution.layer"]),
+    _Panel(
+        "residual-stats",
+        "Relative contribution\nof the layer",
+        lambda t: t["relative_contribution.layer"],
+        limit=contribution_limit,
+    ),
     _Panel("residual-stats", "Cosine similarity\n(mean of the three)", summary.mean_cosine, signed=True),
     _Panel("logit-lens", "Logit lens:\nKL divergence (nats)", lambda t: t["kl"], "Before layer"),
     _Panel(
@@ -49,7 +56,8 @@ def training_figure(history: Mapping[str, Mapping[int, Result]]) -> Figure:
 
         training_figure(load_history("depth"))
 
-    Colours end at the 98th percentile of a panel; an arrow at the colour bar says that there is more.
+    Colours end at the 98th percentile of a panel, those of relative contributions where the report's axis does; an
+    arrow at the colour bar says that there is more.
 
     Args:
         history: analysis → step → result.
@@ -69,7 +77,7 @@ def _draw(figure: Figure, axes: Axes, panel: _Panel, steps: list[int], values: n
     shown = np.ma.masked_invalid(values)
     finite = shown.compressed()
     top = float(np.quantile(np.abs(finite), 0.98)) if finite.size else 1.0
-    limit = top or 1.0
+    limit = panel.limit(finite) if panel.limit else top or 1.0
     low, colours = (-limit, "RdBu_r") if panel.signed else (0.0, "viridis")
     rows = np.arange(len(values) + 1) - 0.5
     image = axes.pcolormesh(_edges(steps), rows, shown, cmap=colour_map(colours), vmin=low, vmax=limit, rasterized=True)

@@ -18,7 +18,7 @@ LAYERS = 3
 
 def fresh_model(family="llama", **overrides):
     """A tiny model in training mode, with dropout in its attention, so that random state matters."""
-    return tiny_model(family, num_hidden_layers=LAYERS, attention_dropout=0.1, **overrides).train()
+    return tiny_model(family, **{"num_hidden_layers": LAYERS, "attention_dropout": 0.1, **overrides}).train()
 
 
 def make_batches(n, rows=2, tokens=12, padding=(0, 5), seed=0):
@@ -37,7 +37,7 @@ def make_batches(n, rows=2, tokens=12, padding=(0, 5), seed=0):
 def train(model, batches, monitor=None, *, accumulate=1, autocast=False, call=None):
     """A plain loop with AdamW; returns what `assert_same` compares. `call` is what the loop calls, if not the model."""
     seed_everything()
-    call = call or model
+    call = model if call is None else call
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     losses = []
 

@@ -80,8 +80,7 @@ class Reader:
     def attach(self) -> None:
         """Register the hooks."""
         if self.target.compiled:
-            outer = self.target.outer
-            self._add(outer.register_forward_hook(self._guarded(self._repeat), with_kwargs=True))
+            self._attach_around()
         else:
             self._attach_sites()
 
@@ -111,6 +110,24 @@ class Reader:
 
     def _add(self, handle: Any) -> None:
         self._hooks.callback(handle.remove)
+
+    def _attach_around(self) -> None:
+        """After the call of a model that is compiled, make it once more."""
+        outer, again = self.target.outer, self._guarded(self._repeat)
+        compiled = getattr(outer, "_compiled_call_impl", None)
+        if compiled is None:
+            self._add(outer.register_forward_hook(again, with_kwargs=True))
+            return
+
+        # By its own compile(): a hook would be compiled with it, or never be called.
+        @wraps(compiled)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            output = compiled(*args, **kwargs)
+            again(outer, args, kwargs, output)
+            return output
+
+        outer._compiled_call_impl = call
+        self._hooks.callback(setattr, outer, "_compiled_call_impl", compiled)
 
     def _attach_sites(self) -> None:
         decoder = self.target.decoder

@@ -67,7 +67,7 @@ def _without_wrappers(model: nn.Module) -> nn.Module:
                 "use DistributedDataParallel (torchrun), or one device",
             )
         children = model._modules
-        inner = children.get("_orig_mod") or children.get("module")  # torch.compile; DDP and engines like it
+        inner = children.get("_orig_mod", children.get("module"))  # torch.compile; DDP and engines like it
         if inner is None:
             return model
         model = inner
