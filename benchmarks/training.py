@@ -3,7 +3,7 @@
     python benchmarks/training.py                             # a Llama of about 10 M parameters on a CPU
     python benchmarks/training.py --shape 1b --tokens 4096    # the shape of Llama 3.2 1B, bfloat16, on a GPU
 
-Rounds of a few steps each take turns: without, sampled every step, sampled every 50 steps (without files and with).
+Rounds of a few steps each take turns: without, sampled every step, the same with result files, sampled every 50 steps.
 Reported are the medians of the rounds' ratios to the round without beside them, so that drift of the machine hits
 both alike. The last line is JSON.
 """
@@ -50,7 +50,7 @@ class Training:
         torch.manual_seed(0)
         config = LlamaConfig(vocab_size=VOCABULARY[shape], tie_word_embeddings=True, **SHAPES[shape])
         dtype = torch.bfloat16 if device == "cuda" else torch.float32
-        self.model: Any = LlamaForCausalLM(config).to(device, dtype).train()
+        self.model = llama(config).to(device, dtype).train()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=device == "cuda")
         self.ids = torch.randint(0, VOCABULARY[shape], (rows, tokens), device=device)
 
@@ -70,6 +70,11 @@ class Training:
         for _ in range(steps):
             with monitor.step():
                 self.step()
+
+
+def llama(config: LlamaConfig) -> Any:
+    """A model with random weights."""
+    return LlamaForCausalLM(config)
 
 
 def main() -> None:
