@@ -91,10 +91,10 @@ def test_compiled_models_are_read_and_not_disturbed(how, warm, compiler, caplog)
             call(**batches[0])
         return call
 
-    plain = fresh_model(attention_dropout=dropout)
+    plain = fresh_model(attention_dropout=dropout, num_hidden_layers=2)
     without = train(plain, batches, call=prepare(plain))
     torch._dynamo.reset()
-    model = fresh_model(attention_dropout=dropout)
+    model = fresh_model(attention_dropout=dropout, num_hidden_layers=2)
     call = prepare(model)
     monitor = DepthMonitor(call, 2, probes=["logit-lens", "skip-current"], prompts=[IDS], strict=True)
     assert "one more forward pass" in said(caplog)
@@ -103,7 +103,7 @@ def test_compiled_models_are_read_and_not_disturbed(how, warm, compiler, caplog)
     if dropout:
         return  # the numbers are those of other dropped units, each time
     # The last sampled step's weights, now moved on by one step: read afresh, and compare with an uncompiled twin.
-    twin = fresh_model(attention_dropout=0.0)
+    twin = fresh_model(attention_dropout=0.0, num_hidden_layers=2)
     twin.load_state_dict({name.replace("_orig_mod.", ""): value for name, value in model.state_dict().items()})
     with monitor.step(4):
         call(**batches[0]).loss.backward()
@@ -113,7 +113,7 @@ def test_compiled_models_are_read_and_not_disturbed(how, warm, compiler, caplog)
 
 
 def test_a_compiled_model_that_is_not_given_is_noticed(compiler, caplog):
-    model, batches = fresh_model(), make_batches(3, padding=(0, 0))
+    model, batches = fresh_model(num_hidden_layers=2), make_batches(3, padding=(0, 0))
     monitor = DepthMonitor(model, every=1)
     train(model, batches, monitor, call=torch.compile(model, backend="eager"))
     assert "compiled" in said(caplog)
@@ -121,7 +121,7 @@ def test_a_compiled_model_that_is_not_given_is_noticed(compiler, caplog):
 
 
 def test_a_compiled_step_is_noticed(compiler, caplog):
-    model, (batch,) = fresh_model(), make_batches(1, padding=(0, 0))
+    model, (batch,) = fresh_model(num_hidden_layers=2), make_batches(1, padding=(0, 0))
     monitor = DepthMonitor(model, every=1)
     loss = torch.compile(lambda: model(**batch).loss, backend="eager")
     with monitor.step():
@@ -136,7 +136,7 @@ def test_autocast_and_a_compiled_layer(around, compiler):
 
     def run(watch):
         torch.manual_seed(0)
-        model = compiled_by(fresh_model(), "layers in place")
+        model = compiled_by(fresh_model(num_hidden_layers=2), "layers in place")
         monitor = DepthMonitor(model, 1, strict=True) if watch else None
         if around == "within autocast":
             return train(model, batches, monitor, autocast=True)
@@ -149,7 +149,7 @@ def test_autocast_and_a_compiled_layer(around, compiler):
 
 
 def test_wrappers_are_taken_off_in_any_order(compiler):
-    model = fresh_model()
+    model = fresh_model(num_hidden_layers=2)
     target = unwrap(torch.compile(model))
     assert (target.core, target.decoder.hf, target.compiled) == (model, model, True)
     assert unwrap(model).compiled is False
