@@ -53,9 +53,10 @@ def test_a_whole_model_that_is_computed_again_counts_once():
     (batch,) = make_batches(1)
     exact = expected_stats(model, [batch])
     monitor = DepthMonitor(model, 1, strict=True)
-    with monitor.step():
+    with monitor.step(), torch.utils.checkpoint.set_checkpoint_early_stop(False):
         torch.utils.checkpoint.checkpoint(lambda: model(**batch).loss, use_reentrant=False).backward()
     assert_close(monitor.results["residual-stats"], exact)
+    assert monitor.results["residual-stats"].metadata["data"]["n_tokens"] == int(batch["attention_mask"].sum())
 
 
 def said(caplog):
