@@ -1,0 +1,46 @@
+"""How the layers are used while a model trains, without changing the training.
+
+    from hookdepth.training import DepthMonitor
+
+    monitor = DepthMonitor(model, every=50, out="depth")
+    for batch in batches:
+        with monitor.step():                   # forward, backward and the optimiser's step, all micro-batches
+            model(**batch).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    trainer.add_callback(DepthCallback(trainer, every=50, out="depth"))      # the Trainer of transformers
+
+Step s is the one that s steps came before. Those with s % every == 0 are sampled: what is measured belongs to the
+weights before that step. On all other steps no hook exists.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hookdepth.training.callback import DepthCallback
+    from hookdepth.training.history import load_history, save_picture
+    from hookdepth.training.monitor import DepthMonitor
+    from hookdepth.training.reading import padding_mask
+
+_HOME = {
+    "callback": ("DepthCallback",),  # imports transformers' Trainer
+    "history": ("load_history", "save_picture"),
+    "monitor": ("DepthMonitor",),
+    "reading": ("padding_mask",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOME.items():
+        if name in names:
+            return getattr(import_module(f"hookdepth.training.{module}"), name)
+    raise AttributeError(f"module 'hookdepth.training' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+__all__ = ["DepthCallback", "DepthMonitor", "load_history", "padding_mask", "save_picture"]

@@ -1,0 +1,51 @@
+"""What a monitored training left behind: a folder a step, and the picture over all of them.
+
+history = load_history("depth")
+history["residual-stats"][50].tensors["cosine.layer"]      # [L], at step 50
+save_picture("depth", "depth.png")                         # layers × steps
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from hookdepth.errors import HookdepthError
+from hookdepth.results import SUFFIX, Result, write_atomic
+
+STEP = "step-"
+
+
+def load_history(folder: str | os.PathLike[str]) -> dict[str, dict[int, Result]]:
+    """Analysis → step → result, in order of steps, of every step in the `out` folder of a monitor.
+
+        load_history("depth")["logit-lens"]
+
+    Raises:
+        HookdepthError: no such folder, no step in it, or a file that is no result.
+    """
+    folder = Path(folder)
+    files = [path for path in folder.glob(f"{STEP}*/*{SUFFIX}") if path.parent.name.removeprefix(STEP).isdigit()]
+    if not files:
+        raise HookdepthError(f"no steps in {str(folder)!r}", "give the out= folder of a DepthMonitor or DepthCallback")
+    history: dict[str, dict[int, Result]] = {}
+    for path in sorted(files, key=lambda path: int(path.parent.name.removeprefix(STEP))):
+        result = Result.load(path)
+        history.setdefault(result.analysis, {})[int(path.parent.name.removeprefix(STEP))] = result
+    return history
+
+
+def save_picture(folder: str | os.PathLike[str], path: str | os.PathLike[str]) -> Path:
+    """Draw the heat map over training time from a monitor's folder.
+
+        save_picture("depth", "depth.png")     # or .svg
+
+    Raises:
+        HookdepthError: as `load_history`, or the file cannot be written.
+    """
+    from hookdepth.plots_training import render, training_figure  # imports matplotlib, which training need not
+
+    kind = Path(path).suffix.lstrip(".").lower()
+    if kind not in ("png", "svg"):
+        raise HookdepthError(f"{str(path)!r} is neither .png nor .svg", "name a file that ends in one of them")
+    return write_atomic(path, render(training_figure(load_history(folder)), kind))

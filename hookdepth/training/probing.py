@@ -1,0 +1,118 @@
+"""Analyses of the package on fixed prompts, between two steps of a training that does not notice.
+
+    probes = Probes(["logit-lens", "skip-current"], ["The capital of France is"], tokenizer)
+    probes.run(unwrap(model))["logit-lens"]["kl"]      # [L+1]
+
+In evaluation mode, without gradients to parameters, without autocast, whatever the training around has; training
+mode, gradients' flags and random state come back as they were.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from hookdepth.analyses import NAMES, NEED_CUTS, NEED_PROBES, Inputs, Settings, tasks_for
+from hookdepth.data import Probe, encode, make_probe, sample_cuts
+from hookdepth.errors import HookdepthError, choose
+from hookdepth.training.wrapping import Target, autocast_without_memory, run_eagerly, same_randomness, whole_weights
+
+Prompt = str | Sequence[int] | tuple[str, str] | Probe
+BASELINE_PROMPTS = 10
+
+
+class Probes:
+    """What to measure between steps.
+
+        Probes(["residual-erasure"], [("2 + 2 = ", "4")], tokenizer)
+
+    Args:
+        names: of analyses.
+        prompts: texts, lists of token ids, pairs of prompt and answer, or `hookdepth.data.Probe`s. Analyses of
+            answers (residual-erasure, integrated-gradients) need pairs or probes; the others take prompt and answer
+            as one text.
+        tokenizer: needed for texts.
+        settings: of the analyses.
+
+    Raises:
+        HookdepthError: unknown analysis, no prompt or none that serves, text without a tokenizer.
+    """
+
+    def __init__(
+        self, names: Sequence[str], prompts: Sequence[Prompt], tokenizer: Any = None, settings: Settings | None = None
+    ) -> None:
+        self.names = [choose("analysis", name, NAMES) for name in ([names] if isinstance(names, str) else names)]
+        self.settings = settings or Settings()
+        if bool(self.names) != bool(prompts):
+            lacking = "prompts" if self.names else "probes"
+            raise HookdepthError(
+                f"{lacking} are missing", "give probes=[analyses] and prompts=[…] together, or neither"
+            )
+        prompts = [prompts] if isinstance(prompts, str) else prompts
+        encoded = [_encode(prompt, tokenizer) for prompt in prompts]
+        ids = tuple(each.token_ids if isinstance(each, Probe) else each for each in encoded)
+        answers = tuple(each for each in encoded if isinstance(each, Probe))
+        cuts = tuple(sample_cuts([len(own) for own in ids]))
+        if set(self.names) & set(NEED_CUTS) and not any(cuts):
+            raise HookdepthError("no prompt is long enough to be cut", "give one of 13 tokens or more")
+        if set(self.names) & set(NEED_PROBES) and not answers:
+            raise HookdepthError(
+                f"{' and '.join(sorted(set(self.names) & set(NEED_PROBES)))} measure answers, and no prompt has one",
+                "give pairs: prompts=[(prompt, answer), …]",
+            )
+        self.inputs = Inputs(ids, cuts, ids[:BASELINE_PROMPTS], answers)
+
+    def run(self, target: Target) -> dict[str, dict[str, Any]]:
+        """Analysis → its tensors, noise floor and settings, ready for a `Result`. Under FSDP2, on every rank."""
+        decoder = target.decoder
+        results: dict[str, dict[str, Any]] = {}
+        with (
+            same_randomness(decoder),
+            autocast_without_memory(decoder, keep=False),
+            run_eagerly(target),
+            decoder.evaluating(),
+            whole_weights(target),
+        ):
+            for task in tasks_for(self.names, decoder, self.inputs, self.settings):
+                partials = [task.run(unit, lambda: None) for unit in range(task.n_units)]
+                floors = [(p.null_effect, p.null_where) for p in partials if p.null_effect is not None]
+                metadata: dict[str, Any] = {"launches": sum(partial.launches for partial in partials)}
+                if floors:
+                    metadata["null_effect"], metadata["null_where"] = max(floors, key=lambda floor: floor[0])
+                for name, tensors in task.finish(partials).items():
+                    results[name] = {"tensors": tensors, **metadata, **self._facts(name)}
+        return results
+
+    def _facts(self, name: str) -> dict[str, Any]:
+        facts: dict[str, Any] = {
+            "data": {
+                "name": "probes",
+                "n_prompts": len(self.inputs.prompts),
+                "lengths": [len(prompt) for prompt in self.inputs.prompts],
+                "tokens_sha256": hashlib.sha256(json.dumps(self.inputs.prompts).encode()).hexdigest(),
+            },
+            "settings": asdict(self.settings),
+        }
+        if name in NEED_PROBES:
+            facts["probes"] = [asdict(probe) for probe in self.inputs.probes]
+        return facts
+
+
+def _encode(prompt: Prompt, tokenizer: Any) -> Probe | tuple[int, ...]:
+    if isinstance(prompt, Probe):
+        return prompt
+    texts = (prompt,) if isinstance(prompt, str) else tuple(prompt)
+    if texts and len(texts) <= 2 and all(isinstance(text, str) for text in texts):
+        if tokenizer is None:
+            raise HookdepthError(f"the prompt {prompt!r} is text, and there is no tokenizer", "give tokenizer=")
+        words = [str(text) for text in texts]
+        return make_probe(tokenizer, words[0], words[1]) if len(words) == 2 else tuple(encode(tokenizer, words[0]))
+    ids = tuple(token for token in texts if isinstance(token, int) and token >= 0)
+    if not ids or len(ids) < len(texts):
+        raise HookdepthError(
+            f"{prompt!r} is no prompt", "give a text, a list of token ids, a pair of prompt and answer, or a Probe"
+        )
+    return ids

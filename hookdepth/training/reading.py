@@ -1,0 +1,258 @@
+"""One sampled step: residual statistics of the training forward pass itself, reduced where they arise.
+
+    reader = Reader(target, padding_mask)
+    reader.attach()
+    model(**batch).loss.backward()       # any number of micro-batches
+    reader.detach()
+    reader.packed()                      # one vector, still on the device
+
+Only a forward pass that starts with gradients, outside the backward pass, counts: not what gradient checkpointing
+computes again, and not evaluation or generation within the step. Where the model is compiled, hooks that come after
+the compilation never run; then the step's forward pass is repeated without compilation and without gradients.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from functools import partial, wraps
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from hookdepth.errors import HookdepthError
+from hookdepth.training.statistics import adds_up, products, statistics
+from hookdepth.training.wrapping import Target, autocast_without_memory, run_eagerly, same_randomness
+
+Mask = Callable[[Mapping[str, Any]], Tensor | None]
+
+
+def padding_mask(inputs: Mapping[str, Any]) -> Tensor | None:
+    """Which tokens count, [row, token]; None for all of them.
+
+        DepthMonitor(model, mask=lambda inputs: inputs["input_ids"] != pad_token_id)
+
+    Those of the attention mask, where the model is given one. Else, where it is given labels, those up to the
+    last label of each row: no loss depends on what is right of it. Else all.
+
+    Args:
+        inputs: the arguments of the model's call by name, and of the decoder's inside it.
+    """
+    mask, labels = inputs.get("attention_mask"), inputs.get("labels")
+    if isinstance(mask, Tensor) and mask.ndim == 2:
+        return mask.bool()
+    if isinstance(labels, Tensor) and labels.ndim == 2:
+        return (labels != -100).flip(-1).cumsum(-1).flip(-1) > 0
+    return None
+
+
+class Reader:
+    """Hooks of one sampled step, and the sums over its tokens.
+
+        Reader(unwrap(model), padding_mask, verify=True)
+
+    Args:
+        target: from `unwrap`.
+        mask: which tokens count.
+        verify: also check, layer by layer, that resid_pre + attn_out + mlp_out is resid_post.
+
+    Attributes:
+        error: what went wrong in a hook; from then on there are no hooks.
+    """
+
+    def __init__(self, target: Target, mask: Mask = padding_mask, verify: bool = False) -> None:
+        self.target, self.mask, self.verify = target, mask, verify
+        self.error: Exception | None = None
+        self._hooks = ExitStack()
+        self._inside = self._repeating = self._with_gradients = False
+        self._call: dict[str, Any] = {}
+        self._inputs: dict[str, Any] = {}
+        self._stream: dict[str, Tensor] = {}
+        self._products: dict[int, Tensor] = {}
+        self._last: Tensor | None = None
+        self._verdicts: dict[int, Tensor] = {}
+        self._sums: Tensor | None = None
+        self._maxima: Tensor | None = None
+
+    def attach(self) -> None:
+        """Register the hooks."""
+        if self.target.compiled:
+            self._attach_around()
+        else:
+            self._attach_sites()
+
+    def detach(self) -> None:
+        """Remove them, and let go of every activation."""
+        self._hooks.close()
+        self._inside = False
+        self._forget()
+
+    def packed(self) -> Float[Tensor, " n"]:
+        """Failed (0 or 1), tokens, last norm's sum, 10 sums and 3 maxima per layer: what `unpack` reads."""
+        n_layers = self.target.decoder.n_layers
+        if self._sums is None or self._maxima is None or self.error is not None:
+            empty = torch.zeros(3 + 13 * n_layers, device=self.target.decoder.device)
+            empty[0] = float(self.error is not None)
+            return empty
+        return torch.cat([self._sums.new_zeros(1), self._sums, self._maxima])
+
+    def verdict(self) -> None:
+        """Raise where the step has shown that the residual stream is not made as expected; waits for the device."""
+        for layer, fits in self._verdicts.items():
+            if not fits.item():
+                raise HookdepthError(
+                    f"{self.target.decoder.name!r}: layer {layer} is not resid_pre + attn_out + mlp_out",
+                    "see the families in hookdepth's README",
+                )
+
+    def _add(self, handle: Any) -> None:
+        self._hooks.callback(handle.remove)
+
+    def _attach_around(self) -> None:
+        """After the call of a model that is compiled, make it once more."""
+        outer, again = self.target.outer, self._guarded(self._repeat)
+        compiled = getattr(outer, "_compiled_call_impl", None)
+        if compiled is None:
+            self._add(outer.register_forward_hook(again, with_kwargs=True))
+            return
+
+        # By its own compile(): a hook would be compiled with it, or never be called.
+        @wraps(compiled)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            output = compiled(*args, **kwargs)
+            again(outer, args, kwargs, output)
+            return output
+
+        outer._compiled_call_impl = call
+        self._hooks.callback(setattr, outer, "_compiled_call_impl", compiled)
+
+    def _attach_sites(self) -> None:
+        decoder = self.target.decoder
+        self._add(decoder.hf.register_forward_pre_hook(self._guarded(self._note_call), with_kwargs=True))
+        self._add(decoder.base.register_forward_pre_hook(self._guarded(self._enter), with_kwargs=True))
+        self._add(decoder.base.register_forward_hook(self._guarded(self._leave), always_call=True))
+        for layer in range(decoder.n_layers):
+            self._add(decoder.on_resid_pre(layer, self._guarded(partial(self._keep, "resid_pre"))))
+            self._add(decoder.on_attn_out(layer, self._guarded(partial(self._keep, "attn_out"))))
+            self._add(decoder.on_mlp_out(layer, self._guarded(partial(self._measure, layer))))
+            if self.verify or layer == decoder.n_layers - 1:
+                self._add(decoder.on_resid_post(layer, self._guarded(partial(self._finish, layer))))
+
+    def _guarded(self, body: Callable[..., None]) -> Callable[..., None]:
+        """The body as a hook that reads only: no gradients, and an error ends the reading and not the training."""
+
+        @wraps(body)
+        def hook(*args: Any, **kwargs: Any) -> None:
+            # A graph that is compiled while the hook is there must not have it inside for ever.
+            if torch.compiler.is_compiling() or self.error is not None:
+                return
+            self._with_gradients = torch.is_grad_enabled()
+            try:
+                with torch.no_grad():
+                    body(*args, **kwargs)
+            except Exception as error:  # noqa: BLE001 (whatever it is: it is ours, and the training goes on)
+                self.error = error
+                self.detach()
+
+        return hook
+
+    def _note_call(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        self._call = _by_name(module, args, kwargs)
+
+    def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        self._inside = self._repeating or self._is_training()
+        if self._inside:
+            self._inputs = {**self._call, **_by_name(module, args, kwargs)}
+
+    def _keep(self, site: str, value: Tensor) -> None:
+        if self._inside:
+            self._stream[site] = value.detach()
+
+    def _measure(self, layer: int, mlp_out: Tensor) -> None:
+        if not self._inside:
+            return
+        resid_pre, attn_out = self._stream["resid_pre"], self._stream["attn_out"]
+        self._products[layer] = products(resid_pre, attn_out, mlp_out.detach())
+        if self.verify and layer not in self._verdicts:
+            self._stream["mlp_out"] = mlp_out.detach()
+        else:
+            self._stream.clear()
+
+    def _finish(self, layer: int, resid_post: Tensor) -> None:
+        if not self._inside:
+            return
+        if layer == self.target.decoder.n_layers - 1:
+            self._last = torch.linalg.vector_norm(resid_post.detach().float(), dim=-1)
+        if self._stream:
+            self._verdicts[layer] = adds_up(list(self._stream.values()), resid_post.detach())
+            self._stream.clear()
+
+    def _leave(self, _module: nn.Module, _args: Any, output: Any) -> None:
+        if not self._inside:
+            return
+        self._inside = False
+        if output is not None:  # None: the forward pass raised
+            self._reduce()
+        self._forget()
+
+    def _forget(self) -> None:
+        for kept in (self._call, self._inputs, self._stream, self._products):
+            kept.clear()
+        self._last = None
+
+    def _reduce(self) -> None:
+        """Add this micro-batch's tokens to the sums."""
+        n_layers = self.target.decoder.n_layers
+        if len(self._products) < n_layers or self._last is None:
+            raise HookdepthError(
+                f"only {len(self._products)} of {n_layers} layers were seen in a forward pass: the others are compiled",
+                "give DepthMonitor the compiled model, as the loop calls it",
+            )
+        device = self._last.device
+        values = statistics(torch.stack([self._products[layer].to(device) for layer in range(n_layers)]))
+        counted = self._counted().to(device)
+        values = torch.where(counted, values, 0.0)  # and not times 0: padding may be NaN
+        last = torch.where(counted, self._last, 0.0).sum()
+        sums = torch.cat([counted.sum(dtype=torch.float32)[None], last[None], values.sum((-2, -1)).flatten()])
+        maxima = values[:3].amax((-2, -1)).flatten()
+        self._sums = sums if self._sums is None else self._sums + sums
+        self._maxima = maxima if self._maxima is None else torch.maximum(self._maxima, maxima)
+
+    def _counted(self) -> Tensor:
+        assert self._last is not None
+        rows, tokens = self._last.shape
+        mask = self.mask(self._inputs)
+        if mask is None:
+            return torch.ones(rows, tokens, dtype=torch.bool, device=self._last.device)
+        if mask.ndim != 2 or mask.shape[0] != rows or mask.shape[1] < tokens:
+            raise HookdepthError(
+                f"a mask of shape {list(mask.shape)} for {rows} rows of {tokens} tokens",
+                "give DepthMonitor a mask= that returns [row, token]",
+            )
+        return mask[:, -tokens:].bool()  # with keys and values put in front (prefix tuning) it is longer
+
+    def _repeat(self, _module: nn.Module, args: Any, kwargs: Any, _output: Any) -> None:
+        """The step's forward pass once more, as it was written and not as it was compiled."""
+        if self._repeating or not self._is_training():
+            return
+        decoder, outer_hooks = self.target.decoder, self._hooks
+        self._hooks, self._repeating = ExitStack(), True
+        try:
+            self._attach_sites()
+            with run_eagerly(self.target), same_randomness(decoder), autocast_without_memory(decoder, keep=True):
+                self.target.core(*args, **kwargs)
+        finally:
+            self._hooks.close()
+            self._hooks, self._repeating = outer_hooks, False
+
+    def _is_training(self) -> bool:
+        """Whether the call whose hook this is began with gradients, and not within a backward pass."""
+        return self._with_gradients and torch._C._current_graph_task_id() == -1
+
+
+def _by_name(module: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
+    bound = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
+    return {**bound, **kwargs}
