@@ -58,7 +58,7 @@ def contest(
     begin = time.perf_counter()
     taken, peak, outcome = once(workload.ours, device)
     basis = workload.check().tensors if workload.check else outcome.tensors
-    ours = {"peak_mib": _mib(peak), "from_float32": rms(basis, reference) if reference else None}
+    ours: dict[str, Any] = {"peak_mib": _mib(peak), "from_float32": rms(basis, reference) if reference else None}
     entries = {OURS: _Entry(workload.ours, ours, [taken])}
     records: dict[str, dict[str, Any]] = {OURS: ours}
     for contestant in workload.contestants:
@@ -73,7 +73,7 @@ def contest(
         entry.record["runs"] = [round(entry.scale * value, 5) for value in entry.taken]
     for record in records.values():
         if "seconds" in record:
-            record["ratio"] = record["seconds"] / ours["seconds"]
+            record["ratio"] = record["seconds"] / entries[OURS].record["seconds"]
     limit = floor(model_size(subject.model), workload.need(outcome), machine)
     row = {
         "workload": workload.name,

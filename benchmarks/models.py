@@ -163,9 +163,13 @@ def _cuts(prompts: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
 def _demo(dtype: str, device: torch.device) -> Subject:
     model = load_model("demo", dtype=dtype, device=str(device))
     rounded(model.hf)
-    texts = [encode(model.tokenizer, example.text) for example in load_examples("demo").examples]
-    prompts = tuple(tuple(min(texts, key=lambda ids: abs(len(ids) - wanted))) for wanted in (180, 120))
+    texts: list[list[int]] = [encode(model.tokenizer, example.text) for example in load_examples("demo").examples]
+    prompts = tuple(tuple(_nearest(texts, wanted)) for wanted in (180, 120))
     probe = make_probe(model.tokenizer, *DEFAULT_PROBES[0])
     inputs = Inputs(prompts, _cuts(prompts), tuple(map(tuple, texts[:10])), (probe,))
     # Three layers: all thirty would take minutes for each contestant, and all cost what these cost on average.
     return Subject("demo", model, inputs, (0, model.n_layers // 2, model.n_layers - 1))
+
+
+def _nearest(texts: Sequence[Sequence[int]], tokens: int) -> Sequence[int]:
+    return min(texts, key=lambda ids: abs(len(ids) - tokens))

@@ -11,13 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.peer_hooks import FRONT, clean_run, hooked, relative_change
+from benchmarks.peer_hooks import FRONT, at_points, clean_run, hooked, relative_change
 
 
 class WholeBatch:
     """Rows of full passes, `rows` at a time; the clean run is made once."""
-
-    name = "whole batch"
 
     def __init__(self, hf: Any, rows: int = 16) -> None:
         self.hf, self.rows = hf, rows
@@ -99,13 +97,13 @@ class WholeBatch:
         """Effect [S, T']; as many rows more as the prompt is shorter than 180 tokens."""
         predicting = torch.tensor(answer, device=ids.device) - 1
         clean = self.hf(input_ids=ids, use_cache=False).logits[0, predicting].float().softmax(-1)
-        tokens, last = max(answer), len(self.hf.model.layers) - 1
+        tokens = max(answer)
         size = max(1, self.rows * 180 // ids.shape[1])
         items = [(point, token) for point in points for token in range(tokens)]
         effects = []
         for chunk in (items[begin : begin + size] for begin in range(0, len(items), size)):
 
-            def erase(hidden: Tensor, point: int, chunk: list[Any] = chunk) -> Tensor | None:
+            def erase(point: int, hidden: Tensor, chunk: list[Any] = chunk) -> Tensor | None:
                 rows = [row for row, (at, _) in enumerate(chunk) if at == point]
                 if not rows:
                     return None
@@ -113,11 +111,7 @@ class WholeBatch:
                 hidden[rows, [chunk[row][1] for row in rows]] = baseline[point].to(hidden)
                 return hidden
 
-            with hooked(
-                self.hf,
-                before=lambda n, x, f=erase: f(x, n),
-                after=lambda n, x, y, f=erase: f(y, last + 1) if n == last else None,
-            ):
+            with at_points(self.hf, erase):
                 hidden = self.hf.model(input_ids=ids.expand(len(chunk), -1), use_cache=False).last_hidden_state
             logits = self.hf.lm_head(hidden[:, predicting])
             effects.append((logits.float().softmax(-1) - clean).norm(dim=-1).amax(-1))

@@ -1,4 +1,4 @@
-"""The peers written by hand with PyTorch hooks: one pass per intervention, and all interventions as rows of full passes.
+"""The peers written by hand with PyTorch hooks: one pass per intervention.
 
     effect, output = HookLoop(hf).skip(ids, cuts=[None], layers=[3, 4])      # [2, L], [2]
 
@@ -10,7 +10,7 @@ reduce at once), on Llama-shaped models. What all peers have in common: `skip`, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -19,14 +19,14 @@ from torch.nn import functional
 
 FRONT = 1
 EPS = 1e-6
+Edit = Callable[[int, Tensor], Tensor | None]
+"""(layer, its input) → its input from now on."""
 Hook = Callable[[int, Tensor, Tensor], Tensor | None]
 """(layer, its input, its output) → its output from now on."""
 
 
 @contextmanager
-def hooked(
-    hf: Any, before: Callable[[int, Tensor], Tensor | None] | None = None, after: Hook | None = None
-) -> Iterator:
+def hooked(hf: Any, before: Edit | None = None, after: Hook | None = None) -> Iterator[None]:
     """Hooks on every layer, removed at the end.
 
     with hooked(hf, after=lambda layer, x, y: x if layer == 3 else None): hf(ids)
@@ -51,6 +51,19 @@ def hooked(
         yield
 
 
+def at_points(hf: Any, edit: Edit) -> AbstractContextManager[None]:
+    """Hooks on the L + 1 layer points: every layer's input, and the last one's output.
+
+    with at_points(hf, lambda point, x: zeros if point == 3 else None): hf(ids)
+    """
+    last = len(hf.model.layers) - 1
+
+    def after(layer: int, _x: Tensor, y: Tensor) -> Tensor | None:
+        return edit(last + 1, y) if layer == last else None
+
+    return hooked(hf, edit, after)
+
+
 def clean_run(hf: Any, ids: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
     """Layer inputs, what each layer adds (float32), next-token distributions; each of one row."""
     inputs: list[Tensor] = []
@@ -71,9 +84,10 @@ def relative_change(clean: Tensor, before: Tensor, after: Tensor) -> Tensor:
 
 
 class HookLoop:
-    """One hooked pass per intervention."""
+    """One hooked pass per intervention; gradients in the notebook's way, in blocks of 16 steps: they reach the weights
+    as well, and every position is unembedded."""
 
-    name = "hook loop"
+    block, frozen = 16, False
 
     def __init__(self, hf: Any) -> None:
         self.hf = hf
@@ -145,21 +159,19 @@ class HookLoop:
         """One pass per layer point and token (`only` some of those that the answer can see): effect [S, T']."""
         predicting = torch.tensor(answer, device=ids.device) - 1
         clean = self.hf(input_ids=ids, use_cache=False).logits[0, predicting].float().softmax(-1)
-        tokens, last = range(max(answer)) if only is None else only, len(self.hf.model.layers) - 1
+        tokens = range(max(answer)) if only is None else only
         effect = torch.zeros(len(points), len(tokens), device=ids.device)
         for place, point in enumerate(points):
             for column, token in enumerate(tokens):
 
-                def replaced(hidden: Tensor, point: int = point, token: int = token) -> Tensor:
-                    hidden = hidden.clone()
-                    hidden[:, token] = baseline[point].to(hidden)
-                    return hidden
+                def erase(at: int, x: Tensor, point: int = point, token: int = token) -> Tensor | None:
+                    if at != point:
+                        return None
+                    x = x.clone()
+                    x[:, token] = baseline[point].to(x)
+                    return x
 
-                if point > last:
-                    hooks = hooked(self.hf, after=lambda n, x, y, f=replaced: f(y) if n == last else None)
-                else:
-                    hooks = hooked(self.hf, before=lambda n, x, f=replaced, p=point: f(x) if n == p else None)
-                with hooks:
+                with at_points(self.hf, erase):
                     logits = self.hf(input_ids=ids, use_cache=False).logits[0, predicting]
                 effect[place, column] = (logits.float().softmax(-1) - clean).norm(dim=-1).max()
         return effect
@@ -186,27 +198,16 @@ class HookLoop:
 
     @torch.no_grad()
     def lens(self, ids: Tensor, k: int = 5) -> Tensor:
-        """The notebook's way: all layers' logits are kept, overlaps come from one-hot vectors. Sums of KL, overlap [2, L]."""
+        """The notebook's way: all layers' logits are kept, overlaps by one-hot vectors. Sums of KL, overlap [2, L]."""
         resid: list[Tensor] = []
         with hooked(self.hf, before=lambda layer, x: resid.append(x)):
             final = self.hf(input_ids=ids, use_cache=False).logits
         logits = [self.hf.lm_head(self.hf.model.norm(value)).float() for value in resid]
         return all_logits_lens(logits, final, k)
 
-    def gradients(
-        self,
-        ids: Tensor,
-        answer: Sequence[int],
-        layers: Sequence[int],
-        steps: int,
-        block: int = 16,
-        frozen: bool = False,
-    ) -> Tensor:
-        """Integrated gradients in blocks of steps: attribution [S, T].
-
-        `frozen=False` is the notebook's way: gradients reach the weights as well and every position is unembedded.
-        `frozen=True` is the best loop of this kind: parameters frozen, only answer positions unembedded.
-        """
+    def gradients(self, ids: Tensor, answer: Sequence[int], layers: Sequence[int], steps: int) -> Tensor:
+        """Integrated gradients: attribution [S, T]."""
+        block, frozen = self.block, self.frozen
         for parameter in self.hf.parameters():
             parameter.requires_grad_(not frozen)
         predicting = torch.tensor(answer, device=ids.device) - 1
@@ -250,11 +251,7 @@ class HookLoop:
 class FrozenLoop(HookLoop):
     """The best loop of its kind for gradients: weights frozen, answer positions alone unembedded, larger blocks."""
 
-    name = "hook loop, weights frozen, blocks of 32"
-
-    def gradients(self, ids: Tensor, answer: Sequence[int], layers: Sequence[int], steps: int, **_: Any) -> Tensor:
-        """As above."""
-        return super().gradients(ids, answer, layers, steps, block=32, frozen=True)
+    block, frozen = 32, True
 
 
 def all_logits_lens(logits: Sequence[Tensor], final: Tensor, k: int = 5) -> Tensor:

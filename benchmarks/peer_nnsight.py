@@ -34,13 +34,12 @@ class _Traced:
         # nnsight wants a tokenizer for several invokes; prompts are token ids, so it never tokenises.
         words = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1}, unk_token="<unk>"))
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", eos_token="</s>")
-        self.llm: Any = nnsight.TransformersModel(hf, task="text-generation", tokenizer=tokenizer)
+        device = next(hf.parameters()).device  # else a pipeline takes the model to a GPU if there is one
+        self.llm: Any = nnsight.TransformersModel(hf, task="text-generation", tokenizer=tokenizer, device=device)
 
 
 class TracePerIntervention(_Traced):
     """The notebook's way."""
-
-    name = "nnsight, a trace each"
 
     @torch.no_grad()
     def skip(self, ids: Tensor, cuts: Sequence[int | None], layers: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -74,8 +73,8 @@ class TracePerIntervention(_Traced):
                         out_diffs.append(moved.norm(dim=-1).max(dim=-1).values)
                 dall = torch.max(dall, torch.stack(diffs, dim=0))
                 dall_out = torch.max(dall_out, torch.cat(out_diffs, dim=0))
-            dall = dall.save()
-            dall_out = dall_out.save()
+            dall = nnsight.save(dall)
+            dall_out = nnsight.save(dall_out)
         return dall, dall_out
 
     @torch.no_grad()
@@ -98,7 +97,7 @@ class TracePerIntervention(_Traced):
                         changed = llm.output.logits[:, first:last].detach().float().softmax(dim=-1)
                         ts.append((outs - changed).norm(dim=-1).max(dim=1).values.cpu())
                 ls.append(torch.cat(ts, 0))
-            result = torch.stack(ls, dim=0).save()
+            result = nnsight.save(torch.stack(ls, dim=0))
         return result
 
     @torch.no_grad()
@@ -120,7 +119,7 @@ class TracePerIntervention(_Traced):
                 for part, whole in ((attn, layer_inputs), (mlp, mlp_input), (diff, layer_inputs)):
                     row.append(functional.cosine_similarity(part, whole, dim=-1).sum().cpu().float())
                 rows.append(torch.stack(row))
-            result = torch.stack(rows, 1).save()
+            result = nnsight.save(torch.stack(rows, 1))
         return result
 
     @torch.no_grad()
@@ -128,10 +127,9 @@ class TracePerIntervention(_Traced):
         """The notebook's run_logitlens: sums over tokens, [2, L]."""
         llm = self.llm
         with llm.trace(ids):
-            layer_logs = []
-            for layer in llm.model.layers:
-                layer_logs.append(llm.lm_head(llm.model.norm(layer.inputs[0][0])).detach().float())
-            result = all_logits_lens(layer_logs, llm.output.logits).save()
+            resid = [layer.inputs[0][0] for layer in llm.model.layers]
+            layer_logs = [llm.lm_head(llm.model.norm(value)).detach().float() for value in resid]
+            result = nnsight.save(all_logits_lens(layer_logs, llm.output.logits))
         return result
 
     def gradients(self, ids: Tensor, answer: Sequence[int], layers: Sequence[int], steps: int) -> Tensor:
@@ -163,8 +161,6 @@ class TracePerIntervention(_Traced):
 
 class OneTrace(_Traced):
     """All interventions of a prompt in one trace: an invoke each; the clean run is the first."""
-
-    name = "nnsight, one trace"
 
     @torch.no_grad()
     def skip(self, ids: Tensor, cuts: Sequence[int | None], layers: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -22,8 +22,6 @@ from benchmarks.peer_hooks import FRONT, all_logits_lens, relative_change
 class Lens:
     """One hooked pass per intervention."""
 
-    name = "TransformerLens"
-
     def __init__(self, hf: Any) -> None:
         self.bridge: Any = build_bridge_from_module(hf, "LlamaForCausalLM", hf_config=hf.config)
         self.n_layers = len(hf.model.layers)

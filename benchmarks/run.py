@@ -21,8 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
@@ -47,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
     device = torch.device(options.device)
     chosen = (options.only, options.models, options.dtypes, options.given_device)
-    folder = options.out or (None if any(chosen) else ROOT / "benchmarks" / "results")
+    folder = options.out or (None if any(chosen) else Path(__file__).resolve().parent / "results")
     log = Log(folder, options.suite)
     summary: dict[str, Any] = {"suite": options.suite, **environment(device), "rows": []}
     effort = Effort(options.rounds, options.row_seconds, options.peer_seconds)
@@ -199,8 +198,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", help=f"some of {', '.join(ROW_NAMES)}, sweeps, separated by commas")
     parser.add_argument("--rounds", type=int, default=3, help="most timed rounds of a row (default %(default)s)")
     parser.add_argument("--device", help="cpu or cuda; default the suite's")
-    parser.add_argument("--row-seconds", type=float, help="when a row's rounds end; default 45 on a CPU, 15 on a GPU")
-    parser.add_argument("--peer-seconds", type=float, help="most seconds of a peer's run; default 4, or 2 on a GPU")
+    parser.add_argument("--row-seconds", type=float, help="when a row's rounds end; default 45 on a CPU, 10 on a GPU")
+    parser.add_argument("--peer-seconds", type=float, help="most seconds of a peer's run; default 4, or 1.5 on a GPU")
     parser.add_argument("--out", type=Path, help="folder for table, JSON and figures")
     options = parser.parse_args(arguments)
     _check(parser, "--models", options.models, NAMES)
@@ -213,8 +212,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     on_gpu = options.device.startswith("cuda")
     if on_gpu and not torch.cuda.is_available():
         parser.error("no GPU is to be seen here: --device cpu --models tiny tries the gpu suite's code anywhere")
-    options.row_seconds = options.row_seconds or (15.0 if on_gpu else 45.0)
-    options.peer_seconds = options.peer_seconds or (2.0 if on_gpu else 4.0)
+    options.row_seconds = options.row_seconds or (10.0 if on_gpu else 45.0)
+    options.peer_seconds = options.peer_seconds or (1.5 if on_gpu else 4.0)
     return options
 
 
