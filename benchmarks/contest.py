@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 
+from benchmarks.entries import Contestant, Outcome, Tensors, Workload
 from benchmarks.limits import Machine, floor, model_size
 from benchmarks.measure import once, seconds
 from benchmarks.models import Subject
-from benchmarks.workloads import Contestant, Outcome, Tensors, Workload
 
 OURS = "hookdepth"
 # float32: products of another shape sum in another order; a GPU has more orders to choose from, and an

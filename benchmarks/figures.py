@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from benchmarks.contest import OURS
 
@@ -50,18 +51,21 @@ def draw_ratios(summary: dict[str, Any], path: Path) -> None:
         _panel(panel, label, rows, used)
     for panel in list(panels):
         panel.set_visible(False)
+    used = {name: used[name] for name in (*_COLOURS, "floor") if name in used}
     figure.legend(used.values(), used.keys(), loc="outside lower center", ncols=3, frameon=False)
     figure.suptitle(f"Time of one run over hookdepth's\n{summary['hardware']}, {summary['date']}", fontsize=11)
     figure.savefig(path, dpi=120)
 
 
 def _panel(panel: Any, label: str, rows: list[dict[str, Any]], used: dict[str, Any]) -> None:
+    shown = [record["ratio"] for row in rows for record in row["contestants"].values() if "ratio" in record]
+    least = min(0.3, 0.7 * min([*shown, *(row["of_floor"] for row in rows)]))
     for place, row in enumerate(rows):
         timed = {n: r for n, r in row["contestants"].items() if "ratio" in r}
         height = 0.8 / len(timed)
         for number, (name, record) in enumerate(timed.items()):
             y = place - 0.4 + (number + 0.5) * height
-            bar = panel.barh(y, record["ratio"] - 0.01, height, left=0.01, color=_COLOURS[name])
+            bar = panel.barh(y, record["ratio"] - least, height, left=least, color=_COLOURS[name])
             used.setdefault(name, bar)
             panel.text(record["ratio"] * 1.05, y, f"{record['ratio']:.3g}×", va="center", fontsize=6)
         mark = panel.plot([row["of_floor"]] * 2, [place - 0.45, place + 0.45], color="#888888", lw=1.5, ls="--")
@@ -72,8 +76,7 @@ def _panel(panel: Any, label: str, rows: list[dict[str, Any]], used: dict[str, A
     panel.set_yticks(range(len(rows)), names, fontsize=7)
     panel.invert_yaxis()
     panel.set_xscale("log")
-    most = max(r["ratio"] for row in rows for r in row["contestants"].values() if "ratio" in r)
-    panel.set_xlim(min(0.3, 0.8 * min(row["of_floor"] for row in rows)), most * 1.8)
+    panel.set_xlim(least, max(shown) * 1.8)
     panel.axvline(1.0, color="black", lw=0.6)
     panel.set_title(label, fontsize=9)
     for side in ("top", "right"):
@@ -91,7 +94,7 @@ def draw_sweeps(summary: dict[str, Any], path: Path) -> None:
         panel.set(xscale="log", yscale="log", xlabel=_AXIS_LABELS[axis], ylabel="seconds")
         panel.set_xticks(next(iter(curves.values()))["x"])
         panel.set_xticklabels([str(x) for x in next(iter(curves.values()))["x"]])
-        panel.minorticks_off()
+        panel.xaxis.set_minor_locator(NullLocator())
         panel.legend(fontsize=7, frameon=False)
         for side in ("top", "right"):
             panel.spines[side].set_visible(False)

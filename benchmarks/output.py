@@ -17,6 +17,7 @@ import torch
 
 from benchmarks.contest import OURS
 from benchmarks.limits import Machine
+from hookdepth import __version__
 
 ROOT = Path(__file__).resolve().parents[1]
 _WIDTHS = (34, 9, 8, 9, 9, 10)
@@ -101,13 +102,13 @@ def sweeps_table(sweeps: dict[str, Any]) -> str:
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Hardware, date, commit and versions."""
-    packages = ("torch", "transformers", "nnsight", "transformer-lens", "hookdepth")
+    packages = ("torch", "transformers", "nnsight", "transformer-lens")
     return {
         "hardware": hardware(device),
         "date": str(date.today()),
         "commit": commit(),
         "python": platform.python_version(),
-        "versions": {package: _version(package) for package in packages},
+        "versions": {"hookdepth": __version__, **{package: _version(package) for package in packages}},
     }
 
 

@@ -27,13 +27,14 @@ import torch
 
 from benchmarks import figures
 from benchmarks.contest import Effort, contest, reference_of
+from benchmarks.entries import Tensors, Workload
 from benchmarks.limits import Machine, measure_machine
 from benchmarks.measure import free
 from benchmarks.models import NAMES, Subject, in_float32, make
 from benchmarks.output import Log, environment, heading, sweeps_table, table_of
 from benchmarks.peers import Peers
 from benchmarks.sweeps import run_sweeps
-from benchmarks.workloads import WORKLOADS, Tensors, Workload, six_experiments
+from benchmarks.workloads import WORKLOADS, six_experiments
 
 MODELS = {"cpu": "demo", "gpu": "llama-3.2-1b,llama-3.1-8b"}
 DTYPES = {"cpu": "float32,bfloat16", "gpu": "float32,bfloat16"}
@@ -51,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     summary: dict[str, Any] = {"suite": options.suite, **environment(device), "rows": []}
     effort = Effort(options.rounds, options.row_seconds, options.peer_seconds)
     begin = time.perf_counter()
-    for name in (options.models or MODELS[options.suite]).split(","):
+    for name in (options.models or MODELS[options.suite]).split(",") if _workloads(options) else ():
         rows = _rows_of(name, options, device, effort, log)
         for row in rows:
             summary["rows"].append(row)
@@ -63,11 +64,18 @@ def main(arguments: list[str] | None = None) -> int:
     log.say(f"\n{summary['minutes']} minutes in all")
     log.write(summary)
     if folder:
-        figures.draw_ratios(summary, folder / f"{options.suite}.png")
-        if "axes" in summary.get("sweeps", {}):
-            figures.draw_sweeps(summary, folder / f"{options.suite}-scaling.png")
+        _draw(summary, folder, log)
     print(json.dumps(summary))
     return int(_failed(summary))
+
+
+def _draw(summary: dict[str, Any], folder: Path, log: Log) -> None:
+    try:
+        figures.draw_ratios(summary, folder / f"{summary['suite']}.png")
+        if "axes" in summary.get("sweeps", {}):
+            figures.draw_sweeps(summary, folder / f"{summary['suite']}-scaling.png")
+    except Exception as error:  # noqa: BLE001 - the JSON line still comes; the run exits 1
+        summary["figures"] = _failure(log, "", "", "figures", error)
 
 
 def _rows_of(name: str, options: argparse.Namespace, device: torch.device, effort: Effort, log: Log) -> Iterator[Any]:
@@ -186,6 +194,7 @@ def _failed(summary: dict[str, Any]) -> bool:
     return (
         any("error" in row for row in summary["rows"])
         or "error" in summary.get("sweeps", {})
+        or "figures" in summary
         or any(str(record.get("status", "")).startswith("FAILED") for record in records)
     )
 

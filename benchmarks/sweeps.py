@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.contest import OURS, largest
+from benchmarks.contest import OURS, RMS_IN_BFLOAT16, largest, rms
 from benchmarks.measure import seconds
 from benchmarks.models import SHAPES, random_model, random_prompts
 from benchmarks.peer_hooks import HookLoop
@@ -55,8 +55,9 @@ def run_sweeps(shape: str, dtype: str, device: torch.device, quick: bool = False
             model = decoder(value if axis == "layers" else 16 if axis == "rows" and not quick else usual)
             runs, x = _runs(axis, value, model, 16 if quick else 96)
             found = [run() for run in runs.values()]
-            bound = 1e-3 if model.dtype == torch.float32 else 1.0
-            if len(found) > 1 and not largest({"": found[1]}, {"": found[0]}) <= bound:
+            exact = model.dtype == torch.float32
+            differ, bound = (largest, 1e-3) if exact else (rms, RMS_IN_BFLOAT16)
+            if len(found) > 1 and not differ({"": found[1]}, {"": found[0]}) <= bound:
                 raise ValueError(f"sweep over {axis} at {value}: the hook loop's numbers are not ours")
             for _ in range(rounds):
                 for name, run in runs.items():

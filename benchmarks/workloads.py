@@ -9,12 +9,11 @@ A contestant may run some of the units only; `passes` says how much of the whole
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
+from benchmarks.entries import Outcome, Tensors, Workload, contestants_of, prompts_of, run_analyses
 from benchmarks.limits import Need
 from benchmarks.models import Subject
 from benchmarks.peers import Peer, Peers
@@ -22,55 +21,7 @@ from hookdepth import Decoder, OutputEffect, run_branches
 from hookdepth.analyses import Settings, erasure, integrated_gradients, tasks_for
 from hookdepth.branching import plan_for
 
-Tensors = dict[str, Tensor]
 CHECKED = 8  # one in so many steps of integrated gradients is what peers are checked on and timed with
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a run gave: tensors whose first dimension are the units, and the noise floor where there is one."""
-
-    tensors: Tensors
-    null_effect: float | None = None
-
-
-@dataclass(frozen=True)
-class Contestant:
-    """A peer at a workload.
-
-    Attributes:
-        run: units → their tensors.
-        units: all of them; empty where the work cannot be split.
-        passes: number of units → how many passes that takes.
-        scale: what its time is multiplied by besides.
-        note: what is said about its line.
-    """
-
-    peer: Peer
-    run: Callable[[Sequence[int]], Tensors]
-    units: tuple[int, ...] = ()
-    passes: Callable[[int], float] = lambda n: 1.0
-    scale: float = 1.0
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Workload:
-    """One row of the table.
-
-    Attributes:
-        ours: the analysis as users run it.
-        need: its least work, from what it gave (the adaptive integral decides its nodes as it goes).
-        check: what peers are compared with, where that is not what `ours` gives.
-        targets: by contestant the ratio to reach; `floor`: the share of the floor; `seconds`.
-    """
-
-    name: str
-    ours: Callable[[], Outcome]
-    need: Callable[[Outcome], Need]
-    contestants: tuple[Contestant, ...]
-    check: Callable[[], Outcome] | None = None
-    targets: dict[str, float] = field(default_factory=dict)
 
 
 def residual_stats(subject: Subject, peers: Peers) -> Workload:
@@ -84,11 +35,11 @@ def residual_stats(subject: Subject, peers: Peers) -> Workload:
         return Outcome({name: found[name] for name in names})
 
     def run(peer: Peer, _units: Sequence[int]) -> Tensors:
-        table = sum(peer.object.stats(ids).double().cpu() for ids in _ids(subject)) / tokens
+        table = sum(peer.object.stats(ids).double().cpu() for ids in prompts_of(subject)) / tokens
         return dict(zip(names, table, strict=True))
 
     need = Need(model.n_layers * tokens, 0)
-    return Workload("residual-stats", ours, lambda _: need, _contestants(peers, "stats", run))
+    return Workload("residual-stats", ours, lambda _: need, contestants_of(peers, "stats", run))
 
 
 def logit_lens(subject: Subject, peers: Peers) -> Workload:
@@ -101,11 +52,11 @@ def logit_lens(subject: Subject, peers: Peers) -> Workload:
         return Outcome({"kl": found["kl"][:-1], "topk_overlap": found["topk_overlap"][:-1]})
 
     def run(peer: Peer, _units: Sequence[int]) -> Tensors:
-        kl, overlap = sum(peer.object.lens(ids).double().cpu() for ids in _ids(subject)) / tokens
+        kl, overlap = sum(peer.object.lens(ids).double().cpu() for ids in prompts_of(subject)) / tokens
         return {"kl": kl, "topk_overlap": overlap}
 
     need = Need(model.n_layers * tokens, (model.n_layers + 1) * tokens)
-    contestants = _contestants(peers, "lens", run, note="all layers' logits kept")
+    contestants = contestants_of(peers, "lens", run, note="all layers' logits kept")
     targets = {"hook loop": 2.2} if subject.name == "demo" else {}
     return Workload("logit-lens", ours, lambda _: need, contestants, targets=targets)
 
@@ -148,7 +99,7 @@ def _effects(
         tensors: Tensors = {}
         for name, one in zip(names, which, strict=True):
             per_prompt = []
-            for ids, own in zip(_ids(subject), inputs.cuts, strict=True):
+            for ids, own in zip(prompts_of(subject), inputs.cuts, strict=True):
                 found = getattr(peer.object, kind)(ids, [None] if one == "current" else list(own), list(units))
                 per_prompt.append(found if outputs else (found,))
             kinds = ("effect", "output")[: 1 + outputs]
@@ -167,7 +118,7 @@ def _effects(
         positions = (model.n_layers + 1) * sum(tokens) + model.n_layers * sum(behind)
     per_unit = len(inputs.prompts) + len(cuts)
     clean = len(inputs.prompts) * len(which)
-    contestants = _contestants(
+    contestants = contestants_of(
         peers, kind, run, units=tuple(range(model.n_layers)), passes=lambda n: clean + n * per_unit
     )
     need = Need(layers, positions)
@@ -193,7 +144,7 @@ def residual_erasure(subject: Subject, peers: Peers) -> Workload:
     tokens = max(probe.answer_positions)
     least = plan_for(model, branches, [len(probe.token_ids)]).least
     need = Need(least, (len(branches) + 1) * len(probe.answer_positions))
-    contestants = _contestants(
+    contestants = contestants_of(
         peers, "erasure", run, units=tuple(range(points)), passes=lambda n: 1 + n * tokens, unit="layer points"
     )
     targets = {"demo": {"hook loop": 10.0}, "llama-3.1-8b": {"floor": 0.5, "nnsight, a trace each": 40.0}}
@@ -218,7 +169,7 @@ def gradients_riemann(subject: Subject, peers: Peers) -> Workload:
         return {"attribution": found.cpu()}
 
     note = f"{steps // CHECKED} of {steps} steps timed, scaled"
-    contestants = _contestants(peers, "gradients", run, scale=float(CHECKED), note=note)
+    contestants = contestants_of(peers, "gradients", run, scale=float(CHECKED), note=note)
     targets = {"demo": {"hook loop": 1.6}, "llama-3.1-8b": {"floor": 0.6}}
     return Workload(
         f"integrated-gradients, {steps} steps{_some_layers(subject)}",
@@ -282,18 +233,6 @@ WORKLOADS = (
 )
 
 
-def run_analyses(
-    subject: Subject, names: Sequence[str], settings: Settings | None = None
-) -> dict[str, tuple[Tensors, float | None]]:
-    """Run analyses as `hookdepth run` does, without its files: name → (tensors, noise floor)."""
-    results: dict[str, tuple[Tensors, float | None]] = {}
-    for task in tasks_for(names, subject.model, subject.inputs, settings or Settings()):
-        partials = [task.run(unit, lambda: None) for unit in range(task.n_units)]
-        null = max((p.null_effect for p in partials if p.null_effect is not None), default=None)
-        results |= {name: (tensors, null) for name, tensors in task.finish(partials).items()}
-    return results
-
-
 def notebook_steps(subject: Subject) -> int:
     """256; fewer for the tiny model, which is there to test the code."""
     return 32 if subject.name == "tiny" else 256
@@ -311,24 +250,3 @@ def _gradient_need(subject: Subject, evaluations: Sequence[int]) -> Need:
 def _some_layers(subject: Subject) -> str:
     some = len(subject.layers) < subject.model.n_layers
     return f", layers {', '.join(map(str, subject.layers))}" if some else ""
-
-
-def _ids(subject: Subject) -> list[Tensor]:
-    return [torch.tensor([prompt], device=subject.model.device) for prompt in subject.inputs.prompts]
-
-
-def _contestants(
-    peers: Peers,
-    does: str,
-    run: Callable[[Peer, Sequence[int]], Tensors],
-    units: tuple[int, ...] = (),
-    passes: Callable[[int], float] = lambda n: 1.0,
-    scale: float = 1.0,
-    note: str = "",
-    unit: str = "layers",
-) -> tuple[Contestant, ...]:
-    def bound(peer: Peer) -> Callable[[Sequence[int]], Tensors]:
-        return lambda chosen: run(peer, chosen)
-
-    note = note or (unit if units else "")
-    return tuple(Contestant(peer, bound(peer), units, passes, scale, note) for peer in peers.that(does))
