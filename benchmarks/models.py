@@ -133,6 +133,13 @@ def twin(hf: Any) -> Any:
     return copy.deepcopy(hf, {id(parameter): parameter for parameter in hf.parameters()})
 
 
+def warm_up(subject: Subject) -> None:
+    """A pass of each prompt, so that whoever is timed first does not fetch the weights for all."""
+    with subject.model.evaluating():
+        for prompt in subject.inputs.prompts:
+            subject.model.forward(torch.tensor([prompt], device=subject.model.device))
+
+
 def in_float32(subject: Subject) -> Subject:
     """The same model and inputs in float32, with weights of its own: what bfloat16 results are compared with."""
     hf = copy.deepcopy(subject.model.hf).float()

@@ -17,7 +17,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from benchmarks.contest import Effort, contest, reference_of
 from benchmarks.entries import Tensors, Workload
 from benchmarks.limits import Machine, measure_machine
 from benchmarks.measure import free
-from benchmarks.models import NAMES, Subject, in_float32, make
+from benchmarks.models import NAMES, Subject, in_float32, make, warm_up
 from benchmarks.output import Log, environment, heading, sweeps_table, table_of
 from benchmarks.peers import Peers
 from benchmarks.sweeps import run_sweeps
@@ -50,8 +50,14 @@ def main(arguments: list[str] | None = None) -> int:
     folder = options.out or (None if any(chosen) else Path(__file__).resolve().parent / "results")
     log = Log(folder, options.suite)
     summary: dict[str, Any] = {"suite": options.suite, **environment(device), "rows": []}
-    effort = Effort(options.rounds, options.row_seconds, options.peer_seconds)
     begin = time.perf_counter()
+
+    def effort() -> Effort:
+        late = time.perf_counter() - begin > 60 * options.minutes
+        if late:
+            return Effort(1, 0.0, 0.0)
+        return Effort(options.rounds, options.row_seconds, options.peer_seconds)
+
     for name in (options.models or MODELS[options.suite]).split(",") if _workloads(options) else ():
         rows = _rows_of(name, options, device, effort, log)
         for row in rows:
@@ -78,15 +84,19 @@ def _draw(summary: dict[str, Any], folder: Path, log: Log) -> None:
         summary["figures"] = _failure(log, "", "", "figures", error)
 
 
-def _rows_of(name: str, options: argparse.Namespace, device: torch.device, effort: Effort, log: Log) -> Iterator[Any]:
+def _rows_of(
+    name: str, options: argparse.Namespace, device: torch.device, effort: Callable[[], Effort], log: Log
+) -> Iterator[Any]:
     """All rows of a model: dtypes in turn, float32 first where it is timed at all."""
     references: dict[str, Tensors] = {}
+    checked: dict[str, set[str]] = {}
     dtypes = (options.dtypes or DTYPES[options.suite]).split(",")
     if not options.dtypes and name == "llama-3.1-8b":
         dtypes = ["bfloat16"]  # float32 serves as the reference there, and is not timed
     for dtype in dtypes:
         try:
             subject = make(name, dtype, device)
+            warm_up(subject)
             machine = measure_machine(subject.model)
         except Exception as error:  # noqa: BLE001 - a model that fails loses its own rows, no others; the run exits 1
             yield _failure(log, name, dtype, "all rows", error)
@@ -94,7 +104,7 @@ def _rows_of(name: str, options: argparse.Namespace, device: torch.device, effor
         log.say(heading(subject.label, machine, device))
         if dtype != "float32" and not references:
             references = _references(subject, options, log)
-        yield from _rows(subject, machine, options, effort, references, log)
+        yield from _rows(subject, machine, options, effort, references, checked, log)
         free(device)
 
 
@@ -102,8 +112,9 @@ def _rows(
     subject: Subject,
     machine: Machine,
     options: argparse.Namespace,
-    effort: Effort,
+    effort: Callable[[], Effort],
     references: dict[str, Tensors],
+    checked: dict[str, set[str]],
     log: Log,
 ) -> Iterator[dict[str, Any]]:
     """A row for every workload, in this dtype."""
@@ -114,7 +125,8 @@ def _rows(
         name = make_workload.__name__.replace("_", "-")
         try:
             workload: Workload = make_workload(subject, peers)
-            row, basis = contest(workload, subject, machine, effort, references.get(name))
+            right = set() if dtype == "float32" else checked.get(name, set())
+            row, basis = contest(workload, subject, machine, effort(), references.get(name), right)
         except Exception as error:  # noqa: BLE001 - a row that fails loses no other; the run exits 1
             yield _failure(log, subject.name, dtype, name, error)
             free(subject.model.device)
@@ -122,6 +134,7 @@ def _rows(
         row["row"] = name
         if dtype == "float32":
             references[name] = basis
+            checked[name] = {peer for peer, record in row["contestants"].items() if "seconds" in record}
         if make_workload is six_experiments:
             row["sums"] = _sums(done)
         done.append(row)
@@ -209,6 +222,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", help="cpu or cuda; default the suite's")
     parser.add_argument("--row-seconds", type=float, help="when a row's rounds end; default 45 on a CPU, 10 on a GPU")
     parser.add_argument("--peer-seconds", type=float, help="most seconds of a peer's run; default 4, or 1.5 on a GPU")
+    parser.add_argument("--minutes", type=float, help="then every contestant runs once; default 14, or 5 on a GPU")
     parser.add_argument("--out", type=Path, help="folder for table, JSON and figures")
     options = parser.parse_args(arguments)
     _check(parser, "--models", options.models, NAMES)
@@ -221,6 +235,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     on_gpu = options.device.startswith("cuda")
     if on_gpu and not torch.cuda.is_available():
         parser.error("no GPU is to be seen here: --device cpu --models tiny tries the gpu suite's code anywhere")
+    options.minutes = options.minutes or (5.0 if on_gpu else 14.0)
     options.row_seconds = options.row_seconds or (10.0 if on_gpu else 45.0)
     options.peer_seconds = options.peer_seconds or (1.5 if on_gpu else 4.0)
     return options
