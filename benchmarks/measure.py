@@ -1,75 +1,82 @@
-"""Timing that can be believed: warm-up, synchronisation, alternation, medians, and the machine's own limit.
+"""Timing and memory that can be believed: warm-up, synchronisation, peaks that are reset.
 
-times = alternate({"ours": run_ours, "loop": run_loop}, rounds=3)      # seconds, median of rounds
+seconds, peak, result = once(run)      # peak in bytes beyond what was held before, None where it cannot be read
 """
 
 from __future__ import annotations
 
-import statistics
+import ctypes
+import gc
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
 
 import torch
 
-from hookdepth import Decoder
-from hookdepth.plans import Plan
+Result = TypeVar("Result")
 
 
-def synchronise() -> None:
+def synchronise(device: torch.device) -> None:
     """Wait for the device, where there is one."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
-def seconds(run: Callable[[], Any]) -> float:
+def seconds(run: Callable[[], object], device: torch.device) -> float:
     """One timed call."""
-    synchronise()
+    synchronise(device)
     begin = time.perf_counter()
     run()
-    synchronise()
+    synchronise(device)
     return time.perf_counter() - begin
 
 
-def alternate(runs: Mapping[str, Callable[[], Any]], rounds: int, enough: float = 150.0) -> dict[str, float]:
-    """Median seconds of each; every round times all of them, so that drift of the machine hits all alike.
+def once(run: Callable[[], Result], device: torch.device) -> tuple[float, int | None, Result]:
+    """One timed call, with the memory that it took at its peak beyond what was held before.
 
-    Rounds end early, but not before the second, once `enough` seconds are spent.
+    On a GPU: allocated memory. On a CPU: resident memory, whose peak Linux resets on request; elsewhere None.
     """
-    taken: dict[str, list[float]] = {name: [] for name in runs}
-    for number in range(rounds):
-        if number > 1 and sum(map(sum, taken.values())) > enough:
-            break
-        for name, run in runs.items():
-            taken[name].append(seconds(run))
-    return {name: statistics.median(values) for name, values in taken.items()}
+    free(device)
+    before = reset_peak(device)
+    synchronise(device)
+    begin = time.perf_counter()
+    result = run()
+    synchronise(device)
+    taken = time.perf_counter() - begin
+    after = peak_bytes(device)
+    return taken, None if before is None or after is None else max(0, after - before), result
 
 
-def matmul_rate(model: Decoder, rows: int = 2048) -> float:
-    """FLOP/s of this machine, now, on the product that dominates the model: [rows, d] × [d, inner]."""
-    d, inner = model.d_model, int(model.config.intermediate_size)
-    a = torch.randn(rows, d, device=model.device, dtype=model.dtype)
-    b = torch.randn(inner, d, device=model.device, dtype=model.dtype)
-    repeats = max(1, int(2e11 if model.device.type == "cuda" else 4e9) // (2 * rows * d * inner))
-
-    def products() -> None:
-        for _ in range(repeats):
-            torch.nn.functional.linear(a, b)
-
-    products()
-    return 2 * rows * d * inner * repeats / statistics.median(seconds(products) for _ in range(5))
+def free(device: torch.device) -> None:
+    """Give back what nobody holds, so that a peak is the next call's own."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        return
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's: freed blocks go back to the system
+    if trim is not None:
+        trim(0)
 
 
-def layer_flops(model: Decoder) -> int:
-    """FLOPs of one token through one layer: its matrices; attention's own products are left out of the limit."""
-    return 2 * sum(p.numel() for p in model.layers[0].parameters() if p.ndim == 2)
+def reset_peak(device: torch.device) -> int | None:
+    """Start a new peak; what is held now, or None where peaks cannot be reset."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return None
+    return peak_bytes(device)
 
 
-def unembed_flops(model: Decoder) -> int:
-    """FLOPs of one unembedded position."""
-    return 2 * model.d_model * int(model.config.vocab_size)
-
-
-def least_flops(model: Decoder, plan: Plan, positions: int) -> float:
-    """What the workload needs at least: states that differ from the trunk, and measured unembeddings."""
-    return plan.least * layer_flops(model) + positions * unembed_flops(model)
+def peak_bytes(device: torch.device) -> int | None:
+    """Largest memory held since the last reset."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), None)

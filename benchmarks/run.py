@@ -1,269 +1,251 @@
-"""Benchmarks of hookdepth against plain hook loops, in one run, with the floor beside each figure.
+"""Benchmarks of hookdepth against its peers, in one run, with the floor beside each figure.
 
-    python benchmarks/run.py --suite cpu                      # the demo model, float32 and bfloat16
-    python benchmarks/run.py --suite cpu --only skip-current
+    python benchmarks/run.py --suite cpu                    # demo model, float32 and bfloat16: < 20 minutes on 2 cores
+    python benchmarks/run.py --suite gpu                    # random weights in Llama's shapes: < 8 minutes on one GPU
+    python benchmarks/run.py --suite gpu --device cpu --models tiny --out out/benchmarks     # the same code, anywhere
+    python benchmarks/run.py --suite cpu --only skip-current,sweeps --dtypes float32
 
-Each workload is verified (our numbers against the loop's) before it is timed; times are medians over rounds
-in which all contestants take turns. The floor is the least work of the workload at the rate of matrix
-products measured in the same run. The last line is JSON.
+Contestants are checked against each other before they are timed, and take turns. The peers nnsight and
+TransformerLens come with `pip install 'hookdepth[bench]'`. A whole suite writes SUITE.txt, .json and figures to
+benchmarks/results/; any other selection writes where --out says, or nothing. The last line is JSON. Exit status 1:
+some row, or some peer, failed; all others are there.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
-import random
-import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import date
-from functools import partial
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from torch import Tensor
 
-from benchmarks import plain
-from benchmarks.measure import alternate, layer_flops, least_flops, matmul_rate, unembed_flops
-from hookdepth import Decoder, LayerEffect, OutputEffect, Skip, load_model, run_branches
-from hookdepth.analyses import erasure, integrated_gradients, lens
-from hookdepth.analyses.task import Settings
-from hookdepth.branching import plan_for
-from hookdepth.data import DEFAULT_PROBES, encode, load_examples, make_probe, sample_cuts
-from hookdepth.interventions import Branch
+from benchmarks import figures
+from benchmarks.contest import Effort, contest, reference_of
+from benchmarks.entries import Tensors, Workload
+from benchmarks.limits import Machine, measure_machine
+from benchmarks.measure import free
+from benchmarks.models import NAMES, Subject, in_float32, make, warm_up
+from benchmarks.output import Log, environment, heading, sweeps_table, table_of
+from benchmarks.peers import Peers
+from benchmarks.sweeps import run_sweeps
+from benchmarks.workloads import WORKLOADS, six_experiments
 
-IG_LAYERS = (0, 15, 29)
-
-
-@dataclass
-class Workload:
-    """One row of the table: contestants by name (ours first), verified, with the FLOPs it needs at least."""
-
-    name: str
-    runs: dict[str, Callable[[], Any]]
-    verify: Callable[[Any, Any], float]
-    flops: float
-    tolerance: float
-    target: float
+MODELS = {"cpu": "demo", "gpu": "llama-3.2-1b,llama-3.1-8b"}
+DTYPES = {"cpu": "float32,bfloat16", "gpu": "float32,bfloat16"}
+SWEPT = {"cpu": "small", "gpu": "llama-3.2-1b"}
+ROW_NAMES = tuple(make.__name__.replace("_", "-") for make in (*WORKLOADS, six_experiments))
 
 
-def main() -> None:
-    """Run a suite and print its table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--suite", choices=["cpu"], default="cpu")
-    parser.add_argument("--dtypes", default="float32,bfloat16")
-    parser.add_argument("--only", help="names of workloads, separated by commas")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", help="also write table and JSON to this file")
-    options = parser.parse_args()
-    records, lines = [], []
-    for dtype in options.dtypes.split(","):
-        model = load_model("demo", dtype=dtype, device="cpu")
-        rate = matmul_rate(model)
-        lines.append(f"\n{model.name}, {dtype}, {torch.get_num_threads()} threads, {rate / 1e9:.0f} GFLOP/s")
-        print(lines[-1], flush=True)
-        for make in (skip_current, skip_both, residual_erasure, logit_lens, gradients):
-            workload = make(model)
-            if options.only and workload.name not in options.only.split(","):
-                continue
-            record = measure(workload, rate, options.rounds)
-            records.append({"dtype": dtype, **record})
-            lines.append(row(record))
-            print(lines[-1], flush=True)
-    summary = {"hardware": hardware(), "date": str(date.today()), "commit": commit(), **versions(), "rows": records}
-    text = "\n".join([*lines, json.dumps(summary)]) + "\n"
-    if options.out:
-        Path(options.out).write_text(text)
+def main(arguments: list[str] | None = None) -> int:
+    """Run a suite; the exit status."""
+    options = _parse(arguments)
+    device = torch.device(options.device)
+    chosen = (options.only, options.models, options.dtypes, options.given_device)
+    folder = options.out or (None if any(chosen) else Path(__file__).resolve().parent / "results")
+    log = Log(folder, options.suite)
+    summary: dict[str, Any] = {"suite": options.suite, **environment(device), "rows": []}
+    begin = time.perf_counter()
+
+    def effort() -> Effort:
+        late = time.perf_counter() - begin > 60 * options.minutes
+        if late:
+            return Effort(1, 0.0, 0.0)
+        return Effort(options.rounds, options.row_seconds, options.peer_seconds)
+
+    for name in (options.models or MODELS[options.suite]).split(",") if _workloads(options) else ():
+        rows = _rows_of(name, options, device, effort, log)
+        for row in rows:
+            summary["rows"].append(row)
+            log.write(summary)
+        free(device)
+    if _wanted("sweeps", options):
+        summary["sweeps"] = _sweeps(options, device, log)
+    summary["minutes"] = round((time.perf_counter() - begin) / 60, 1)
+    log.say(f"\n{summary['minutes']} minutes in all")
+    log.write(summary)
+    if folder:
+        _draw(summary, folder, log)
     print(json.dumps(summary))
+    return int(_failed(summary))
 
 
-def measure(workload: Workload, rate: float, rounds: int) -> dict[str, Any]:
-    """Verify, time, compare."""
-    results = {name: run() for name, run in workload.runs.items()}  # also the warm-up
-    ours = next(iter(results))
-    worst = max((workload.verify(results[ours], other) for name, other in results.items() if name != ours), default=0.0)
-    if not worst <= workload.tolerance:
-        raise SystemExit(f"{workload.name}: contestants differ by {worst:.2g} of the largest entry: nothing to time")
-    times = alternate(workload.runs, rounds)
-    floor = workload.flops / rate
+def _draw(summary: dict[str, Any], folder: Path, log: Log) -> None:
+    try:
+        figures.draw_ratios(summary, folder / f"{summary['suite']}.png")
+        if "axes" in summary.get("sweeps", {}):
+            figures.draw_sweeps(summary, folder / f"{summary['suite']}-scaling.png")
+    except Exception as error:  # noqa: BLE001 - the JSON line still comes; the run exits 1
+        summary["figures"] = _failure(log, "", "", "figures", error)
+
+
+def _rows_of(
+    name: str, options: argparse.Namespace, device: torch.device, effort: Callable[[], Effort], log: Log
+) -> Iterator[Any]:
+    """All rows of a model: dtypes in turn, float32 first where it is timed at all."""
+    references: dict[str, Tensors] = {}
+    checked: dict[str, set[str]] = {}
+    dtypes = (options.dtypes or DTYPES[options.suite]).split(",")
+    if not options.dtypes and name == "llama-3.1-8b":
+        dtypes = ["bfloat16"]  # float32 serves as the reference there, and is not timed
+    for dtype in dtypes:
+        try:
+            subject = make(name, dtype, device)
+            warm_up(subject)
+            machine = measure_machine(subject.model)
+        except Exception as error:  # noqa: BLE001 - a model that fails loses its own rows, no others; the run exits 1
+            yield _failure(log, name, dtype, "all rows", error)
+            continue
+        log.say(heading(subject.label, machine, device))
+        if dtype != "float32" and not references:
+            references = _references(subject, options, log)
+        yield from _rows(subject, machine, options, effort, references, checked, log)
+        free(device)
+
+
+def _rows(
+    subject: Subject,
+    machine: Machine,
+    options: argparse.Namespace,
+    effort: Callable[[], Effort],
+    references: dict[str, Tensors],
+    checked: dict[str, set[str]],
+    log: Log,
+) -> Iterator[dict[str, Any]]:
+    """A row for every workload, in this dtype."""
+    peers = Peers(subject.model)
+    dtype = str(subject.model.dtype).removeprefix("torch.")
+    done: list[dict[str, Any]] = []
+    for make_workload in _workloads(options):
+        name = make_workload.__name__.replace("_", "-")
+        try:
+            workload: Workload = make_workload(subject, peers)
+            right = set() if dtype == "float32" else checked.get(name, set())
+            row, basis = contest(workload, subject, machine, effort(), references.get(name), right)
+        except Exception as error:  # noqa: BLE001 - a row that fails loses no other; the run exits 1
+            yield _failure(log, subject.name, dtype, name, error)
+            free(subject.model.device)
+            continue
+        row["row"] = name
+        if dtype == "float32":
+            references[name] = basis
+            checked[name] = {peer for peer, record in row["contestants"].items() if "seconds" in record}
+        if make_workload is six_experiments:
+            row["sums"] = _sums(done)
+        done.append(row)
+        log.say(table_of(row))
+        yield row
+
+
+def _references(subject: Subject, options: argparse.Namespace, log: Log) -> dict[str, Tensors]:
+    """What float32 gives with the same weights, where it is not timed itself."""
+    found: dict[str, Tensors] = {}
+    exact = in_float32(subject)
+    peers = Peers(exact.model)
+    for make_workload in WORKLOADS:
+        name = make_workload.__name__.replace("_", "-")
+        if _wanted(name, options):
+            try:
+                found[name] = reference_of(make_workload(exact, peers))
+            except Exception as error:  # noqa: BLE001 - the row then says nothing about float32
+                log.say(f"{name}: no float32 reference: {_first_line(error)}")
+                free(exact.model.device)
+    return found
+
+
+def _sweeps(options: argparse.Namespace, device: torch.device, log: Log) -> dict[str, Any]:
+    tiny = (options.models or "") == "tiny"
+    shape, dtype = ("tiny" if tiny else SWEPT[options.suite]), "float32" if device.type == "cpu" else "bfloat16"
+    try:
+        axes = run_sweeps(shape, dtype, device, quick=tiny, rounds=options.rounds)
+    except Exception as error:  # noqa: BLE001 - the rows are not lost with the sweeps; the run exits 1
+        return _failure(log, shape, dtype, "sweeps", error)
+    log.say(f"\nsweeps: {shape} shape, {dtype}\n{sweeps_table(axes)}")
+    return {"shape": shape, "dtype": dtype, "axes": axes}
+
+
+def _workloads(options: argparse.Namespace) -> list[Any]:
+    # All layers' gradients take minutes on a CPU, and with them the six experiments.
+    listed = (*WORKLOADS, six_experiments) if options.suite == "gpu" else WORKLOADS
+    return [make for make in listed if _wanted(make.__name__.replace("_", "-"), options)]
+
+
+def _wanted(name: str, options: argparse.Namespace) -> bool:
+    return not options.only or name in options.only.split(",")
+
+
+def _sums(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Of each peer that did all rows that make up the six experiments: the sum of its times."""
+    parts = ("residual-stats", "logit-lens", "skip-both", "residual-erasure", "gradients-riemann")
+    tables = [row["contestants"] for row in rows if row["row"] in parts]
+    if len(tables) < len(parts):
+        return {}
     return {
-        "workload": workload.name,
-        "seconds": {name: round(value, 3) for name, value in times.items()},
-        "speedup": {name: round(value / times[ours], 2) for name, value in times.items() if name != ours},
-        "target": workload.target,
-        "floor_s": round(floor, 3),
-        "of_floor": round(floor / times[ours], 2),
-        "difference": worst,
+        name: sum(table[name]["seconds"] for table in tables)
+        for name in tables[0]
+        if all("seconds" in table.get(name, {}) for table in tables) and name != "hookdepth"
     }
 
 
-def row(record: dict[str, Any]) -> str:
-    """A line of the table."""
-    ours, *others = record["seconds"].items()
-    peers = ", ".join(f"{name} {value:.2f} s = {record['speedup'][name]:.2f}x" for name, value in others)
-    floor = f"floor {record['floor_s']:.2f} s ({record['of_floor']:.0%} of it reached)"
-    return f"  {record['workload']:24} {ours[1]:7.2f} s | {peers} | {floor} | differ by {record['difference']:.1g}"
+def _failure(log: Log, model: str, dtype: str, name: str, error: Exception) -> dict[str, Any]:
+    line = _first_line(error)
+    log.say(f"{name}: FAILED: {line}")
+    return {"row": name, "model": model, "dtype": dtype, "error": line}
 
 
-def relative(a: Tensor, b: Tensor) -> float:
-    """Largest difference over largest entry."""
-    return ((a.float().cpu() - b.float().cpu()).abs().max() / b.abs().max().cpu()).item()
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"[:300]
 
 
-def _prompt(model: Decoder, tokens: int) -> list[int]:
-    """The demo problem whose length is nearest."""
-    texts = [example.text for example in load_examples("demo").examples]
-    return min((encode(model.tokenizer, text) for text in texts), key=lambda ids: abs(len(ids) - tokens))
-
-
-def _tolerance(model: Decoder) -> float:
-    # Float32: the sums' order. bfloat16: the loop's rows met other kernels than ours, which is the loop's noise.
-    return 1e-4 if model.dtype == torch.float32 else 1.0
-
-
-def skip_current(model: Decoder) -> Workload:
-    """All layer skips on one prompt of about 180 tokens."""
-    return _skip(model, "skip-current", [None], 1.7)
-
-
-def skip_both(model: Decoder) -> Workload:
-    """All layer skips, on all tokens and left of four cuts."""
-    ids = _prompt(model, 180)
-    (cuts,) = sample_cuts([len(ids)])
-    return _skip(model, "skip-current+future", [None, *cuts], 3.0)
-
-
-def _skip(model: Decoder, name: str, cuts: list[int | None], target: float) -> Workload:
-    ids = _prompt(model, 180)
-    tensor = torch.tensor([ids], device=model.device)
-    skips = [Skip(layer) for layer in range(model.n_layers)]
-    branches = [Branch((skip,), cut=cut) for cut in cuts for skip in skips]
-
-    def ours() -> dict[int | None, tuple[Tensor, Tensor]]:
-        result = run_branches(model, [ids], branches, [LayerEffect(), OutputEffect()])
-        effect = result.layer["effect"].view(len(cuts), model.n_layers, -1)
-        output = result.output["output"].view(len(cuts), -1)
-        return {cut: (effect[n], output[n]) for n, cut in enumerate(cuts)}
-
-    def loop() -> dict[int | None, tuple[Tensor, Tensor]]:
-        return {cut: plain.skip_loop(model.hf, tensor, [cut]) for cut in cuts}
-
-    def verify(a: Any, b: Any) -> float:
-        return max(max(relative(a[cut][0], b[cut][0]), relative(a[cut][1], b[cut][1])) for cut in cuts)
-
-    positions = sum((model.n_layers + 1) * (len(ids) - (cut or 0)) for cut in cuts)
-    flops = least_flops(model, plan_for(model, branches, [len(ids)]), positions)
-    return Workload(name, {"hookdepth": ours, "hook loop": loop}, verify, flops, _tolerance(model), target)
-
-
-def residual_erasure(model: Decoder) -> Workload:
-    """Every layer point and token of the arithmetic probe."""
-    probe = make_probe(model.tokenizer, *DEFAULT_PROBES[0])
-    texts = [example.text for example in load_examples("demo").examples[:10]]
-    baseline = erasure.uninformative_residual(model, [encode(model.tokenizer, text) for text in texts])
-    tensor = torch.tensor([probe.token_ids], device=model.device)
-    branches = erasure.erasure_branches(probe, baseline)
-
-    def ours() -> Tensor:
-        effect = run_branches(model, [probe.token_ids], branches, [OutputEffect()]).output["output"]
-        return effect.view(model.n_layers + 1, -1)
-
-    def loop() -> Tensor:
-        return plain.erasure_loop(model.hf, tensor, probe.answer_positions, baseline)
-
-    plan = plan_for(model, branches, [len(probe.token_ids)])
-    flops = least_flops(model, plan, (len(branches) + 1) * len(probe.answer_positions))
-    return Workload(
-        "residual-erasure",
-        {"hookdepth": ours, "hook loop": loop},
-        lambda a, b: relative(a, b[:, : a.shape[1]]),
-        flops,
-        _tolerance(model),
-        10.0,
+def _failed(summary: dict[str, Any]) -> bool:
+    records = [record for row in summary["rows"] for record in row.get("contestants", {}).values()]
+    return (
+        any("error" in row for row in summary["rows"])
+        or "error" in summary.get("sweeps", {})
+        or "figures" in summary
+        or any(str(record.get("status", "")).startswith("FAILED") for record in records)
     )
 
 
-def logit_lens(model: Decoder) -> Workload:
-    """All layers of one prompt of about 180 tokens."""
-    ids = _prompt(model, 180)
-    tensor = torch.tensor([ids], device=model.device)
-
-    def ours() -> tuple[Tensor, Tensor]:
-        sums = lens.lens_sums(model, ids)
-        return sums["kl"][:-1] / len(ids), sums["topk_overlap"][:-1] / len(ids)
-
-    flops = len(ids) * (model.n_layers * layer_flops(model) + (model.n_layers + 1) * unembed_flops(model))
-    return Workload(
-        "logit-lens",
-        {"hookdepth": ours, "all logits kept": lambda: plain.lens_all_logits(model.hf, tensor)},
-        lambda a, b: max(relative(a[0], b[0]), relative(a[1], b[1])),
-        flops,
-        _tolerance(model),
-        2.2,
-    )
-
-
-def gradients(model: Decoder) -> Workload:
-    """The 256-step sum at three layers of the arithmetic probe, and the adaptive integral of the same."""
-    probe = make_probe(model.tokenizer, *DEFAULT_PROBES[0])
-    tensor = torch.tensor([probe.token_ids], device=model.device)
-    arguments = (model.hf, tensor, probe.answer_positions, IG_LAYERS, 256)
-
-    def ours() -> Tensor:
-        path = integrated_gradients.Path(model, probe, "layer")
-        return integrated_gradients.attribute(path, Settings(ig_method="riemann"), IG_LAYERS)["attribution"]
-
-    def adaptive() -> Tensor:
-        path = integrated_gradients.Path(model, probe, "layer")
-        settings = Settings(ig_tolerance=integrated_gradients.default_tolerance(model))
-        integrated_gradients.attribute(path, settings, IG_LAYERS)
-        return ours_once
-
-    ours_once = ours()
-    runs: dict[str, Callable[[], Any]] = {"hookdepth": ours, "adaptive": adaptive}
-    runs["notebook's way"] = lambda: plain.gradients(*arguments, block=16, frozen=False)
-    for block in (16, 32, 64):
-        runs[f"frozen, blocks of {block}"] = partial(plain.gradients, *arguments, block=block, frozen=True)
-    tokens = len(probe.token_ids) - 1
-    per_step = sum((model.n_layers - 1 - layer) * tokens for layer in IG_LAYERS) * layer_flops(model)
-    per_step += len(IG_LAYERS) * len(probe.answer_positions) * unembed_flops(model)
-    # Forward and the gradient with respect to activations: each costs the same products.
-    return Workload("integrated-gradients", runs, relative, 2.0 * 256 * per_step, _tolerance(model), 1.6)
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--suite", choices=["cpu", "gpu"], default="cpu")
+    parser.add_argument("--models", help=f"some of {', '.join(NAMES)}, separated by commas")
+    parser.add_argument("--dtypes", help="float32, bfloat16 or both, separated by a comma")
+    parser.add_argument("--only", help=f"some of {', '.join(ROW_NAMES)}, sweeps, separated by commas")
+    parser.add_argument("--rounds", type=int, default=3, help="most timed rounds of a row (default %(default)s)")
+    parser.add_argument("--device", help="cpu or cuda; default the suite's")
+    parser.add_argument("--row-seconds", type=float, help="when a row's rounds end; default 45 on a CPU, 10 on a GPU")
+    parser.add_argument("--peer-seconds", type=float, help="most seconds of a peer's run; default 4, or 1.5 on a GPU")
+    parser.add_argument("--minutes", type=float, help="then every contestant runs once; default 14, or 5 on a GPU")
+    parser.add_argument("--out", type=Path, help="folder for table, JSON and figures")
+    options = parser.parse_args(arguments)
+    _check(parser, "--models", options.models, NAMES)
+    _check(parser, "--dtypes", options.dtypes, ("float32", "bfloat16"))
+    _check(parser, "--only", options.only, (*ROW_NAMES, "sweeps"))
+    if options.rounds < 1:
+        parser.error("--rounds is 1 or more")
+    options.given_device = options.device
+    options.device = options.device or ("cuda" if options.suite == "gpu" else "cpu")
+    on_gpu = options.device.startswith("cuda")
+    if on_gpu and not torch.cuda.is_available():
+        parser.error("no GPU is to be seen here: --device cpu --models tiny tries the gpu suite's code anywhere")
+    options.minutes = options.minutes or (5.0 if on_gpu else 14.0)
+    options.row_seconds = options.row_seconds or (10.0 if on_gpu else 45.0)
+    options.peer_seconds = options.peer_seconds or (1.5 if on_gpu else 4.0)
+    return options
 
 
-def hardware() -> str:
-    """What ran this."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} threads"
-
-
-def commit() -> str:
-    """The commit that was measured, with + where the tree differs from it."""
-    root = Path(__file__).resolve().parents[1]
-    run = subprocess.run(
-        ["git", "describe", "--always", "--dirty=+"], cwd=root, capture_output=True, text=True, check=False
-    )
-    return run.stdout.strip() or "unknown"
-
-
-def versions() -> dict[str, str]:
-    """Versions that matter."""
-    import transformers
-
-    return {"torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version()}
+def _check(parser: argparse.ArgumentParser, option: str, given: str | None, known: tuple[str, ...]) -> None:
+    for name in given.split(",") if given is not None else ():
+        if name not in known:
+            parser.error(f"{option}: {name!r} is none of {', '.join(known)}")
 
 
 if __name__ == "__main__":
-    random.seed(0)
-    main()
+    sys.exit(main())

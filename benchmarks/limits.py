@@ -1,0 +1,115 @@
+"""What the machine and the workload allow: rates measured in this run, the least work, and the floor in seconds.
+
+    machine = measure_machine(model)                         # FLOP/s and byte/s, of this model's dtype
+    floor(model_size(model), Need(token_layers=5e4, positions=5e3), machine).seconds
+
+The floor is the larger of two times, as if the other were hidden behind it: the least products at the rate of
+matrix products of the model's own shape; and the least traffic (weights read once, each state that differs
+from the trunk read and written once per layer) at the measured bandwidth. Attention's own products,
+elementwise work and the softmax of the logits are left out, so nothing can be faster than the floor.
+"""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+
+import torch
+
+from benchmarks.measure import seconds
+from hookdepth import Decoder
+
+
+@dataclass(frozen=True)
+class Machine:
+    """FLOP/s of matrix products and byte/s of memory, for one dtype."""
+
+    flops: float
+    bandwidth: float
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of a model: FLOPs of a token in a layer and of an unembedded position, bytes of weights and of a state."""
+
+    layer_flops: int
+    unembed_flops: int
+    weight_bytes: int
+    state_bytes: int
+
+
+@dataclass(frozen=True)
+class Need:
+    """The least that a workload has to do.
+
+    Attributes:
+        token_layers: states that differ from the trunk (one token through one layer), and each trunk once.
+        positions: measured unembeddings.
+        passes: 1 forward, 2 forward and gradients with respect to activations (the same products again).
+    """
+
+    token_layers: float
+    positions: float
+    passes: int = 1
+
+    def __add__(self, other: Need) -> Need:
+        """Both, one after the other; in token-layers of forward passes."""
+        return Need(
+            self.passes * self.token_layers + other.passes * other.token_layers,
+            self.passes * self.positions + other.passes * other.positions,
+        )
+
+
+@dataclass(frozen=True)
+class Floor:
+    """Seconds, and what sets them: compute or memory."""
+
+    seconds: float
+    bound: str
+    flops: float
+    bytes: float
+
+
+def floor(size: Size, need: Need, machine: Machine) -> Floor:
+    """The larger of compute and memory time.
+
+    floor(Size(10, 100, 1000, 8), Need(20, 3), Machine(50.0, 100.0)).seconds   # max(500/50, 1320/100)
+    """
+    flops = need.passes * (need.token_layers * size.layer_flops + need.positions * size.unembed_flops)
+    moved = need.passes * (size.weight_bytes + 2 * need.token_layers * size.state_bytes)
+    compute, memory = flops / machine.flops, moved / machine.bandwidth
+    return Floor(max(compute, memory), "compute" if compute >= memory else "memory", flops, moved)
+
+
+def model_size(model: Decoder) -> Size:
+    """Counted on the model's parameters."""
+    layer = sum(p.numel() for p in model.layers[0].parameters() if p.ndim == 2)
+    unembed = model.d_model * int(model.config.vocab_size)
+    itemsize = model.dtype.itemsize
+    weights = (layer * model.n_layers + unembed) * itemsize
+    return Size(2 * layer, 2 * unembed, weights, model.d_model * itemsize)
+
+
+def measure_machine(model: Decoder, rows: int = 2048) -> Machine:
+    """Rates now: the product that dominates the model, [rows, d] × [d, inner], and a copy of a large tensor."""
+    on_gpu = model.device.type == "cuda"
+    d, inner = model.d_model, int(model.config.intermediate_size)
+    a = torch.randn(rows, d, device=model.device).to(model.dtype)
+    b = torch.randn(inner, d, device=model.device).to(model.dtype)
+    repeats = max(1, int(2e12 if on_gpu else 4e9) // (2 * rows * d * inner))
+
+    def products() -> None:
+        for _ in range(repeats):
+            torch.nn.functional.linear(a, b)
+
+    source = torch.ones((1 << 30) if on_gpu else (1 << 27), dtype=torch.uint8, device=model.device)
+    target = torch.empty_like(source)
+
+    def copies() -> None:
+        target.copy_(source)
+
+    products()
+    copies()
+    product = statistics.median(seconds(products, model.device) for _ in range(5))
+    copy = statistics.median(seconds(copies, model.device) for _ in range(5))
+    return Machine(2 * rows * d * inner * repeats / product, 2 * source.numel() / copy)
