@@ -33,6 +33,7 @@ LAYERS = [
     ["plots_layers", "plots_tokens", "plots_compare", "plots"],
     ["report_texts", "report_html", "report"],
     ["session"],
+    ["api"],
     ["cli"],
     ["__main__"],
 ]
@@ -43,7 +44,7 @@ FILES = {
 }
 MODULES = [name for name in FILES if name != "__init__"]
 HEAVY = {
-    "matplotlib": {name for name in FILES if name.startswith("plots") or name == "report"},
+    "matplotlib": {name for name in FILES if name.startswith("plots")} | {"report", "api"},
     "transformers": {"models", "loading", "prefix", "data", "runner", "training"},
     "accelerate": {"models", "loading", "branching", "analyses.integrated_gradients"},
     "bitsandbytes": {"loading"},
