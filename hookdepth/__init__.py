@@ -1,5 +1,11 @@
 """hookdepth: what the layers of a language model do.
 
+    import hookdepth
+
+    model = hookdepth.load_model("demo")
+    results = hookdepth.analyse(model, ["residual-stats"], limit=1)
+    results["residual-stats"].tensors["cosine.layer"]     # [L]
+
 Names are imported when they are first asked for, so that `hookdepth --help` need not wait for torch.
 """
 

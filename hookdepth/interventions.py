@@ -58,6 +58,12 @@ class Surroundings(Protocol):
 class Intervention:
     """Base of all interventions: where it acts. Subclasses say what happens there, in `apply`.
 
+        class Zero(Intervention):
+            def apply(self, row, where, around):
+                row[where.local] = 0.0
+
+        Branch((Zero("mlp_out", 4, tokens=[-1]),))
+
     Attributes:
         site: one of `SITES`.
         layer: decoder layer, 0-based.

@@ -106,7 +106,10 @@ class OutputMeasurement:
 
 
 class LayerEffect(LayerMeasurement):
-    """max over tokens of ‖c_i − c̄_i‖ / ‖c_i‖ at every layer i (2505.13898, Fig. 3a and 3b)."""
+    """max over tokens of ‖c_i − c̄_i‖ / ‖c_i‖ at every layer i (2505.13898, Fig. 3a and 3b).
+
+    run_branches(model, [ids], [Branch((Skip(4),))], [LayerEffect()]).layer["effect"]   # [branch, L], ≥ 0
+    """
 
     name = "effect"
     change = True
@@ -117,7 +120,10 @@ class LayerEffect(LayerMeasurement):
 
 
 class OutputEffect(OutputMeasurement):
-    """max over tokens of ‖softmax(z) − softmax(z̄)‖₂ (2505.13898): 0 to √2."""
+    """max over tokens of ‖softmax(z) − softmax(z̄)‖₂ (2505.13898): 0 to √2.
+
+    run_branches(model, [ids], [Branch((Skip(4),))], [OutputEffect()]).output["output"]   # [branch]
+    """
 
     name = "output"
     change = True
@@ -132,7 +138,11 @@ class OutputEffect(OutputMeasurement):
 
 
 class TargetProbability(OutputMeasurement):
-    """Sum over positions of the probability of the prompt's own next token: Σ p(answer token)."""
+    """Sum over positions of the probability of the prompt's own next token: Σ p(answer token).
+
+    branch = Branch((Skip(4),), measured=slice(-4, -1))     # the answer: the last three tokens
+    run_branches(model, [ids], [branch], [TargetProbability()]).output["target_probability"]   # [branch]
+    """
 
     name = "target_probability"
     reduce = "sum"

@@ -20,7 +20,7 @@ from pathlib import Path
 import hookdepth
 
 PAGES = Path(__file__).resolve().parent / "pages"
-TITLES = {"index": "hookdepth", "engine": "The engine", "numerics": "Numerics"}
+TITLES = {"index": "Overview", "engine": "The engine", "numerics": "Numerics"}
 
 
 def paragraphs(docstring: str) -> Iterator[tuple[bool, str]]:
