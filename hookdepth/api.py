@@ -30,7 +30,7 @@ from hookdepth.session import make_inputs, parse_analyses, parse_parts
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-OTHER_SETTINGS = ("keep_front", "max_rows", "ig_method", "ig_steps", "ig_max_evaluations")
+_OTHER_SETTINGS = ("keep_front", "max_rows", "ig_method", "ig_steps", "ig_max_evaluations")
 
 
 def analyse(
@@ -78,7 +78,7 @@ def analyse(
     names = parse_analyses(analyses if isinstance(analyses, str) else ",".join(analyses))
     chosen = parse_parts(parts if isinstance(parts, str) else ",".join(parts))
     for name in settings:
-        choose("setting", name, OTHER_SETTINGS)
+        choose("setting", name, _OTHER_SETTINGS)
     choose("method", settings.get("ig_method", METHODS[0]), METHODS)
     if limit < 1:
         raise HookdepthError(f"limit={limit}", "give a whole number of at least 1")

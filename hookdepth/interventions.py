@@ -131,7 +131,12 @@ class Skip(Intervention):
 
 
 @dataclass(frozen=True, eq=False)
-class _WithValue(Intervention):
+class WithValue(Intervention):
+    """Base of those that bring a tensor along.
+
+    Patch("resid_post", 5, torch.zeros(64), tokens=[3])     # value: [width], or [n, width] for n tokens
+    """
+
     value: Tensor = field(default_factory=lambda: torch.zeros(()))
 
     def __init__(self, site: str, layer: int, value: Tensor, tokens: Tokens = slice(None)) -> None:
@@ -156,7 +161,7 @@ class _WithValue(Intervention):
 
 
 @dataclass(frozen=True, eq=False, init=False)
-class Patch(_WithValue):
+class Patch(WithValue):
     """Replace a site's value by a tensor: activation patching, or erasure with a single vector.
 
         Patch("resid_post", 5, clean_resid[5])                  # [T, d]: the whole prompt
@@ -178,7 +183,7 @@ Erase = Patch
 
 
 @dataclass(frozen=True, eq=False, init=False)
-class AddVector(_WithValue):
+class AddVector(WithValue):
     """Add a vector, e.g. a steering direction; the sum is taken in float32.
 
     AddVector("resid_post", 12, 4.0 * direction, tokens=slice(-1, None))

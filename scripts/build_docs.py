@@ -62,7 +62,10 @@ def modules() -> list[types.ModuleType]:
     for name in hookdepth.__all__:  # they are imported when first asked for; pdoc looks without asking
         setattr(hookdepth, name, getattr(hookdepth, name))
     found = pkgutil.walk_packages(hookdepth.__path__, "hookdepth.")
-    return [hookdepth, *(importlib.import_module(m.name) for m in found if not m.name.endswith("__main__"))]
+    return [
+        hookdepth,
+        *(importlib.import_module(m.name) for m in found if not m.name.rpartition(".")[2].startswith("_")),
+    ]
 
 
 def page(name: str) -> types.ModuleType:
