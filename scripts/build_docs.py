@@ -10,6 +10,7 @@ import ast
 import importlib
 import inspect
 import pkgutil
+import re
 import shutil
 import sys
 import textwrap
@@ -70,7 +71,8 @@ def modules() -> list[types.ModuleType]:
 
 def page(name: str) -> types.ModuleType:
     """A page of scripts/pages as what pdoc knows: a module with a docstring and nothing else."""
-    made = types.ModuleType(name, (PAGES / f"{name}.md").read_text(encoding="utf-8"))
+    text = (PAGES / f"{name}.md").read_text(encoding="utf-8")
+    made = types.ModuleType(name, re.sub(r"\]\((\w+)\.md\)", r"](\1.html)", text))
     made.__dict__["__all__"] = []
     return made
 
