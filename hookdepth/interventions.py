@@ -115,6 +115,11 @@ class Skip(Intervention):
         layer: the layer skipped.
         part: layer, attn or mlp.
         tokens: default all but the first, as the paper's notebook does (`no_skip_front=1`).
+
+    Raises:
+        HookdepthError: an unknown part.
+
+    Source: 2505.13898, Fig. 3.
     """
 
     part: str = "layer"
@@ -186,7 +191,11 @@ Erase = Patch
 class AddVector(WithValue):
     """Add a vector, e.g. a steering direction; the sum is taken in float32.
 
-    AddVector("resid_post", 12, 4.0 * direction, tokens=slice(-1, None))
+        AddVector("resid_post", 12, 4.0 * direction, tokens=slice(-1, None))
+
+    Args:
+        site, layer, tokens: where.
+        value: [d], or [n, d] for the n tokens acted on.
     """
 
     def apply(self, row: Tensor, where: Where, around: Surroundings) -> None:
@@ -268,6 +277,9 @@ class Branch:
         cut: intervene on tokens < cut only, and measure at tokens ≥ cut.
         until: last layer it lives through; None for all of them and the output.
         measured: positions at which measurements read; default all from the cut on.
+
+    Raises:
+        HookdepthError: no interventions; what does not fit model or prompt is refused by `run_branches`.
     """
 
     interventions: tuple[Intervention, ...]

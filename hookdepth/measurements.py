@@ -172,7 +172,7 @@ class LogitDifference(OutputMeasurement):
 
 @dataclass
 class Custom(OutputMeasurement):
-    """Any function of an `OutputView`.
+    """Any function of an `OutputView` that gives [row, position].
 
     Custom("entropy", lambda view: torch.special.entr(view.probabilities).sum(-1), reduce="mean")
     """
