@@ -24,14 +24,6 @@ if "OMP_NUM_THREADS" not in os.environ:
     torch.set_num_threads(1)  # tiny models gain nothing from more, and several runs beside each other lose a lot
 
 
-def pytest_collection_modifyitems(config, items):
-    """With several workers (`-n 2 --dist loadgroup`) a file stays on one of them, and so does the demo model."""
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            group = "demo" if item.get_closest_marker("demo") else item.path.name
-            item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture(scope="session")
 def demo_model():
     """`hf_model, tokenizer = demo_model`: SmolLM2-135M-Instruct, dequantised to float32, in eval mode."""
