@@ -1,5 +1,11 @@
 """hookdepth: what the layers of a language model do.
 
+    import hookdepth
+
+    model = hookdepth.load_model("demo")
+    results = hookdepth.analyse(model, ["residual-stats"], limit=1)
+    results["residual-stats"].tensors["cosine.layer"]     # [L]
+
 Names are imported when they are first asked for, so that `hookdepth --help` need not wait for torch.
 """
 
@@ -10,6 +16,7 @@ from hookdepth._version import __version__
 from hookdepth.errors import HookdepthError
 
 if TYPE_CHECKING:
+    from hookdepth.api import analyse, plot
     from hookdepth.branching import BranchResults, run_branches
     from hookdepth.capturing import Activations, capture
     from hookdepth.interventions import AddVector, Branch, Erase, Identity, Intervention, Patch, Scale, Skip, Subtract
@@ -24,8 +31,10 @@ if TYPE_CHECKING:
         TargetProbability,
     )
     from hookdepth.models import Decoder, wrap
+    from hookdepth.results import Result, load_folder
 
 _HOME = {
+    "api": "analyse plot",
     "branching": "BranchResults run_branches",
     "capturing": "Activations capture",
     "interventions": "AddVector Branch Erase Identity Intervention Patch Scale Skip Subtract",
@@ -34,6 +43,7 @@ _HOME = {
         "Custom LayerEffect LayerMeasurement LogitDifference OutputEffect OutputMeasurement TargetProbability"
     ),
     "models": "Decoder wrap",
+    "results": "Result load_folder",
 }
 
 
@@ -65,13 +75,17 @@ __all__ = [
     "OutputEffect",
     "OutputMeasurement",
     "Patch",
+    "Result",
     "Scale",
     "Skip",
     "Subtract",
     "TargetProbability",
     "__version__",
+    "analyse",
     "capture",
+    "load_folder",
     "load_model",
+    "plot",
     "run_branches",
     "wrap",
 ]

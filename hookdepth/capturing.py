@@ -31,7 +31,10 @@ class Activations(dict[tuple[str, int], Tensor]):
     """
 
     def stack(self, site: str) -> Float[Tensor, "layer row token width"]:
-        """All captured layers of a site, on the device of the first."""
+        """All captured layers of a site, in order, on the device of the first.
+
+        acts.stack("resid_pre")[3]      # [row, token, width]
+        """
         layers = [self[key] for key in sorted(self) if key[0] == site]
         return torch.stack([value.to(layers[0].device) for value in layers])
 

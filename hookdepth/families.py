@@ -70,7 +70,7 @@ def family_of(model_type: str) -> Family:
 def missing_modules(layer: nn.Module, family: Family) -> list[str]:
     """Submodules that a decoder layer of this family must have and this one has not.
 
-    missing_modules(model.model.layers[0], family_of("llama"))   # []
+    missing_modules(hf_model.model.layers[0], family_of("llama"))   # []
     """
     needed = ("self_attn", "mlp", family.attn_site, family.mlp_site)
     return sorted({name for name in needed if not hasattr(layer, name)})

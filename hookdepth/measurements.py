@@ -108,7 +108,10 @@ class OutputMeasurement:
 
 
 class LayerEffect(LayerMeasurement):
-    """max over tokens of ‖c_i − c̄_i‖ / ‖c_i‖ at every layer i (2505.13898, Fig. 3a and 3b)."""
+    """max over tokens of ‖c_i − c̄_i‖ / ‖c_i‖ at every layer i (2505.13898, Fig. 3a and 3b).
+
+    run_branches(model, [ids], [Branch((Skip(4),))], [LayerEffect()]).layer["effect"]   # [branch, L], ≥ 0
+    """
 
     name = "effect"
     change = True
@@ -127,7 +130,10 @@ class LayerEffect(LayerMeasurement):
 
 
 class OutputEffect(OutputMeasurement):
-    """max over tokens of ‖softmax(z) − softmax(z̄)‖₂ (2505.13898): 0 to √2."""
+    """max over tokens of ‖softmax(z) − softmax(z̄)‖₂ (2505.13898): 0 to √2.
+
+    run_branches(model, [ids], [Branch((Skip(4),))], [OutputEffect()]).output["output"]   # [branch]
+    """
 
     name = "output"
     change = True
@@ -147,7 +153,11 @@ class OutputEffect(OutputMeasurement):
 
 
 class TargetProbability(OutputMeasurement):
-    """Sum over positions of the probability of the prompt's own next token: Σ p(answer token)."""
+    """Sum over positions of the probability of the prompt's own next token: Σ p(answer token).
+
+    branch = Branch((Skip(4),), measured=slice(-4, -1))     # the answer: the last three tokens
+    run_branches(model, [ids], [branch], [TargetProbability()]).output["target_probability"]   # [branch]
+    """
 
     name = "target_probability"
     reduce = "sum"
@@ -177,7 +187,7 @@ class LogitDifference(OutputMeasurement):
 
 @dataclass
 class Custom(OutputMeasurement):
-    """Any function of an `OutputView`.
+    """Any function of an `OutputView` that gives [row, position].
 
     Custom("entropy", lambda view: torch.special.entr(view.probabilities).sum(-1), reduce="mean")
     """

@@ -1,6 +1,6 @@
 """Figures over layers: bars and lines of a value a layer, heat maps of layer against layer.
 
-effect_figure(result.tensors["layer.effect"]).savefig("effect.png")
+effect_figure(result.tensors["layer.effect"], *effect_labels("skip-current")).savefig("effect.png")
 """
 
 from __future__ import annotations

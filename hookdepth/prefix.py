@@ -1,8 +1,9 @@
 """Keys and values handed from one launch to the next: the one place that speaks transformers' cache language.
 
-    recorder = PrefixCache(start=0, record=True)
+    recorder = PrefixCache(record=True)
     model.forward(token_ids, recorder)                  # recorder.recorded[layer] is (keys, values)
-    model.forward(token_ids[:, 40:], PrefixCache(start=40, prefix=lambda layer: ...))
+    left = {layer: (keys[:, :, :40], values[:, :, :40]) for layer, (keys, values) in recorder.recorded.items()}
+    model.forward(token_ids[:, 40:], PrefixCache(start=40, prefix=left.get))
 
 A launch that starts at token t asks `prefix(layer)` for the keys and values of its rows left of t and puts
 them in front of its own. Sliding-window layers keep all keys; the mask, made from `get_mask_sizes`, hides

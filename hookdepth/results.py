@@ -130,7 +130,7 @@ def load_folder(folder: str | os.PathLike[str]) -> dict[str, Result]:
 def write_json(path: str | os.PathLike[str], value: Mapping[str, Any]) -> Path:
     """Write a JSON object atomically, keys in their order.
 
-    write_json("out/summary.json", {"effective_depth": {...}})
+    write_json("out/summary.json", {"seed": 123})
     """
     return write_atomic(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 

@@ -54,6 +54,7 @@ class LayerRows:
 class RowTable:
     """See the module.
 
+        table = RowTable(launch, branches, extents, n_layers, device)
         table.slot[id]     # which of the launch's prompts a row belongs to
         table.edits[3, "attn_out"]   # [(id, interventions)]
 

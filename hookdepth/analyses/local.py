@@ -1,6 +1,6 @@
 """local-current and local-future: direct effects, not propagated (2505.13898, Fig. 5).
 
-    task(model, inputs, Settings(), ("local-current",)).finish(partials)   # layer.effect [L, L]
+    task(model, inputs, Settings(), ("local-current",)).run(0, print).tensors["local-current.layer.effect"]  # [N, L, L]
 
 Entry (s, i), i > s: layer i is given h_i − c_s instead of h_i, everything before being clean; how much does
 what it adds change? Each branch is born at the input of layer i and gone after it, so the L(L−1)/2 of them

@@ -1,0 +1,111 @@
+"""`analyse` and `plot`: what the command line does, from Python."""
+
+import warnings
+
+import pytest
+import torch
+from tiny_models import tiny_model
+from tiny_tokenizer import tiny_tokenizer
+
+import hookdepth
+from hookdepth import cli
+from hookdepth.analyses import NAMES
+from hookdepth.errors import HookdepthError
+
+TEXT = ["Anna has 12 apples and eats 3 of them.", "Imagine all the people of the town.", "The basket is full."]
+PROBE = ("5 + 7 =", " 12")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return hookdepth.wrap(tiny_model("llama", num_hidden_layers=3), tiny_tokenizer(), name="tiny")
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory):
+    file = tmp_path_factory.mktemp("data") / "prompts.txt"
+    file.write_text("\n".join(TEXT), encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="module")
+def results(model, prompts):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a tiny model's noise floor may not be 0
+        return hookdepth.analyse(model, dataset=prompts, limit=2, probes=[PROBE], ig_method="riemann", ig_steps=4)
+
+
+def test_every_analysis_has_a_result_and_figures(results):
+    assert list(results) == list(NAMES)
+    for name, result in results.items():
+        assert result.analysis == name
+        figures = hookdepth.plot(result)
+        assert figures
+        assert all(figure.axes and title.startswith(name) for title, figure in figures.items())
+
+
+def test_the_same_as_the_command_line(results, prompts, tmp_path, capsys):
+    folder = tmp_path / "model"
+    tiny_model("llama", num_hidden_layers=3).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    names = ["skip-current", "skip-future", "residual-erasure"]
+    arguments = ["run", "--model", str(folder), "--dataset", str(prompts), "--limit", "2", "--probe", *PROBE]
+    assert cli.main([*arguments, "--analyses", ",".join(names), "--out", str(tmp_path / "out")]) == 0
+    stored = hookdepth.load_folder(tmp_path / "out")
+    for name in names:
+        assert stored[name].tensors.keys() == results[name].tensors.keys()
+        for key, value in stored[name].tensors.items():
+            assert torch.equal(value, results[name].tensors[key]), (name, key)
+    assert stored["skip-future"].metadata["settings"] == results["skip-future"].metadata["settings"]
+
+
+def test_settings_reach_the_analysis(model, prompts, tmp_path):
+    results = hookdepth.analyse(
+        model, "skip-current", dataset=prompts, limit=1, parts="attn", keep_front=2, out=tmp_path / "out"
+    )
+    assert "attn.effect" in results["skip-current"].tensors
+    assert results["skip-current"].metadata["settings"] == {"keep_front": 2, "max_rows": None, "parts": ["attn"]}
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["skip-current.safetensors"]
+    with pytest.raises(HookdepthError, match="keep_front"):
+        hookdepth.analyse(model, "skip-current", dataset=prompts, limit=1, parts="attn", out=tmp_path / "out")
+
+
+def test_nothing_is_left_behind_without_a_folder(model, prompts, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    hookdepth.analyse(model, ["residual-stats"], dataset=prompts, limit=1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_warnings_point_at_the_caller(model, prompts):
+    with pytest.warns(UserWarning, match="1 of 3 prompts are too short to be cut") as caught:
+        hookdepth.analyse(model, "local-future", dataset=prompts, limit=3)
+    assert any(warning.filename == __file__ for warning in caught)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"analyses": "logit-lense"}, "did you mean logit-lens"),
+        ({"analyses": []}, "names none"),
+        ({"parts": ["atn"]}, "did you mean attn"),
+        ({"limit": 0}, "at least 1"),
+        ({"keepfront": 2}, "did you mean keep_front"),
+        ({"ig_method": "rieman"}, "did you mean riemann"),
+        ({"dataset": "no-such-file.txt"}, "no data set or file"),
+    ],
+)
+def test_bad_input_is_named_before_anything_runs(model, prompts, arguments, message):
+    with pytest.raises(HookdepthError, match=message) as caught:
+        hookdepth.analyse(model, **{"dataset": prompts, **arguments})
+    assert caught.value.exit_status == 2
+
+
+def test_a_model_without_a_tokenizer_is_refused(prompts):
+    with pytest.raises(HookdepthError, match="no tokenizer"):
+        hookdepth.analyse(hookdepth.wrap(tiny_model("llama")), dataset=prompts)
+
+
+def test_a_result_of_another_version_is_not_plotted():
+    with pytest.raises(HookdepthError, match="unknown analysis"):
+        hookdepth.plot(hookdepth.Result("tuned-lens", {}))

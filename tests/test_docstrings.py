@@ -1,0 +1,194 @@
+"""Docstrings: every public name has one that begins with a snippet, and the snippets run and give what they say.
+
+Snippets run on a tiny model, in the namespace of their module, of the package's names and of the words that all of
+them use (`model`, `ids`, `result`, …). A comment behind an expression is checked: a literal must be equal, a shape
+such as `[branch, L]` must have as many axes.
+"""
+
+import ast
+import builtins
+import inspect
+import re
+import runpy
+import shutil
+import types
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from synthetic_results import synthetic_results
+from tiny_models import prompts, tiny_config, tiny_model
+from tiny_tokenizer import tiny_tokenizer
+
+import hookdepth
+from hookdepth import analyses, cli
+from hookdepth.analyses import Inputs, tasks_for
+from hookdepth.data import Probe
+from hookdepth.planning import make_plan
+from hookdepth.results import Result
+
+SCRIPT = runpy.run_path(str(Path(__file__).resolve().parents[1] / "scripts" / "build_docs.py"))
+snippets, fenced, modules = SCRIPT["snippets"], SCRIPT["fenced"], SCRIPT["modules"]
+
+
+def owned():
+    """(qualified name, object, module) of every public function, class and method of the package."""
+    for module in modules():
+        yield module.__name__, module, module
+        for name, value in vars(module).items():
+            if name.startswith("_") or getattr(value, "__module__", None) != module.__name__:
+                continue
+            if inspect.isclass(value) or inspect.isfunction(inspect.unwrap(value)):
+                yield f"{module.__name__}.{name}", value, module
+            if inspect.isclass(value):
+                for key, member in vars(value).items():
+                    inner = getattr(member, "fget", None) or getattr(member, "func", None) or member
+                    inner = getattr(inner, "__func__", inner)
+                    if not key.startswith("_") and inspect.isfunction(inner) and inner.__name__ != "<lambda>":
+                        yield f"{module.__name__}.{name}.{key}", inner, module
+
+
+CLASSES = [name for name in hookdepth.__all__ if inspect.isclass(getattr(hookdepth, name))]
+MODULES = {"hookdepth": hookdepth, "torch": torch, "np": np, "Path": Path}
+OWNED = {name: (value, module) for name, value, module in owned()}
+
+
+@pytest.mark.parametrize("name", OWNED)
+def test_every_public_name_has_a_docstring(name):
+    assert inspect.getdoc(OWNED[name][0])
+
+
+NO_SNIPPET = ("__version__", "BranchResults")  # the second is what run_branches gives: see there
+
+
+@pytest.mark.parametrize("name", [name for name in hookdepth.__all__ if name not in NO_SNIPPET])
+def test_what_the_package_offers_begins_with_a_snippet(name):
+    value = getattr(hookdepth, name)
+    text = fenced(inspect.getdoc(value))
+    assert "```python" in text
+    summary = text.partition("```python")[0]
+    assert summary.count("\n\n") <= 2, "a snippet comes after the summary"
+
+
+RUNNABLE = [(name, number) for name, (value, _) in OWNED.items() for number in range(len(snippets(value.__doc__)))]
+# Their arguments are the engine's own, made from one another: tests/test_branching.py covers these.
+INTERNAL = ("hookdepth.launching", "hookdepth.launching.run_launch")
+READS_RESULTS = [
+    "cli",
+    "plots",
+    "plots_compare",
+    "plots_layers",
+    "plots_tokens",
+    "report",
+    "results",
+    "summary",
+    "tables",
+]
+
+
+@pytest.mark.parametrize(("name", "number"), [one for one in RUNNABLE if one[0] not in INTERNAL])
+@pytest.mark.filterwarnings("ignore:.*noise floor:UserWarning")
+def test_snippets_run(name, number, words, folder, tmp_path, monkeypatch):
+    value, module = OWNED[name]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "probes.jsonl").write_text('{"prompt": "2 + 2 =", "answer": " 4"}\n')
+    if module.__name__.removeprefix("hookdepth.") in READS_RESULTS:
+        shutil.copytree(folder, tmp_path / "out")
+    for place in ("hookdepth.load_model", "hookdepth.api.load_model", "hookdepth.session.load_model"):
+        monkeypatch.setattr(place, lambda name="demo", **options: words["model"])
+    tiny = {name: words[name] for name in ("Settings", "load_model", "demo_folder")}
+    if module.__name__ == "hookdepth.metrics":
+        tiny["resid_pre"] = words["resid_pre"][0]
+    if name == "hookdepth.branching":
+        tiny["token_ids"] = words["ids"]
+    code = snippets(value.__doc__)[number]
+    if "raise HookdepthError" in code or "# HookdepthError:" in code:
+        with pytest.raises(hookdepth.HookdepthError):
+            run_checked(code, {**words, **vars(module), **tiny}, module)
+    else:
+        run_checked(code, {**words, **vars(module), **tiny}, module)
+
+
+def run_checked(code, namespace, module):
+    for statement in ast.parse(code).body:
+        if not isinstance(statement, ast.Expr):
+            exec(compile(ast.Module([statement], []), "snippet", "exec"), namespace)
+            continue
+        value = eval(compile(ast.Expression(statement.value), "snippet", "eval"), namespace)
+        line = code.splitlines()[statement.end_lineno - 1]
+        comment = line.encode()[statement.end_col_offset :].decode().strip().removeprefix("#").strip()
+        # What depends on a model or on results is the demo model's, not the tiny one's: only its shape is checked.
+        used = [node.id for node in ast.walk(statement) if isinstance(node, ast.Name)]
+        own = all(name in vars(module) or name in vars(builtins) or name in ("torch", *CLASSES) for name in used)
+        assert_says(value, comment, own)
+
+
+def assert_says(value, comment, own):
+    array = isinstance(value, torch.Tensor | np.ndarray)
+    try:
+        expected = ast.literal_eval(re.split(r"[;:] ", comment)[0])
+    except (SyntaxError, ValueError):
+        shape = re.match(r"\[([^\]]*)\]", comment)
+        if shape and array:
+            assert value.ndim == len([axis for axis in shape[1].split(",") if axis.strip()]), comment
+        return
+    if own and array:
+        np.testing.assert_allclose(np.asarray(value), expected)
+    elif own:
+        assert value == (pytest.approx(expected) if isinstance(expected, float) else expected)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Results in `out`, and of one analysis in some folders in it."""
+    folder = tmp_path_factory.mktemp("results") / "out"
+    for name in (".", "demo", "other", "small", "large"):
+        for analysis, result in synthetic_results(n_layers=4, n_tokens=5).items():
+            if name == "." or analysis == "logit-lens":
+                result.save(folder / name / f"{analysis}.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def words():
+    """What the snippets take for granted, by name."""
+    hf_model = tiny_model("llama", num_hidden_layers=13, max_position_embeddings=4096)
+    tokenizer, config, folder = tiny_tokenizer(), tiny_config("granite"), "demo"
+    model = hookdepth.wrap(hf_model, tokenizer, name="tiny")
+    AutoModelForCausalLM = types.SimpleNamespace(from_pretrained=lambda folder: hf_model)
+    load_model, demo_folder = (lambda name="demo", **options: model), (lambda: "demo")
+    options = cli._parser().parse_args(["run", "--limit", "1", "--dataset", "probes.jsonl", "--out", "made"])
+    n_layers, width, device = model.n_layers, model.d_model, model.layer_device
+
+    first_ten_prompts = [tuple(ids) for ids in prompts(2, 48)]
+    ids = list(first_ten_prompts[0])
+    token_ids = input_ids = torch.tensor([ids])
+    probe = Probe("", "", tuple(ids[:9]), tuple(map(str, range(9))), (7, 8))
+    inputs = Inputs(tuple(first_ten_prompts), ((8, 16), (24,)), tuple(first_ten_prompts), (probe,))
+    settings, Settings = analyses.Settings(), partial(analyses.Settings, ig_method="riemann", ig_steps=2)
+    (task,) = tasks_for(["skip-current"], model, inputs, settings)
+    partials = [task.run(0, lambda: None)]
+    branches = [hookdepth.Branch((hookdepth.Skip(layer, part),)) for layer in (3, 5) for part in ("attn", "layer")]
+    plan = make_plan(branches, [len(ids)], n_layers)
+    launch, extents, id, run_one_launch = plan.launches[0], plan.extents, 0, lambda: None
+
+    with hookdepth.capture(model, "resid_pre", "attn_out", "mlp_out") as acts, model.evaluating():
+        lens = final = lens_logits = final_logits = model.unembed(model.forward(token_ids))
+    resid_pre, attn_out, mlp_out = acts.stack("resid_pre"), acts["attn_out", 0], acts["mlp_out", 0]
+    other_resid = clean_resid = resid_pre[:, 0]
+    mean_resid = other_resid.mean(1)
+    trunk_contribution, branch_contribution = mlp_out, torch.cat([mlp_out, attn_out])
+    c, steer, baseline = branch_contribution, torch.ones(width), torch.zeros(n_layers + 1, width)
+    direction, effect, measured = steer, torch.ones(3, 4), torch.ones(3, 4) > 0
+    paris_id, rome_id, kl, overlap = 5, 6, torch.ones(14), torch.ones(14)
+    f, gradient = (lambda x: x**2), (lambda x: torch.tensor([2 * x]))
+
+    results = synthetic_results(n_layers=n_layers, n_tokens=9, parts=("layer", "attn", "mlp"))
+    tensors = {key: value for one in results.values() for key, value in one.tensors.items()}
+    result = Result("logit-lens", tensors, results["logit-lens"].metadata)
+    runs, values = {"one": results, "two": results}, kl
+    figure, page = hookdepth.plot(results["logit-lens"])["logit-lens-kl"], "page"
+    given = {name: value for name, value in locals().items() if name != "tensors"}
+    return {**{name: getattr(hookdepth, name) for name in hookdepth.__all__}, **MODULES, **given}

@@ -1,0 +1,66 @@
+"""The README's examples run as they are written, in an empty folder.
+
+Every `sh` block runs in bash and every `python` block in Python. One rule leaves lines out: those that begin with
+`scripts/`, which install and run everything; continuous integration runs `scripts/test` itself.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language):
+    """The fenced blocks of a language, with the lines that begin with `scripts/` left out."""
+    found = re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    kept = ["".join(line for line in block.splitlines(True) if not line.startswith("scripts/")) for block in found]
+    return [block for block in kept if block.strip()]
+
+
+def environment(folder):
+    """The environment of a user who has installed this hookdepth: its command is on the path."""
+    (folder / "bin").mkdir()
+    command = folder / "bin" / "hookdepth"
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m hookdepth "$@"\n')
+    command.chmod(0o755)
+    return {**os.environ, "PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+
+
+def run(command, folder):
+    work = folder / "work"
+    work.mkdir()
+    done = subprocess.run(
+        command, cwd=work, env=environment(folder), capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    return work
+
+
+def test_there_are_examples():
+    assert len(blocks("sh")) >= 1
+    assert len(blocks("python")) >= 2
+
+
+@pytest.mark.demo
+def test_the_shell_examples_run(demo_model, tmp_path):
+    work = run(["bash", "-euo", "pipefail", "-c", "\n".join(blocks("sh"))], tmp_path)
+    assert (work / "out" / "first" / "report.html").is_file()
+    assert (work / "out" / "comparison" / "compare.html").is_file()
+
+
+@pytest.mark.demo
+@pytest.mark.parametrize("number", range(len(blocks("python"))))
+def test_the_python_examples_run(demo_model, tmp_path, number):
+    run([sys.executable, "-W", "error::DeprecationWarning:hookdepth", "-c", blocks("python")[number]], tmp_path)
+
+
+def test_the_pages_and_figures_it_names_are_there():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert target.startswith("https://") or (ROOT / target).exists(), target
