@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 
 from hookdepth.errors import HookdepthError, choose
 from hookdepth.models import Decoder, wrap
+from hookdepth.processes import own_gpu
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 QUANTIZATIONS = ("none", "8bit", "4bit")
@@ -133,7 +134,9 @@ def _remedy(source: str, error: BaseException) -> str:
 
 def _device(device: str) -> torch.device:
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and (own := own_gpu()) is not None:
+        device = f"cuda:{own}"
     try:
         place = torch.device(device)
     except RuntimeError:

@@ -15,8 +15,9 @@ from hookdepth.branching import bytes_per_row_token, plan_for
 from hookdepth.data import DEFAULT_PROBES, Dataset, encode, load_examples, make_probe, sample_cuts
 from hookdepth.errors import HookdepthError, choose
 from hookdepth.interventions import PARTS
-from hookdepth.loading import load_model
+from hookdepth.loading import demo_folder, load_model
 from hookdepth.models import Decoder
+from hookdepth.processes import Team
 from hookdepth.results import Result
 from hookdepth.runner import Run
 
@@ -49,23 +50,33 @@ def parse_parts(text: str) -> tuple[str, ...]:
 
 
 def run(
-    options: argparse.Namespace, names: Sequence[str], parts: tuple[str, ...], warn: Callable[[str], None]
+    options: argparse.Namespace,
+    names: Sequence[str],
+    parts: tuple[str, ...],
+    warn: Callable[[str], None],
+    team: Team | None = None,
 ) -> list[Result]:
-    """Load model and data, run the analyses, write the results."""
-    dataset = load_examples(options.dataset)
-    model = _load(options)
-    inputs = make_inputs(options, names, dataset, model, warn)
-    data = {"name": dataset.name, "prompts_sha256": dataset.sha256}
-    return Run(
-        model,
-        inputs,
-        make_settings(options, model, parts),
-        data,
-        options.seed,
-        Path(options.out),
-        overwrite=options.overwrite,
-        warn=warn,
-    ).execute(names)
+    """Load model and data, run the analyses, write the results; of several processes the first has them."""
+    team = team or Team()
+
+    def prepare() -> Run:
+        dataset = load_examples(options.dataset)
+        model = _load(options)
+        return Run(
+            model,
+            make_inputs(options, names, dataset, model, warn),
+            make_settings(options, model, parts),
+            {"name": dataset.name, "prompts_sha256": dataset.sha256},
+            options.seed,
+            Path(options.out),
+            overwrite=options.overwrite,
+            warn=warn,
+            team=team,
+        )
+
+    if options.model == "demo":
+        team.of_first(lambda: str(demo_folder()))  # is converted once
+    return team.together(prepare).execute(names)
 
 
 def make_settings(options: argparse.Namespace, model: Decoder, parts: tuple[str, ...]) -> Settings:
