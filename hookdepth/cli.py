@@ -100,7 +100,7 @@ def _add_run(commands: argparse._SubParsersAction[_Parser]) -> None:
     how = run.add_argument_group("how")
     how.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
     how.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    how.add_argument("--device-map", metavar="auto", help="spread a large model, as accelerate does")
+    how.add_argument("--device-map", metavar="auto|FILE.json", help="spread a large model, as accelerate does")
     how.add_argument("--quantize", default="none", help="none, 8bit or 4bit (bitsandbytes)")
     how.add_argument("--attn-implementation", metavar="NAME", help="sdpa, eager, … (default: transformers' choice)")
     how.add_argument("--revision", help="of a hub id")
@@ -109,7 +109,7 @@ def _add_run(commands: argparse._SubParsersAction[_Parser]) -> None:
     where.add_argument("--out", required=True, metavar="DIR", help="folder for results, figures and report.html")
     where.add_argument("--overwrite", action="store_true", help="replace results of other settings")
     where.add_argument("--strict", action="store_true", help="fail where the noise floor is not 0")
-    where.add_argument("--dry-run", action="store_true", help="print the plan, with an estimate of memory, and stop")
+    where.add_argument("--dry-run", action="store_true", help="print work, memory and time, load no weights, and stop")
 
 
 def _positive(text: str) -> int:

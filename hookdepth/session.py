@@ -9,14 +9,15 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from hookdepth.analyses import NAMES, NEED_CUTS, NEED_PROBES, Inputs, Settings, tasks_for
+from hookdepth.analyses import NAMES, NEED_CUTS, NEED_PROBES, Inputs, Settings
 from hookdepth.analyses.integrated_gradients import METHODS, default_tolerance
-from hookdepth.branching import bytes_per_row_token, plan_for
 from hookdepth.data import DEFAULT_PROBES, Dataset, encode, load_examples, make_probe, sample_cuts
 from hookdepth.errors import HookdepthError, choose
+from hookdepth.estimating import NODES, describe, estimate
 from hookdepth.interventions import PARTS
 from hookdepth.loading import demo_folder, load_model
 from hookdepth.models import Decoder
+from hookdepth.outline import Words, load_outline
 from hookdepth.processes import Team
 from hookdepth.results import Result
 from hookdepth.runner import Run
@@ -143,27 +144,26 @@ def _probe_texts(options: argparse.Namespace, dataset: Dataset) -> list[tuple[st
 
 
 def describe_plan(options: argparse.Namespace, names: Sequence[str], parts: tuple[str, ...]) -> str:
-    """What `--dry-run` prints: launches, work and memory of each task's first unit, and the totals."""
-    model = _load(options)
-    inputs = make_inputs(options, names, load_examples(options.dataset), model, lambda line: None)
-    settings = make_settings(options, model, parts)
-    lines = []
-    for task in tasks_for(names, model, inputs, settings):
-        lines.append(f"{' and '.join(task.analyses)}: {task.n_units} units")
-        if task.branches is None:
-            continue
-        plans = []
-        for unit in range(task.n_units):
-            branches, lengths = task.branches(unit)
-            if branches:
-                plans.append(plan_for(model, branches, lengths, max_rows=settings.max_rows))
-        if plans:
-            lines += ["  " + line for line in plans[0].table().splitlines()]
-            peak = max(plan.peak_row_tokens for plan in plans)
-            work = sum(plan.work for plan in plans)
-            launches = sum(plan.n_launches for plan in plans)
-            lines.append(
-                f"  in all: {launches} launches, {work:,} token-layers, at most {peak:,} rows × tokens, "
-                f"about {peak * bytes_per_row_token(model) / 2**20:,.0f} MiB beside the weights"
-            )
-    return "\n".join(lines)
+    """What `--dry-run` prints: launches, work, memory and time of each analysis; no weights are loaded."""
+    outline = load_outline(
+        options.model,
+        dtype=options.dtype,
+        device=options.device,
+        quantize=options.quantize,
+        attn_implementation=options.attn_implementation,
+        revision=options.revision,
+    )
+    inputs = make_inputs(options, names, load_examples(options.dataset), outline, lambda line: None)
+    settings = make_settings(options, outline, parts)
+    notes = []
+    if isinstance(outline.tokenizer, Words):
+        notes.append("note: there is no tokenizer; a word, a digit or a sign is taken for a token")
+    if options.device_map:
+        notes.append("note: planned for one device; --device-map spreads the weights, and moving them takes time")
+    if "integrated-gradients" in names and settings.ig_method == "adaptive":
+        notes.append(
+            f"note: adaptive integrated gradients take as many nodes as they need, here {NODES} a layer are assumed; "
+            f"with --ig-max-evaluations {settings.ig_max_evaluations} it may be up to "
+            f"{settings.ig_max_evaluations / NODES:.0f} times as many"
+        )
+    return describe(outline, estimate(outline, names, inputs, settings), notes)

@@ -18,7 +18,7 @@ LAYERS = [
     ["data"],
     ["results", "processes"],
     ["families", "prefix", "models"],
-    ["loading"],
+    ["loading", "outline"],
     ["interventions", "measurements"],
     ["capturing"],
     ["planning", "rows", "launching", "branching"],
@@ -28,6 +28,7 @@ LAYERS = [
     ["analyses"],
     ["training"],
     ["units", "runner"],
+    ["estimating"],
     ["summary", "tables"],
     ["plots_base"],
     ["plots_layers", "plots_tokens", "plots_compare", "plots"],
@@ -44,7 +45,7 @@ FILES = {
 MODULES = [name for name in FILES if name != "__init__"]
 HEAVY = {
     "matplotlib": {name for name in FILES if name.startswith("plots") or name == "report"},
-    "transformers": {"models", "loading", "prefix", "data", "runner", "training"},
+    "transformers": {"models", "loading", "outline", "prefix", "data", "runner", "training"},
     "accelerate": {"models", "loading", "branching", "analyses.integrated_gradients"},
     "bitsandbytes": {"loading"},
     "datasets": {"data"},
