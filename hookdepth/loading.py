@@ -81,7 +81,7 @@ def load_model(
     hf, tokenizer = _from_pretrained(name, source, revision, options)
     try:
         return wrap(hf, tokenizer, name=DEMO_NAME if name == "demo" else name, revision=revision)
-    except RuntimeError as error:  # a kernel that does not take these shapes, or too little memory to run at all
+    except (RuntimeError, KeyError) as error:  # a kernel that does not take these shapes, a map that parts tied weights
         raise HookdepthError(
             one_line(f"the model {name!r} is loaded, but does not run", error),
             "try another --dtype, --device or --attn-implementation" + (", or no --quantize" * (quantize != "none")),
