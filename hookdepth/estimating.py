@@ -71,7 +71,13 @@ class Estimate:
 
 
 def estimate(
-    outline: Outline, names: Iterable[str], inputs: Inputs, settings: Settings, measure: bool = True
+    outline: Outline,
+    names: Iterable[str],
+    inputs: Inputs,
+    settings: Settings,
+    *,
+    measure: bool = True,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> list[Estimate]:
     """Work and time of each task.
 
@@ -79,13 +85,14 @@ def estimate(
 
     Args:
         measure: run the miniature; without, seconds are 0.
+        clock: what seconds are read off.
     """
     tasks = tasks_for(names, outline, inputs, settings)
     small = miniature(outline, _LAYERS) if measure else None
     estimates = []
     for task in tasks:
         work = _work(task, outline, inputs, settings)
-        seconds = _Rates(outline, small, inputs, settings).seconds(task, work) if small else 0.0
+        seconds = _Rates(outline, small, inputs, settings, clock).seconds(task, work) if small else 0.0
         flops = work.token_layers * token_flops(outline, work.width)
         flops = (flops + work.positions * unembed_flops(outline)) * (2 if work.backward else 1)
         estimates.append(Estimate(task, work, flops, seconds))
@@ -227,8 +234,10 @@ def _nodes_at_once(model: Decoder, probe: Probe, settings: Settings) -> int:
 class _Rates:
     """Seconds of a task's work, from timed calls of the miniature."""
 
-    def __init__(self, outline: Outline, small: Decoder, inputs: Inputs, settings: Settings) -> None:
-        self.outline, self.small, self.inputs, self.settings = outline, small, inputs, settings
+    def __init__(
+        self, outline: Outline, small: Decoder, inputs: Inputs, settings: Settings, clock: Callable[[], float]
+    ) -> None:
+        self.outline, self.small, self.inputs, self.settings, self.clock = outline, small, inputs, settings, clock
         self.vocab = outline.config.vocab_size / small.config.vocab_size
         self.budget = _FLOPS[outline.device.type]
 
@@ -247,12 +256,12 @@ class _Rates:
     def _plain(self, task: Task, work: Work) -> float:
         tokens = self._tokens(work.width, rows=_LAYERS)
         prompt = [3] * tokens
-        per_layer = self._scaled(timed(self.small, lambda: residual_sums(self.small, prompt)), tokens, work.width)
+        per_layer = self._scaled(self._timed(lambda: residual_sums(self.small, prompt)), tokens, work.width)
         per_layer /= tokens * _LAYERS
         if task.name == "residual-stats":
             return per_layer * work.token_layers
         points = tokens * (_LAYERS + 1)
-        whole = timed(self.small, lambda: lens_sums(self.small, prompt))
+        whole = self._timed(lambda: lens_sums(self.small, prompt))
         per_point = max(0.0, whole - per_layer * tokens * _LAYERS) / points * self.vocab
         return per_layer * work.token_layers + per_point * work.positions
 
@@ -329,7 +338,7 @@ class _Rates:
             int(self.budget / self._row_flops(len(ids))) + 1,
         )
         points = [(layer, path.activation[layer]) for layer in (0, 1)]
-        deep, late = (timed(self.small, lambda: path.value_and_gradient([point] * rows)) for point in points)  # noqa: B023
+        deep, late = (self._timed(lambda: path.value_and_gradient([point] * rows)) for point in points)  # noqa: B023
         tokens, answers = max(probe.answer_positions), len(probe.answer_positions)
         per_layer = max(0.0, deep - late) / (rows * tokens)
         per_position = late / ((rows + 2) * answers) * self.vocab
@@ -352,23 +361,24 @@ class _Rates:
     def _run(self, branches: list[Branch], lengths: list[int], measured: list[Measurement]) -> float:
         prompts = [[3 + n % 100 for n in range(length)] for length in lengths]
         limit = self.settings.max_rows
-        return timed(self.small, lambda: run_branches(self.small, prompts, branches, measured, max_rows=limit))
+        return self._timed(lambda: run_branches(self.small, prompts, branches, measured, max_rows=limit))
 
+    def _timed(self, run: Callable[[], object], enough: float = 2.0) -> float:
+        """Median seconds of a few calls, after one to warm up; fewer where they take long."""
 
-def timed(model: Decoder, run: Callable[[], object], enough: float = 2.0) -> float:
-    """Median seconds of a few calls, after one to warm up; fewer where they take long."""
+        def once() -> float:
+            self._synchronise()
+            begin = self.clock()
+            run()
+            self._synchronise()
+            return self.clock() - begin
 
-    def once() -> float:
-        if model.device.type == "cuda":
-            torch.cuda.synchronize(model.device)
-        begin = time.perf_counter()
-        run()
-        if model.device.type == "cuda":
-            torch.cuda.synchronize(model.device)
-        return time.perf_counter() - begin
+        first = once()
+        taken = [first] if first > enough else [once()]
+        while len(taken) < 3 and sum(taken) < enough:
+            taken.append(once())
+        return statistics.median(taken)
 
-    first = once()
-    taken = [first] if first > enough else [once()]
-    while len(taken) < 3 and sum(taken) < enough:
-        taken.append(once())
-    return statistics.median(taken)
+    def _synchronise(self) -> None:
+        if self.outline.device.type == "cuda":
+            torch.cuda.synchronize(self.outline.device)
