@@ -112,7 +112,7 @@ def run(command: list[str], kill_after: float | None = None, kill_one_after: flo
             break
         try:
             children = psutil.Process(process.pid).children()
-            resident.append(psutil.Process(process.pid).memory_info().rss / 2**20)
+            resident += [rss / 2**20] if (rss := psutil.Process(process.pid).memory_info().rss) else []
             if kill_one_after is not None and killed_one is None and seconds > kill_one_after and children:
                 children[-1].kill()
                 killed_one = seconds
