@@ -13,7 +13,7 @@ from hookdepth.analyses import NAMES, NEED_CUTS, NEED_PROBES, Inputs, Settings
 from hookdepth.analyses.integrated_gradients import METHODS, default_tolerance
 from hookdepth.data import DEFAULT_PROBES, Dataset, encode, load_examples, make_probe, sample_cuts
 from hookdepth.errors import HookdepthError, choose
-from hookdepth.estimating import NODES, describe, estimate
+from hookdepth.estimating import describe, estimate
 from hookdepth.interventions import PARTS
 from hookdepth.loading import demo_folder, load_model
 from hookdepth.models import Decoder
@@ -21,6 +21,7 @@ from hookdepth.outline import Words, load_outline
 from hookdepth.processes import Team
 from hookdepth.results import Result
 from hookdepth.runner import Run
+from hookdepth.workload import NODES
 
 BASELINE_PROMPTS = 10
 

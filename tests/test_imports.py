@@ -28,7 +28,7 @@ LAYERS = [
     ["analyses"],
     ["training"],
     ["units", "runner"],
-    ["estimating"],
+    ["workload", "rates", "estimating"],
     ["summary", "tables"],
     ["plots_base"],
     ["plots_layers", "plots_tokens", "plots_compare", "plots"],
