@@ -14,10 +14,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from hookdepth._version import __version__
 from hookdepth.errors import HookdepthError
+
+if TYPE_CHECKING:
+    from hookdepth.results import Result
 
 ANALYSES_HELP = "all, or names separated by commas"
 
@@ -38,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = _parser().parse_args(arguments)
         return int(options.command(options))
     except HookdepthError as error:
-        print(f"hookdepth: {' '.join(str(error).split())}", file=sys.stderr)
+        if not error.told:
+            _warn(" ".join(str(error).split()))
         return error.exit_status
     except KeyboardInterrupt:
         print("hookdepth: interrupted; the same command goes on where it stopped", file=sys.stderr)
@@ -96,7 +100,7 @@ def _add_run(commands: argparse._SubParsersAction[_Parser]) -> None:
     how = run.add_argument_group("how")
     how.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
     how.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    how.add_argument("--device-map", metavar="auto", help="spread a large model, as accelerate does")
+    how.add_argument("--device-map", metavar="auto|FILE.json", help="spread a large model, as accelerate does")
     how.add_argument("--quantize", default="none", help="none, 8bit or 4bit (bitsandbytes)")
     how.add_argument("--attn-implementation", metavar="NAME", help="sdpa, eager, … (default: transformers' choice)")
     how.add_argument("--revision", help="of a hub id")
@@ -105,7 +109,7 @@ def _add_run(commands: argparse._SubParsersAction[_Parser]) -> None:
     where.add_argument("--out", required=True, metavar="DIR", help="folder for results, figures and report.html")
     where.add_argument("--overwrite", action="store_true", help="replace results of other settings")
     where.add_argument("--strict", action="store_true", help="fail where the noise floor is not 0")
-    where.add_argument("--dry-run", action="store_true", help="print the plan, with an estimate of memory, and stop")
+    where.add_argument("--dry-run", action="store_true", help="print work, memory and time, load no weights, and stop")
 
 
 def _positive(text: str) -> int:
@@ -142,14 +146,29 @@ def _number(text: str, least: int) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from hookdepth import session  # imports torch and transformers: --help should not wait for them
+    from hookdepth.processes import joined
 
-    names = session.parse_analyses(options.analyses)
-    parts = session.parse_parts(options.parts)
-    if options.dry_run:
-        print(session.describe_plan(options, names, parts))
-        return 0
-    _check_out(Path(options.out))
-    results = session.run(options, names, parts, warn=_warn)
+    with joined() as team:
+        names, parts = team.together(lambda: _checked(options))
+        if options.dry_run:
+            if team.first:
+                print(session.describe_plan(options, names, parts))
+            return 0
+        results = session.run(options, names, parts, _warn if team.first else lambda line: None, team)
+        return _finish(options, results) if team.first else 0
+
+
+def _checked(options: argparse.Namespace) -> tuple[list[str], tuple[str, ...]]:
+    from hookdepth import session
+
+    names, parts = session.parse_analyses(options.analyses), session.parse_parts(options.parts)
+    out = Path(options.out)
+    if out.exists() and not out.is_dir() and not options.dry_run:
+        raise HookdepthError(f"--out {str(out)!r} is a file", "give a folder")
+    return names, parts
+
+
+def _finish(options: argparse.Namespace, results: Sequence[Result]) -> int:
     from hookdepth.report import write_report
 
     page = write_report(options.out)
@@ -169,11 +188,6 @@ def _run(options: argparse.Namespace) -> int:
             1,
         )
     return 0
-
-
-def _check_out(out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise HookdepthError(f"--out {str(out)!r} is a file", "give a folder")
 
 
 def _warn(line: str) -> None:

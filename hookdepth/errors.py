@@ -23,13 +23,15 @@ class HookdepthError(Exception):
         problem: what was given and why it does not work, without a full stop.
         remedy: what to do about it, in the imperative.
         exit_status: 2 (default) for unusable input, 1 for a run that failed.
+        told: another process of the run says it already.
     """
 
-    def __init__(self, problem: str, remedy: str, exit_status: int = 2) -> None:
+    def __init__(self, problem: str, remedy: str, exit_status: int = 2, *, told: bool = False) -> None:
         super().__init__(f"{problem}; {remedy}")
         self.problem = problem
         self.remedy = remedy
         self.exit_status = exit_status
+        self.told = told
 
 
 def choose(what: str, given: str, allowed: Iterable[str]) -> str:

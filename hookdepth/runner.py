@@ -3,9 +3,10 @@
     run = Run(model, inputs, settings, data={"name": "demo", …}, seed=123, out=Path("out"))
     run.execute(["logit-lens", "skip-current"])      # writes out/logit-lens.safetensors, …
 
-Every unit's numbers are written to `out/.units` when they are measured; a run that was stopped, however it
-was stopped, goes on from there when the same command is given again, and ends with the same bytes. Units of
-other settings are refused, never mixed.
+Every unit's numbers are written to `out/.units` when they are measured, and read back from there when all
+are: so a run in one piece, a run that was stopped, however it was stopped, and went on with the same command,
+and a run of several processes end with the same bytes, and none holds more than one unit at a time in
+memory before the end. Units of other settings are refused, never mixed.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -29,9 +31,12 @@ from hookdepth.analyses import Inputs, Partial, Settings, Task, tasks_for
 from hookdepth.branching import plan_for
 from hookdepth.errors import HookdepthError
 from hookdepth.models import Decoder
-from hookdepth.results import SCHEMA, SUFFIX, Result
+from hookdepth.processes import Team
+from hookdepth.results import SCHEMA, SUFFIX, Result, sweep
+from hookdepth.units import LOCK, Units, appears, forget, locked, refuse_other
 
 UNITS = ".units"
+_PLANNED = 16  # units whose launches are counted for the bar; it takes the others to be like them
 
 
 @dataclass
@@ -44,6 +49,7 @@ class Run:
         data: what results say about the data set: its `name` and `prompts_sha256`.
         overwrite: start afresh where results of other settings lie in `out`.
         warn: called with one line where something deserves attention.
+        team: the processes that share the work; all must make the same `Run`.
     """
 
     model: Decoder
@@ -54,30 +60,66 @@ class Run:
     out: Path
     overwrite: bool = False
     warn: Callable[[str], None] = field(default=lambda line: None)
+    team: Team = field(default_factory=Team)
 
     def execute(self, names: Iterable[str]) -> list[Result]:
-        """Compute, or complete, the named analyses and write their files.
+        """Compute, or complete, the named analyses and write their files; what is returned, the first process has.
 
         Raises:
-            HookdepthError: the folder holds results of other settings, cannot be written, or an analysis failed;
-                what was computed before stays.
+            HookdepthError: the folder holds results of other settings, cannot be written or is in use by another
+                run, or an analysis failed; what was computed before stays.
         """
-        tasks = tasks_for(names, self.model, self.inputs, self.settings)
-        identities = {name: self.identity(name) for task in tasks for name in task.analyses}
+        identities = {name: self.identity(name) for task in self._tasks(names) for name in task.analyses}
+        results: list[Result] = []
+        with ExitStack() as held:
+            steps = self.team.of_first(lambda: self._prepare(identities, results, held))
+            self.team.together(self._see_folder)
+            for shared, wanted in steps:
+                (task,) = self._tasks(shared)
+                units = self._units(shared, identities)
+                self._measure(task, units)
+                if self.team.first:
+                    results += self._reduce(task, units, wanted)
+            self.team.wait()
+            if self.team.first and not list((self.out / UNITS).glob(f"*{SUFFIX}")):
+                shutil.rmtree(self.out / UNITS, ignore_errors=True)
+        return results
+
+    def _tasks(self, names: Iterable[str]) -> list[Task]:
+        return tasks_for(names, self.model, self.inputs, self.settings)
+
+    def _units(self, analyses: Iterable[str], identities: dict[str, dict[str, Any]]) -> Units:
+        return Units(self.out / UNITS, analyses, identities, self.warn)
+
+    def _prepare(
+        self, identities: dict[str, dict[str, Any]], results: list[Result], held: ExitStack
+    ) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+        """What is left: (analyses that share launches, those of them that are wanted). Adds what is there."""
+        held.enter_context(locked(self.out / UNITS))
+        sweep(self.out)
+        sweep(self.out / UNITS)
         if self.overwrite:
-            self._forget(identities)
+            for name in identities:
+                (self.out / f"{name}{SUFFIX}").unlink(missing_ok=True)
+            forget(self.out / UNITS, identities)
         done = self._finished(identities)
-        results = list(done.values())
-        for task in tasks:
+        results += done.values()
+        steps = []
+        for task in self._tasks(identities):
             missing = tuple(name for name in task.analyses if name not in done)
             if missing:
                 # What was stopped between the results of shared launches goes on with these launches.
-                if missing != task.analyses and not self._units(task):
-                    (task,) = tasks_for(missing, self.model, self.inputs, self.settings)
-                results += self._complete(task, identities, missing)
-        if not list((self.out / UNITS).glob("*")):
-            shutil.rmtree(self.out / UNITS, ignore_errors=True)
-        return results
+                shared = task.analyses if self._units(task.analyses, identities).count() else missing
+                self._units(shared, identities).claim()
+                steps.append((shared, missing))
+        return steps
+
+    def _see_folder(self) -> None:
+        if not appears(self.out / UNITS / LOCK):
+            raise HookdepthError(
+                f"the folder {str(self.out)!r} that the first process writes to is not there",
+                "give --out on a file system that all machines share, under the same path",
+            )
 
     def identity(self, name: str) -> dict[str, Any]:
         """Everything that the numbers of an analysis depend on: goes into its metadata."""
@@ -121,34 +163,39 @@ class Run:
             path = self.out / f"{name}{SUFFIX}"
             if path.exists():
                 result = Result.load(path)
-                _refuse_other(path, result.metadata, identity)
+                refuse_other(path, result.metadata, identity)
                 done[name] = result
         return done
 
-    def _forget(self, names: Iterable[str]) -> None:
-        for name in names:
-            (self.out / f"{name}{SUFFIX}").unlink(missing_ok=True)
-        shutil.rmtree(self.out / UNITS, ignore_errors=True)
+    def _measure(self, task: Task, units: Units) -> None:
+        """Run those units that are not there yet, and leave each in its file."""
+        with _bar(task, self.model, self.settings, self.team.first) as bar:
 
-    def _units(self, task: Task) -> list[Path]:
-        return sorted((self.out / UNITS).glob(f"{_prefix(task)}*{SUFFIX}"))
+            def move(launches: int = 1) -> None:
+                if self.team.size > 1:  # one bar, for all
+                    launches = self.team.count(f"launches {units.prefix}", launches) - int(bar.n)
+                bar.update(launches)
 
-    def _complete(self, task: Task, identities: dict[str, dict[str, Any]], wanted: Sequence[str]) -> list[Result]:
-        identity = {name: identities[name] for name in task.analyses}
-        partials: list[Partial] = []
-        seconds = 0.0
-        with _bar(task, self.model, self.settings) as bar:
-            for unit in range(task.n_units):
-                path = self.out / UNITS / f"{_prefix(task)}{unit:06d}{SUFFIX}"
-                partial, took = self._unit(task, unit, path, identity, bar)
-                partials.append(partial)
-                seconds += took
+            for unit in self.team.claims(units.prefix, task.n_units):
+                there = units.launches(unit)
+                if there is None:
+                    begin = time.perf_counter()
+                    partial = task.run(unit, move)
+                    units.save(unit, partial, time.perf_counter() - begin)
+                else:
+                    move(there)
+            self.team.wait(lambda: move(0))
+
+    def _reduce(self, task: Task, units: Units, wanted: Sequence[str]) -> list[Result]:
+        """Read all units back, write the results, and only then let the units go."""
+        loaded = [units.load(unit) for unit in range(task.n_units)]
+        partials = [partial for partial, _ in loaded]
         results = []
         finished = task.finish(partials)
         for name in wanted:
             metadata = {
-                **identities[name],
-                "wall_time_s": round(seconds, 3),
+                **units.identity[name],
+                "wall_time_s": round(sum(seconds for _, seconds in loaded), 3),
                 "launches": sum(partial.launches for partial in partials),
                 **_floor(partials),
             }
@@ -156,48 +203,22 @@ class Run:
             result = Result(name, finished[name], {"schema": SCHEMA, "analysis": name, **metadata})
             result.save(self.out / f"{name}{SUFFIX}")
             results.append(result)
-        for path in self._units(task):
-            path.unlink()
+        units.clear()
         return results
 
-    def _unit(
-        self, task: Task, unit: int, path: Path, identity: dict[str, Any], bar: tqdm[Any]
-    ) -> tuple[Partial, float]:
-        if path.exists():
-            stored = Result.load(path)
-            _refuse_other(path, stored.metadata["identity"], identity)
-            floor, where = stored.metadata["null_effect"], stored.metadata["null_where"]
-            bar.update(stored.metadata["launches"])
-            partial = Partial(stored.tensors, stored.metadata["launches"], floor, where)
-            return partial, stored.metadata["wall_time_s"]
-        begin = time.perf_counter()
-        partial = task.run(unit, bar.update)
-        seconds = time.perf_counter() - begin
-        metadata = {
-            "identity": identity,
-            "launches": partial.launches,
-            "null_effect": partial.null_effect,
-            "null_where": partial.null_where,
-            "wall_time_s": seconds,
-        }
-        Result(task.name, partial.tensors, metadata).save(path)
-        return partial, seconds
 
-
-def _prefix(task: Task) -> str:
-    """Of its units' files. Units of several analyses hold other tensors, from other launches, than those of one."""
-    return "+".join(task.analyses) + "-"
-
-
-def _bar(task: Task, model: Decoder, settings: Settings) -> tqdm[Any]:
+def _bar(task: Task, model: Decoder, settings: Settings, shown: bool) -> tqdm[Any]:
     """A bar over launches; it shows itself only where stderr is a terminal."""
     total = task.n_units
-    if task.branches is not None:
-        total = 0
-        for unit in range(task.n_units):
+    if task.branches is not None and total:
+        launches = 0
+        chosen = range(0, total, -(-total // _PLANNED))
+        for unit in chosen:
             branches, lengths = task.branches(unit)
-            total += plan_for(model, branches, lengths, max_rows=settings.max_rows).n_launches if branches else 0
-    return tqdm(total=total, desc=task.name, unit="launch", disable=None, leave=False, dynamic_ncols=True)
+            launches += plan_for(model, branches, lengths, max_rows=settings.max_rows).n_launches if branches else 0
+        total = round(launches * total / len(chosen))
+    hidden = None if shown else True
+    return tqdm(total=total, desc=task.name, unit="launch", disable=hidden, leave=False, dynamic_ncols=True)
 
 
 def _floor(partials: Sequence[Partial]) -> dict[str, Any]:
@@ -216,29 +237,3 @@ def _announce_floor(name: str, metadata: dict[str, Any], tensors: dict[str, Any]
             f"{name}: noise floor {floor:.2g} ({metadata['null_where']}), "
             f"{floor / max(*effects, 1e-30):.1g} of the largest effect {max(effects):.3g}"
         )
-
-
-def _refuse_other(path: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Raise, naming the first setting that differs, where a file belongs to another run."""
-    difference = _first_difference({key: stored.get(key) for key in wanted}, wanted)
-    if difference:
-        where, old, new = difference
-        raise HookdepthError(
-            f"{str(path)!r} was computed with {where} = {_short(old)}, this run has {_short(new)}",
-            "give another --out folder, the same settings, or --overwrite",
-        )
-
-
-def _first_difference(old: Any, new: Any, where: str = "") -> tuple[str, Any, Any] | None:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted({*old, *new}):
-            found = _first_difference(old.get(key), new.get(key), f"{where}.{key}" if where else key)
-            if found:
-                return found
-        return None
-    return None if old == new else (where, old, new)
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"

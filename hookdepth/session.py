@@ -9,16 +9,19 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from hookdepth.analyses import NAMES, NEED_CUTS, NEED_PROBES, Inputs, Settings, tasks_for
+from hookdepth.analyses import NAMES, NEED_CUTS, NEED_PROBES, Inputs, Settings
 from hookdepth.analyses.integrated_gradients import METHODS, default_tolerance
-from hookdepth.branching import bytes_per_row_token, plan_for
 from hookdepth.data import DEFAULT_PROBES, Dataset, encode, load_examples, make_probe, sample_cuts
 from hookdepth.errors import HookdepthError, choose
+from hookdepth.estimating import describe, estimate
 from hookdepth.interventions import PARTS
-from hookdepth.loading import load_model
+from hookdepth.loading import demo_folder, load_model
 from hookdepth.models import Decoder
+from hookdepth.outline import Words, load_outline
+from hookdepth.processes import Team
 from hookdepth.results import Result
 from hookdepth.runner import Run
+from hookdepth.workload import NODES
 
 BASELINE_PROMPTS = 10
 
@@ -49,23 +52,33 @@ def parse_parts(text: str) -> tuple[str, ...]:
 
 
 def run(
-    options: argparse.Namespace, names: Sequence[str], parts: tuple[str, ...], warn: Callable[[str], None]
+    options: argparse.Namespace,
+    names: Sequence[str],
+    parts: tuple[str, ...],
+    warn: Callable[[str], None],
+    team: Team | None = None,
 ) -> list[Result]:
-    """Load model and data, run the analyses, write the results."""
-    dataset = load_examples(options.dataset)
-    model = _load(options)
-    inputs = make_inputs(names, dataset, model, warn, limit=options.limit, seed=options.seed, probes=options.probe)
-    data = {"name": dataset.name, "prompts_sha256": dataset.sha256}
-    return Run(
-        model,
-        inputs,
-        make_settings(options, model, parts),
-        data,
-        options.seed,
-        Path(options.out),
-        overwrite=options.overwrite,
-        warn=warn,
-    ).execute(names)
+    """Load model and data, run the analyses, write the results; of several processes the first has them."""
+    team = team or Team()
+
+    def prepare() -> Run:
+        dataset = load_examples(options.dataset)
+        model = _load(options)
+        return Run(
+            model,
+            make_inputs(names, dataset, model, warn, limit=options.limit, seed=options.seed, probes=options.probe),
+            make_settings(options, model, parts),
+            {"name": dataset.name, "prompts_sha256": dataset.sha256},
+            options.seed,
+            Path(options.out),
+            overwrite=options.overwrite,
+            warn=warn,
+            team=team,
+        )
+
+    if options.model == "demo":
+        team.of_first(lambda: str(demo_folder()))  # is converted once
+    return team.together(prepare).execute(names)
 
 
 def make_settings(options: argparse.Namespace, model: Decoder, parts: tuple[str, ...]) -> Settings:
@@ -136,28 +149,27 @@ def _own_probes(dataset: Dataset, limit: int) -> list[tuple[str, str]]:
 
 
 def describe_plan(options: argparse.Namespace, names: Sequence[str], parts: tuple[str, ...]) -> str:
-    """What `--dry-run` prints: launches, work and memory of each task's first unit, and the totals."""
-    model = _load(options)
+    """What `--dry-run` prints: launches, work, memory and time of each analysis; no weights are loaded."""
+    outline = load_outline(
+        options.model,
+        dtype=options.dtype,
+        device=options.device,
+        quantize=options.quantize,
+        attn_implementation=options.attn_implementation,
+        revision=options.revision,
+    )
     data, silent = load_examples(options.dataset), lambda line: None
-    inputs = make_inputs(names, data, model, silent, limit=options.limit, seed=options.seed, probes=options.probe)
-    settings = make_settings(options, model, parts)
-    lines = []
-    for task in tasks_for(names, model, inputs, settings):
-        lines.append(f"{' and '.join(task.analyses)}: {task.n_units} units")
-        if task.branches is None:
-            continue
-        plans = []
-        for unit in range(task.n_units):
-            branches, lengths = task.branches(unit)
-            if branches:
-                plans.append(plan_for(model, branches, lengths, max_rows=settings.max_rows))
-        if plans:
-            lines += ["  " + line for line in plans[0].table().splitlines()]
-            peak = max(plan.peak_row_tokens for plan in plans)
-            work = sum(plan.work for plan in plans)
-            launches = sum(plan.n_launches for plan in plans)
-            lines.append(
-                f"  in all: {launches} launches, {work:,} token-layers, at most {peak:,} rows × tokens, "
-                f"about {peak * bytes_per_row_token(model) / 2**20:,.0f} MiB beside the weights"
-            )
-    return "\n".join(lines)
+    inputs = make_inputs(names, data, outline, silent, limit=options.limit, seed=options.seed, probes=options.probe)
+    settings = make_settings(options, outline, parts)
+    notes = []
+    if isinstance(outline.tokenizer, Words):
+        notes.append("note: there is no tokenizer; a word, a digit or a sign is taken for a token")
+    if options.device_map:
+        notes.append("note: planned for one device; --device-map spreads the weights, and moving them takes time")
+    if "integrated-gradients" in names and settings.ig_method == "adaptive":
+        notes.append(
+            f"note: adaptive integrated gradients take as many nodes as they need, here {NODES} a layer are assumed; "
+            f"with --ig-max-evaluations {settings.ig_max_evaluations} it may be up to "
+            f"{settings.ig_max_evaluations / NODES:.0f} times as many"
+        )
+    return describe(outline, estimate(outline, names, inputs, settings), notes)

@@ -34,7 +34,7 @@ from hookdepth.planning import make_plan
 
 METHODS = ("adaptive", "riemann", "gauss-legendre")
 _SITES = {"layer": "resid_post", "attn": "attn_out", "mlp": "mlp_out"}
-_MAX_ROWS = 128  # the logits of a launch's rows are kept for the backward pass
+MAX_ROWS = 128  # the logits of a launch's rows are kept for the backward pass
 
 Node = tuple[int, float]
 """(layer, position on the path)."""
@@ -83,7 +83,7 @@ class Path:
     ) -> None:
         self.model, self.probe, self.site = model, probe, _SITES[part]
         self.on_launch = on_launch
-        self.max_rows = min(max_rows - 2 if max_rows else _MAX_ROWS, _MAX_ROWS)
+        self.max_rows = min(max_rows - 2 if max_rows else MAX_ROWS, MAX_ROWS)
         self.measured = [position - 1 for position in probe.answer_positions]
         self.f_input: float | None = None
         self.launches, self.null_effect = 0, 0.0
@@ -93,7 +93,7 @@ class Path:
         self.activation = [acts[self.site, layer][0].float() for layer in range(model.n_layers)]
         # For the backward pass a launch keeps a layer's activations for every layer that its rows run through.
         # A third of the room: on a CPU more only falls out of its caches.
-        self.layer_tokens = max(1, memory_room(model) // (3 * _kept_bytes(model)))
+        self.layer_tokens = max(1, memory_room(model) // (3 * kept_bytes(model)))
 
     def baseline(self, layer: int) -> Float[Tensor, " width"]:
         """The prompt's own token mean."""
@@ -235,7 +235,7 @@ def _adaptive(path: Path, layers: list[int], settings: Settings) -> tuple[Tensor
     )
 
 
-def _kept_bytes(model: Decoder) -> int:
+def kept_bytes(model: Decoder) -> int:
     """What autograd keeps of one token in one layer."""
     inner = int(getattr(model.config, "intermediate_size", 4 * model.d_model))
     return model.dtype.itemsize * (16 * model.d_model + 5 * inner)

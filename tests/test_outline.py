@@ -1,0 +1,98 @@
+"""Models known by their config alone, and the miniatures that stand for them."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from tiny_models import FAMILIES, tiny_config, tiny_model
+from tiny_tokenizer import tiny_tokenizer
+
+from hookdepth.data import load_examples, make_probe
+from hookdepth.errors import HookdepthError
+from hookdepth.loading import load_model
+from hookdepth.outline import Words, load_outline, miniature, weight_bytes
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("config")
+    tiny_config("llama", intermediate_size=128).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def test_a_folder_without_weights(folder):
+    outline = load_outline(str(folder), dtype="bfloat16")
+    assert not list(folder.glob("*.safetensors"))
+    assert (outline.n_layers, outline.d_model, outline.dtype) == (5, 64, torch.bfloat16)
+    assert (outline.device.type, outline.layer_device(3).type) == ("cpu", "cpu")
+    assert all(parameter.device.type == "meta" for parameter in outline.hf.parameters())
+    assert outline.tokenizer("the town")["input_ids"] == tiny_tokenizer()("the town")["input_ids"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_outline_is_the_model_without_its_weights(family, tmp_path):
+    tiny_config(family).save_pretrained(tmp_path)
+    outline, model = load_outline(str(tmp_path)), tiny_model(family)
+    expected = {name: tensor.shape for name, tensor in model.named_parameters()}
+    assert {name: tensor.shape for name, tensor in outline.hf.named_parameters()} == expected
+    assert weight_bytes(outline) == sum(4 * tensor.numel() for tensor in model.parameters())
+    small = miniature(outline)
+    assert (small.n_layers, small.device.type, small.dtype) == (2, "cpu", torch.float32)
+    with torch.no_grad():
+        assert torch.isfinite(small.forward(torch.arange(12)[None])).all()
+
+
+def test_quantised_weights_are_smaller(folder):
+    sizes = [weight_bytes(load_outline(str(folder), dtype="bfloat16", quantize=q)) for q in ("none", "8bit", "4bit")]
+    matrices = 5 * (4 * 64 * 64 + 3 * 64 * 128)
+    assert sizes[0] - sizes[1] == matrices
+    assert sizes[0] - sizes[2] == matrices * (2 - 0.5625)
+
+
+def test_a_quantised_checkpoint_is_seen_as_one(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    for bits, stored in (("8bit", {"load_in_8bit": True}), ("4bit", {"load_in_4bit": True})):
+        config["quantization_config"] = {"quant_method": "bitsandbytes", **stored}
+        (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+        assert load_outline(str(tmp_path / "model")).quantize == bits
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(HookdepthError, match="quantised by gptq cannot be planned for"):
+        load_outline(str(tmp_path / "model"))
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(HookdepthError, match="no model folder '/no/such/folder'"):
+        load_outline("/no/such/folder")
+    with pytest.raises(HookdepthError, match=r"cannot plan for the model .* config\.json of a causal language model"):
+        load_outline(str(tmp_path))
+
+
+def test_words_stand_in_for_a_tokenizer(tmp_path):
+    tiny_config("llama").save_pretrained(tmp_path)
+    outline = load_outline(str(tmp_path))
+    assert isinstance(outline.tokenizer, Words)
+    assert len(outline.tokenizer("5 + 7 = 12")["input_ids"]) == 8
+    text = "Déjà vu,\n snake_case 1/2"
+    spans = outline.tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
+    assert "".join(text[begin:end] for begin, end in spans) == text, "nothing is left out"
+    probe = make_probe(outline.tokenizer, "The spouse of the performer of Imagine is", " Yoko Ono")
+    assert len(probe.answer_positions) == 2
+
+
+@pytest.mark.demo
+def test_words_are_about_as_many_as_tokens(demo_model):
+    _, tokenizer = demo_model
+    for example in load_examples("demo").examples:
+        ratio = len(Words()(example.text)["input_ids"]) / len(tokenizer(example.text)["input_ids"])
+        assert 0.8 < ratio < 1.25
+
+
+@pytest.mark.demo
+def test_the_demo_models_outline_is_the_demo_model(demo_model):
+    outline, model = load_outline("demo"), load_model("demo", device="cpu")
+    assert outline.name == model.name
+    assert weight_bytes(outline) == sum(4 * tensor.numel() for tensor in model.hf.parameters())
