@@ -238,6 +238,7 @@ def _check(model: Decoder, prompts: Sequence[Sequence[int]], branches: Sequence[
             raise HookdepthError(
                 f"prompt {number} has {len(prompt)} tokens, the model's context {limit}", "shorten the prompt"
             )
+        model.check_ids(prompt, f"prompt {number}")
     for branch in branches:
         if not 0 <= branch.prompt < len(prompts):
             raise HookdepthError(f"a branch of prompt {branch.prompt} of {len(prompts)}", "give one of the prompts")

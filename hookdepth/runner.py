@@ -27,9 +27,10 @@ from tqdm import tqdm
 from hookdepth._version import __version__
 from hookdepth.analyses import Inputs, Partial, Settings, Task, tasks_for
 from hookdepth.branching import plan_for
+from hookdepth.capturing import first_not_finite
 from hookdepth.errors import HookdepthError
 from hookdepth.models import Decoder
-from hookdepth.results import SCHEMA, SUFFIX, Result
+from hookdepth.results import SCHEMA, SUFFIX, Result, check_contents
 
 UNITS = ".units"
 
@@ -121,6 +122,9 @@ class Run:
             path = self.out / f"{name}{SUFFIX}"
             if path.exists():
                 result = Result.load(path)
+                check_contents(result, path)
+                if result.analysis != name:
+                    raise HookdepthError(f"{str(path)!r} holds {result.analysis}", "move it away, or use --overwrite")
                 _refuse_other(path, result.metadata, identity)
                 done[name] = result
         return done
@@ -160,18 +164,36 @@ class Run:
             path.unlink()
         return results
 
+    def _blame(self, task: Task) -> None:
+        """Raise, naming prompt and layer, where the clean run gives values that are not finite; else only warn."""
+        inputs = {"prompt": self.inputs.prompts, "baseline prompt": self.inputs.baseline}
+        inputs["probe"] = tuple(probe.token_ids for probe in self.inputs.probes)
+        for what, prompts in inputs.items():
+            for number, prompt in enumerate(prompts):
+                layer = first_not_finite(self.model, prompt)
+                if layer is not None:
+                    place = f"from layer {layer} on" if layer < self.model.n_layers else "in the logits"
+                    raise HookdepthError(
+                        f"{task.name}: {self.model.name!r} gives non-finite values {place} on {what} {number}",
+                        "check the checkpoint's weights, load it with another --dtype, or leave that text out",
+                        1,
+                    )
+        self.warn(f"{task.name}: some interventions give values that are not finite; they are grey in the figures")
+
     def _unit(
         self, task: Task, unit: int, path: Path, identity: dict[str, Any], bar: tqdm[Any]
     ) -> tuple[Partial, float]:
         if path.exists():
             stored = Result.load(path)
-            _refuse_other(path, stored.metadata["identity"], identity)
+            _refuse_other(path, stored.metadata.get("identity"), identity)
             floor, where = stored.metadata["null_effect"], stored.metadata["null_where"]
             bar.update(stored.metadata["launches"])
             partial = Partial(stored.tensors, stored.metadata["launches"], floor, where)
             return partial, stored.metadata["wall_time_s"]
         begin = time.perf_counter()
         partial = task.run(unit, bar.update)
+        if not all(torch.isfinite(value).all() for value in partial.tensors.values()):
+            self._blame(task)
         seconds = time.perf_counter() - begin
         metadata = {
             "identity": identity,
@@ -218,9 +240,10 @@ def _announce_floor(name: str, metadata: dict[str, Any], tensors: dict[str, Any]
         )
 
 
-def _refuse_other(path: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
+def _refuse_other(path: Path, stored: Any, wanted: dict[str, Any]) -> None:
     """Raise, naming the first setting that differs, where a file belongs to another run."""
-    difference = _first_difference({key: stored.get(key) for key in wanted}, wanted)
+    known = stored if isinstance(stored, dict) else {}
+    difference = _first_difference({key: known.get(key) for key in wanted}, wanted)
     if difference:
         where, old, new = difference
         raise HookdepthError(

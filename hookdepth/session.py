@@ -21,6 +21,7 @@ from hookdepth.results import Result
 from hookdepth.runner import Run
 
 BASELINE_PROMPTS = 10
+_ALSO_ANALYSIS = {"ig": "integrated-gradients", "stats": "residual-stats", "patching": "residual-erasure"}
 
 
 def parse_analyses(text: str) -> list[str]:
@@ -31,11 +32,10 @@ def parse_analyses(text: str) -> list[str]:
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names:
         raise HookdepthError("--analyses names none", f"use all, or some of {', '.join(NAMES)}")
-    if "all" in names:
-        return list(NAMES)
     for name in names:
-        choose("analysis", name, NAMES)
-    return [name for name in NAMES if name in names]
+        if name != "all":
+            choose("analysis", name, NAMES, _ALSO_ANALYSIS)
+    return [name for name in NAMES if name in names or "all" in names]
 
 
 def parse_parts(text: str) -> tuple[str, ...]:
@@ -44,7 +44,7 @@ def parse_parts(text: str) -> tuple[str, ...]:
     if not parts:
         raise HookdepthError("--parts names none", f"use some of {', '.join(PARTS)}")
     for part in parts:
-        choose("part", part, PARTS)
+        choose("part", part, PARTS, {"all": ",".join(PARTS), "both": "attn,mlp", "ffn": "mlp", "block": "layer"})
     return tuple(part for part in PARTS if part in parts)
 
 
@@ -74,11 +74,16 @@ def make_settings(options: argparse.Namespace, model: Decoder, parts: tuple[str,
         parts=parts,
         keep_front=options.keep_front,
         max_rows=options.max_rows,
-        ig_method=choose("method", options.ig_method, METHODS),
+        ig_method=choose_method(options.ig_method),
         ig_steps=options.ig_steps,
         ig_tolerance=options.ig_tolerance or default_tolerance(model),
         ig_max_evaluations=options.ig_max_evaluations,
     )
+
+
+def choose_method(name: str) -> str:
+    """The method of integrated gradients, checked before anything is loaded: choose_method("adaptive")."""
+    return choose("method", name, METHODS, {"gauss": "gauss-legendre", "paper": "riemann"})
 
 
 def _load(options: argparse.Namespace) -> Decoder:
@@ -104,10 +109,14 @@ def make_inputs(
     limit = model.context_length
 
     def tokens(count: int) -> tuple[tuple[int, ...], ...]:
-        return tuple(tuple(encode(model.tokenizer, e.text, limit)) for e in dataset.examples[:count])
+        encoded = tuple(tuple(encode(model.tokenizer, e.text, limit)) for e in dataset.examples[:count])
+        for number, ids in enumerate(encoded):
+            model.check_ids(ids, f"prompt {number} of the data set")
+        return encoded
 
     prompts = tokens(options.limit)
     cuts = tuple(sample_cuts([len(prompt) for prompt in prompts], options.seed))
+    _check_front(options.keep_front, names, prompts)
     if set(names) & set(NEED_CUTS):
         short = [number for number, own in enumerate(cuts) if not own]
         if len(short) == len(cuts):
@@ -122,6 +131,20 @@ def make_inputs(
     probes = tuple(make_probe(model.tokenizer, *pair, limit) for pair in _probe_texts(options, dataset))
     # The first ten of the data set whatever the limit, so that baselines of different limits are the same.
     return Inputs(prompts, cuts, tokens(BASELINE_PROMPTS), probes)
+
+
+def _check_front(front: int, names: Sequence[str], prompts: Sequence[Sequence[int]]) -> None:
+    """Refuse prompts of which every token is left alone: a map of zeros would look like a result."""
+    longest = max(map(len, prompts))
+    # A cut lies at token 8 at the least; what is left of it is intervened on.
+    for least, ending in ((longest, "-current"), (8, "-future")):
+        touched = [name for name in names if name.endswith(ending)]
+        if touched and front >= least:
+            raise HookdepthError(
+                f"--keep-front {front} leaves nothing for {' and '.join(touched)} to change "
+                f"(the longest prompt has {longest} tokens{', a cut may lie at token 8' if least == 8 else ''})",
+                "give a smaller number, or longer prompts",
+            )
 
 
 def _probe_texts(options: argparse.Namespace, dataset: Dataset) -> list[tuple[str, str]]:

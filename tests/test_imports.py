@@ -15,8 +15,9 @@ PACKAGE = Path(hookdepth.__file__).parent
 LAYERS = [
     ["_version", "errors"],
     ["metrics"],
+    ["hub"],
     ["data"],
-    ["results"],
+    ["contract", "results"],
     ["families", "prefix", "models"],
     ["loading"],
     ["interventions", "measurements"],
@@ -49,7 +50,7 @@ HEAVY = {
     "bitsandbytes": {"loading"},
     "datasets": {"data"},
     "gguf": {"loading"},
-    "huggingface_hub": {"loading", "data"},
+    "huggingface_hub": {"hub"},
     "tqdm": {"runner"},
     "argparse": {"cli", "session"},
 }
