@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = _parse(list(sys.argv[1:] if arguments is None else arguments))
         return int(options.command(options))
     except HookdepthError as error:
-        print(f"hookdepth: {' '.join(str(error).split())}", file=sys.stderr)
+        _say(str(error))
         return error.exit_status
     except KeyboardInterrupt:
         print("hookdepth: interrupted; the same command goes on where it stopped", file=sys.stderr)
@@ -72,9 +72,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except OSError as error:  # the machine's, wherever it strikes: what was finished is on the disk
         where = f" ({error.filename})" if error.filename else ""
-        line = f"{error.strerror or error}{where}; the same command goes on where it stopped"
-        print(f"hookdepth: {' '.join(line.split())}", file=sys.stderr)
+        _say(f"{error.strerror or error}{where}; see to that, then give the same command again")
         return 1
+
+
+def _say(text: str) -> None:
+    """One line on stderr, which begins with what is wrong and ends with the remedy however long the names in it."""
+    line = " ".join(text.split())
+    print(f"hookdepth: {line if len(line) <= 700 else f'{line[:400]} … {line[-250:]}'}", file=sys.stderr)
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -281,7 +286,7 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from hookdepth.report import write_comparison
+    from hookdepth.report_compare import write_comparison
 
     _check_out(options.out)
     print(f"comparison: {write_comparison(options.folders, options.out)}")

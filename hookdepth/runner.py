@@ -172,9 +172,9 @@ class Run:
             for number, prompt in enumerate(prompts):
                 layer = first_not_finite(self.model, prompt)
                 if layer is not None:
-                    place = f"from layer {layer} on" if layer < self.model.n_layers else "in the logits"
+                    place = f"from layer {layer} onward" if layer < self.model.n_layers else "in the logits"
                     raise HookdepthError(
-                        f"{task.name}: {self.model.name!r} gives non-finite values {place} on {what} {number}",
+                        f"{task.name}: {self.model.name!r} on {what} {number}: non-finite values {place}",
                         "check the checkpoint's weights, load it with another --dtype, or leave that text out",
                         1,
                     )

@@ -31,7 +31,7 @@ def describe(path: str | os.PathLike[str]) -> str:
         HookdepthError: no such file or folder, no result in it, or a file that is not one.
     """
     path = Path(path)
-    files = sorted(path.glob(f"*{SUFFIX}")) if path.is_dir() else [path]
+    files = sorted(path.glob(f"*{SUFFIX}")) if os.path.isdir(path) else [path]
     if not files:
         raise HookdepthError(f"no result files in {str(path)!r}", "give the --out folder of a `hookdepth run`")
     return "\n\n".join(f"{file}\n{_describe(Result.load(file))}" for file in files)

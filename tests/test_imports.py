@@ -32,7 +32,7 @@ LAYERS = [
     ["summary", "tables"],
     ["plots_base"],
     ["plots_layers", "plots_tokens", "plots_compare", "plots"],
-    ["report_texts", "report_html", "report"],
+    ["report_texts", "report_html", "report_values", "report", "report_compare"],
     ["session"],
     ["cli"],
     ["__main__"],
@@ -44,7 +44,7 @@ FILES = {
 }
 MODULES = [name for name in FILES if name != "__init__"]
 HEAVY = {
-    "matplotlib": {name for name in FILES if name.startswith("plots") or name == "report"},
+    "matplotlib": {name for name in FILES if name.startswith(("plots", "report"))},
     "transformers": {"models", "loading", "prefix", "data", "runner", "training"},
     "accelerate": {"models", "loading", "branching", "analyses.integrated_gradients"},
     "bitsandbytes": {"loading"},
