@@ -151,7 +151,13 @@ def reading_of(analysis: str, kind: str) -> str:
 
 
 def _settings(settings: Mapping[str, Any]) -> list[str]:
-    return [f"{key} = {shorten(value, 80)}" for key, value in flatten(settings) if value is not None]
+    return [f"{key} = {_words(value)}" for key, value in flatten(settings) if value is not None]
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return shorten(", ".join(value), 80)
+    return shorten(value, 80)
 
 
 def _cost(facts_of: Mapping[str, Any]) -> str:

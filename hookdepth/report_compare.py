@@ -24,7 +24,7 @@ from hookdepth.report import (
     number,
     reading_of,
 )
-from hookdepth.report_html import note, page, section, small, table
+from hookdepth.report_html import arranged, contents, note, page, section, small, table
 from hookdepth.report_texts import DEPTH_NAMES, PART_NAMES, TEXTS
 from hookdepth.report_values import compared
 from hookdepth.results import Result, load_folder, write_atomic

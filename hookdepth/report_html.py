@@ -24,6 +24,7 @@ h2 code { font-size: .85rem; font-weight: normal; color: var(--quiet); margin-le
 code { font-family: ui-monospace, "DejaVu Sans Mono", monospace; font-size: .85em; }
 cite, .small, figcaption { color: var(--quiet); font-style: normal; }
 .small, figcaption { font-size: .85rem; overflow-wrap: anywhere; }
+.small { margin-bottom: 1.25rem; }
 .note { border-left: 4px solid var(--blue); background: var(--soft); padding: .4rem .75rem; }
 .warn { border-color: #d55e00; background: #fdf1e7; }
 dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(10rem, 1fr)); gap: .6rem 1.25rem; margin: 0; }
@@ -79,6 +80,9 @@ def page(title: str, body: Iterable[str]) -> str:
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        # Should anything ever slip through unescaped: no script runs, and nothing is fetched.
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
+        "style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'\">\n"
         f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
         f"<h1>{escape(title)}</h1>\n" + "\n".join(body) + "\n</main>\n</body>\n</html>\n"
     )

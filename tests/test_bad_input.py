@@ -409,7 +409,7 @@ API = {
     "beyond the context": (lambda m: effect(m, [5] * 600), "has 600 tokens, the model's context 512"),
     "no such layer": (lambda m: run_branches(m, [[5, 6]], [Branch((Skip(9),))], []), "layer 9 of a model of 5"),
     "no such part": (
-        lambda m: (Branch((Skip(1, "mpl"),)) and effect(m) is None) or Skip(1, "mpl"),
+        lambda m: run_branches(m, [[5, 6]], [Branch((Skip(1, "mpl"),))], []),
         "did you mean mlp?",
     ),
     "no such site": (
