@@ -53,10 +53,9 @@ details .scroll { max-height: 75vh; overflow: auto; }
 details table { font-size: .75rem; white-space: pre; }
 details thead th { position: sticky; top: 0; background: #fff; }
 @media (max-width: 700px) {
-  main { padding: 1rem .9rem 3rem; }
+  main { padding: 1rem .7rem 3rem; }
   h1 { font-size: 1.3rem; }
-  .plot { max-width: none; width: calc(var(--inches) * 78px); min-width: 100%; }
-  .figures::before { content: "⇄ wide figures scroll sideways"; color: var(--quiet); font-size: .75rem; }
+  .plot { max-width: none; width: calc(var(--inches) * 57px); min-width: 100%; }
   dl { grid-template-columns: repeat(2, minmax(0, 1fr)); }
 }
 @media (min-width: 1800px) { html { font-size: 125%; } main { max-width: 1700px; } }

@@ -22,7 +22,7 @@ from torch import Tensor
 from hookdepth.plots_tokens import probe_of, relative_error
 from hookdepth.report_html import table
 from hookdepth.results import Result
-from hookdepth.summary import PARTS, mean_cosine
+from hookdepth.summary import ANALYSES, PARTS, mean_cosine
 
 # The column of a report's figure that runs are compared by, where it is not the first: the mean.
 _COMPARED = {"residual-stats-cosine": -1}
@@ -121,12 +121,16 @@ def compared(runs: Mapping[str, Mapping[str, Result]], figure: str) -> list[Valu
 
     Maps are one for each run; curves are one table, a column a run.
     """
+    analysis = next(name for name in ANALYSES if figure.startswith(name))
+    results = {label: own[analysis] for label, own in runs.items() if analysis in own}
+    number = figure.rpartition("-")[2]
+    prompts = [probe_of(result, int(number)).get("prompt") for result in results.values()] if number.isdigit() else []
     own: dict[str, Values] = {}
-    for label, results in runs.items():
-        for name, result in results.items():
-            with suppress(KeyError):  # a run without this part or probe is not in the figure either
-                if figure.startswith(name):
-                    own[label] = values_of(result, figure)[0]
+    for place, (label, result) in enumerate(results.items()):
+        # A run without this part or probe, or whose probe is another, is not in the figure either.
+        with suppress(KeyError):
+            if not prompts or prompts[place] == prompts[0]:
+                own[label] = values_of(result, figure)[0]
     first = next(iter(own.values()))
     if first.is_map:
         return [replace(values, title=label) for label, values in own.items()]
