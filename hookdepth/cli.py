@@ -89,10 +89,10 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
         name = unknown[0].partition("=")[0]
-        known = options.known_options if name.startswith("-") else ()
-        near = suggestion(name, known)
-        remedy = f"did you mean {near}?" if near else f"see `hookdepth {arguments[0]} --help`"
-        raise HookdepthError(f"{arguments[0]} does not take {' '.join(unknown)!r}", remedy)
+        command = next(word for word in arguments if word in COMMANDS)
+        near = suggestion(name, options.known_options) if name.startswith("-") else None
+        remedy = f"did you mean {near}?" if near else f"see `hookdepth {command} --help`"
+        raise HookdepthError(f"{command} does not take {' '.join(unknown)!r}", remedy)
     return options
 
 

@@ -114,7 +114,7 @@ class Decoder:
         model.check_ids([504, 22615], "prompt 0")
         """
         rows = int(self.hf.get_input_embeddings().weight.shape[0])
-        for token in token_ids:
+        for token in token_ids.tolist() if isinstance(token_ids, Tensor) else token_ids:
             if not isinstance(token, Integral) or not 0 <= int(token) < rows:
                 raise HookdepthError(
                     f"{what} has the token id {token!r}, {self.name!r} embeds 0 to {rows - 1}",
@@ -284,7 +284,7 @@ def check(model: Decoder, text: str = "The capital of France is Paris.") -> None
     _check_weights(model)
     if model.tokenizer is not None:
         token_ids = model.ids(text)
-        model.check_ids(token_ids[0].tolist(), "a short input")
+        model.check_ids(token_ids[0], "a short input")
     else:
         token_ids = torch.arange(8, device=model.device)[None] % int(model.config.vocab_size)
     sites: dict[tuple[str, int], Tensor] = {}

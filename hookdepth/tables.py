@@ -85,6 +85,8 @@ def table(rows: Sequence[Sequence[str]], indent: str = "  ") -> str:
 
 
 def _describe(result: Result) -> str:
-    metadata = [(name, shorten(value)) for name, value in flatten(result.metadata)]
-    tensors = [(name, str(list(value.shape)), *statistics(value)) for name, value in sorted(result.tensors.items())]
+    metadata = [(shorten(name), shorten(value)) for name, value in flatten(result.metadata)]
+    tensors = [
+        (shorten(name), str(list(value.shape)), *statistics(value)) for name, value in sorted(result.tensors.items())
+    ]
     return f"{table(metadata)}\n\n{table([_HEADER, *tensors])}"

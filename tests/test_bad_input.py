@@ -77,6 +77,7 @@ COMMANDS = {
     "other option": (["info", "out", "--modle", "x"], "info does not take '--modle x'"),
     "no --out": (["run"], "are required: --out"),
     "two files for info": (["info", "out", "out"], "info does not take 'out'"),
+    "option before the command": (["--foo", "info", "out"], "info does not take '--foo'"),
     "no folder to compare": (["compare"], "are required: DIR"),
     "report of nothing": (["report", "nowhere"], "no folder 'nowhere'; give the --out folder"),
     "report of a file": (["report", "prompts.txt"], "no folder 'prompts.txt'"),
@@ -190,7 +191,7 @@ def test_models(here, capfd, case):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("analyses", ["residual-stats", "logit-lens", "skip-current", "local-current"])
+@pytest.mark.parametrize("analyses", ["residual-stats", "logit-lens", "skip-current", "residual-erasure"])
 def test_weights_that_are_bad_for_one_prompt_only(here, capfd, analyses, value):
     """The check at load cannot see them: the line says which prompt, and from which layer on."""
     token = tiny_tokenizer()("Z")["input_ids"][0]
@@ -200,6 +201,14 @@ def test_weights_that_are_bad_for_one_prompt_only(here, capfd, analyses, value):
     err = refused(run(here, analyses=analyses, out="new"), 1, "on prompt 1: non-finite values from layer 0", capfd)
     assert "--dtype" in err
     assert not list((here / "new").glob("*.safetensors")), "no result is written that holds them"
+
+
+def test_weights_that_are_bad_for_one_probe_only(here, capfd):
+    token = tiny_tokenizer()("Z")["input_ids"][0]
+    model_folder(here / "tiny", tie_word_embeddings=False)
+    change_weights(here / "tiny", lambda tensors: tensors["model.embed_tokens.weight"][token].fill_(float("nan")))
+    given = run(here, "--probe", "the Z of", " the town", analyses="residual-erasure", out="new")
+    refused(given, 1, "on probe 0: non-finite values from layer 0", capfd)
 
 
 PROBES = {
@@ -442,6 +451,7 @@ def hooked():
 @pytest.mark.parametrize("case", API)
 def test_api(model, case):
     call, says = API[case]
+    effect(model, torch.tensor([5, 6]))  # what is right is taken, in any kind of sequence
     with pytest.raises(HookdepthError) as caught:
         call(model)
     assert says in str(caught.value)
