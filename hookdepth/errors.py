@@ -32,6 +32,10 @@ class HookdepthError(Exception):
         self.exit_status = exit_status
 
 
+class NotFinite(HookdepthError):
+    """A run gave values that are not finite: raise NotFinite("non-finite values in the output", "…", 1)."""
+
+
 def choose(what: str, given: str, allowed: Iterable[str], also: Mapping[str, str] | None = None) -> str:
     """Return `given` if it is allowed; else raise with the nearest word that is.
 

@@ -114,7 +114,8 @@ class Decoder:
         model.check_ids([504, 22615], "prompt 0")
         """
         rows = int(self.hf.get_input_embeddings().weight.shape[0])
-        for token in token_ids.tolist() if isinstance(token_ids, Tensor) else token_ids:
+        for given in token_ids:
+            token = given.item() if isinstance(given, Tensor) else given
             if not isinstance(token, Integral) or not 0 <= int(token) < rows:
                 raise HookdepthError(
                     f"{what} has the token id {token!r}, {self.name!r} embeds 0 to {rows - 1}",

@@ -139,7 +139,7 @@ def _compare_settings(runs: Mapping[str, Mapping[str, Result]]) -> str:
             for key in ("model", "data", "settings", "seed", "versions"):
                 for path, value in flatten(result.metadata.get(key), key):
                     if key != "settings":
-                        own.setdefault(path, shorten(value, 60))
+                        own.setdefault(path, shorten(value, 16 if path.endswith("sha256") else 60))
                     elif name in shared:
                         own[f"{name}: {path.removeprefix('settings.')}"] = shorten(value, 60)
     names = dict.fromkeys(name for own in flat.values() for name in own)

@@ -28,7 +28,7 @@ from hookdepth._version import __version__
 from hookdepth.analyses import Inputs, Partial, Settings, Task, tasks_for
 from hookdepth.branching import plan_for
 from hookdepth.capturing import first_not_finite
-from hookdepth.errors import HookdepthError
+from hookdepth.errors import HookdepthError, NotFinite
 from hookdepth.models import Decoder
 from hookdepth.results import SCHEMA, SUFFIX, Result, check_contents
 
@@ -165,7 +165,7 @@ class Run:
         return results
 
     def _blame(self, task: Task) -> None:
-        """Raise, naming prompt and layer, where the clean run gives values that are not finite; else only warn."""
+        """Raise, naming prompt and layer, where the clean run gives values that are not finite."""
         inputs = {"prompt": self.inputs.prompts, "baseline prompt": self.inputs.baseline}
         inputs["probe"] = tuple(probe.token_ids for probe in self.inputs.probes)
         for what, prompts in inputs.items():
@@ -178,7 +178,6 @@ class Run:
                         "check the checkpoint's weights, load it with another --dtype, or leave that text out",
                         1,
                     )
-        self.warn(f"{task.name}: some interventions give values that are not finite; they are grey in the figures")
 
     def _unit(
         self, task: Task, unit: int, path: Path, identity: dict[str, Any], bar: tqdm[Any]
@@ -191,9 +190,14 @@ class Run:
             partial = Partial(stored.tensors, stored.metadata["launches"], floor, where)
             return partial, stored.metadata["wall_time_s"]
         begin = time.perf_counter()
-        partial = task.run(unit, bar.update)
+        try:
+            partial = task.run(unit, bar.update)
+        except NotFinite:
+            self._blame(task)
+            raise
         if not all(torch.isfinite(value).all() for value in partial.tensors.values()):
             self._blame(task)
+            self.warn(f"{task.name}: some values are not finite; they are grey in the figures")
         seconds = time.perf_counter() - begin
         metadata = {
             "identity": identity,
