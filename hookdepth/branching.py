@@ -27,7 +27,7 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from jaxtyping import Float
 from torch import Tensor
 
-from hookdepth.errors import HookdepthError, NotFinite
+from hookdepth.errors import HookdepthError, NotFiniteError
 from hookdepth.interventions import Branch
 from hookdepth.launching import LaunchResult, run_launch
 from hookdepth.measurements import Measurement
@@ -290,7 +290,7 @@ class _Gathered:
         bad = (~torch.isfinite(host)).nonzero()
         if len(bad):
             place = f"from layer {bad[:, 1].min().item()} on" if host.ndim == 2 else "in the output"
-            raise NotFinite(
+            raise NotFiniteError(
                 f"non-finite values {place} (prompts {', '.join(map(str, launch.prompts))})",
                 "check the weights, or use a dtype of wider range (--dtype bfloat16 or float32)",
                 1,

@@ -32,8 +32,8 @@ class HookdepthError(Exception):
         self.exit_status = exit_status
 
 
-class NotFinite(HookdepthError):
-    """A run gave values that are not finite: raise NotFinite("non-finite values in the output", "…", 1)."""
+class NotFiniteError(HookdepthError):
+    """A run gave values that are not finite: raise NotFiniteError("non-finite values in the output", "…", 1)."""
 
 
 def choose(what: str, given: str, allowed: Iterable[str], also: Mapping[str, str] | None = None) -> str:

@@ -28,7 +28,7 @@ from hookdepth._version import __version__
 from hookdepth.analyses import Inputs, Partial, Settings, Task, tasks_for
 from hookdepth.branching import plan_for
 from hookdepth.capturing import first_not_finite
-from hookdepth.errors import HookdepthError, NotFinite
+from hookdepth.errors import HookdepthError, NotFiniteError
 from hookdepth.models import Decoder
 from hookdepth.results import SCHEMA, SUFFIX, Result, check_contents
 
@@ -192,7 +192,7 @@ class Run:
         begin = time.perf_counter()
         try:
             partial = task.run(unit, bar.update)
-        except NotFinite:
+        except NotFiniteError:
             self._blame(task)
             raise
         if not all(torch.isfinite(value).all() for value in partial.tensors.values()):

@@ -25,7 +25,7 @@ from hookdepth.analyses.task import Inputs, OnLaunch, Partial, Settings, Task, T
 from hookdepth.branching import fits, memory_room, run_top
 from hookdepth.capturing import capture
 from hookdepth.data import Probe
-from hookdepth.errors import HookdepthError, NotFinite
+from hookdepth.errors import HookdepthError, NotFiniteError
 from hookdepth.interventions import Branch, Patch
 from hookdepth.measurements import TargetProbability
 from hookdepth.models import Decoder
@@ -161,7 +161,9 @@ class Path:
 
     def _note(self, values: Tensor) -> None:
         if not torch.isfinite(values).all():
-            raise NotFinite("integrated gradients met a non-finite probability", "use --dtype float32 or bfloat16", 1)
+            raise NotFiniteError(
+                "integrated gradients met a non-finite probability", "use --dtype float32 or bfloat16", 1
+            )
         self.launches += 1
         if self.f_input is None:
             self.f_input = values[0].item()
