@@ -11,6 +11,7 @@ from safetensors.torch import save
 from synthetic_results import synthetic_results
 from tiny_tokenizer import tiny_tokenizer
 
+from hookdepth import plots_base
 from hookdepth.contract import violation
 from hookdepth.data import encode, load_examples, make_probe
 from hookdepth.errors import HookdepthError, choose, suggestion
@@ -21,6 +22,13 @@ from hookdepth.tables import describe
 # The same file is written again and again: no fixture need be made anew.
 many = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 few = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.fixture(autouse=True)
+def small_pictures(monkeypatch):
+    """What is drawn here is not looked at."""
+    monkeypatch.setitem(plots_base._STYLE, "savefig.dpi", 30)
+
 
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
