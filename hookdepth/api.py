@@ -87,7 +87,8 @@ def analyse(
     if decoder.tokenizer is None:
         raise HookdepthError("this model has no tokenizer", "give one to wrap(model, tokenizer)")
     notes: list[str] = []
-    inputs = make_inputs(names, data, decoder, notes.append, limit=limit, seed=seed, probes=probes)
+    front = settings.get("keep_front", Settings.keep_front)
+    inputs = make_inputs(names, data, decoder, notes.append, limit=limit, seed=seed, probes=probes, keep_front=front)
     tolerance = default_tolerance(decoder) if ig_tolerance is None else ig_tolerance
     complete = Settings(parts=chosen, ig_tolerance=tolerance, **settings)
     about = {"name": data.name, "prompts_sha256": data.sha256}

@@ -27,7 +27,7 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from jaxtyping import Float
 from torch import Tensor
 
-from hookdepth.errors import HookdepthError
+from hookdepth.errors import HookdepthError, NotFiniteError
 from hookdepth.interventions import Branch
 from hookdepth.launching import LaunchResult, run_launch
 from hookdepth.measurements import Measurement
@@ -240,6 +240,7 @@ def _check(model: Decoder, prompts: Sequence[Sequence[int]], branches: Sequence[
             raise HookdepthError(
                 f"prompt {number} has {len(prompt)} tokens, the model's context {limit}", "shorten the prompt"
             )
+        model.check_ids(prompt, f"prompt {number}")
     for branch in branches:
         if not 0 <= branch.prompt < len(prompts):
             raise HookdepthError(f"a branch of prompt {branch.prompt} of {len(prompts)}", "give one of the prompts")
@@ -291,7 +292,7 @@ class _Gathered:
         bad = (~torch.isfinite(host)).nonzero()
         if len(bad):
             place = f"from layer {bad[:, 1].min().item()} on" if host.ndim == 2 else "in the output"
-            raise HookdepthError(
+            raise NotFiniteError(
                 f"non-finite values {place} (prompts {', '.join(map(str, launch.prompts))})",
                 "check the weights, or use a dtype of wider range (--dtype bfloat16 or float32)",
                 1,

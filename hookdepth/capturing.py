@@ -9,7 +9,7 @@ acts["resid_post", 3]            # [row, token, width]
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -87,6 +87,25 @@ class LayerSites:
     attn_out: Tensor
     mlp_out: Tensor
     resid_post: Tensor
+
+
+def first_not_finite(model: Decoder, token_ids: Sequence[int]) -> int | None:
+    """The first layer whose output on a prompt is not finite, L where only the logits are not; None where all is well.
+
+    first_not_finite(model, ids)   # 3
+    """
+    bad: list[int] = []
+
+    def look(layer: int, sites: LayerSites) -> None:
+        if not torch.isfinite(sites.resid_post).all():
+            bad.append(layer)
+
+    with model.evaluating(), each_layer(model, look):
+        hidden = model.forward(torch.tensor([list(token_ids)], device=model.device))
+    with model.evaluating():
+        if not bad and not torch.isfinite(model.unembed(hidden[:, -1])).all():
+            bad.append(model.n_layers)
+    return min(bad, default=None)
 
 
 @contextmanager

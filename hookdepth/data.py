@@ -8,12 +8,12 @@ cuts = sample_cuts([len(ids)])                       # [(80, 32, 72, 48)] for 13
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import logging
 import os
 import random
+import stat
 import sys
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
@@ -21,10 +21,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from hookdepth.errors import HookdepthError
+from hookdepth.errors import HookdepthError, suggestion
+from hookdepth.hub import hub_or_cache
 
 NAMES = ("demo", "gsm8k")
 DEFAULT_PROBES = (("5 + 7 + 5 + 3 + 1 + 7 = ", "28"), ("The spouse of the performer of Imagine is", " Yoko Ono"))
+LONGEST_TOKEN = 32  # characters; nearly all are far shorter
 ROW = 'one JSON object a line, all with "question" and "answer", or all with "prompt" and, optionally, "answer"'
 # As lm-evaluation-harness and the notebook have it, to the letter: the reasoning ends in a line break of its own.
 TEMPLATE = (
@@ -33,6 +35,10 @@ TEMPLATE = (
     "\n{reasoning}The final answer is {final}"
 )
 # Both kinds of tokenizer mark a space (byte-level Ġ, sentencepiece ▁); Ċ is byte-level's line break.
+GET_GSM8K = (
+    "check the network, or fetch test.jsonl of the GitHub repository openai/grade-school-math "
+    "(folder grade_school_math/data) elsewhere and give --dataset test.jsonl"
+)
 READABLE = str.maketrans({"Ġ": "_", "▁": "_", "Ċ": "\\n", "\n": "\\n"})
 
 
@@ -96,27 +102,37 @@ def _load_gsm8k() -> list[Example]:
         import datasets
     except ImportError as error:
         raise HookdepthError("gsm8k needs datasets", "pip install 'hookdepth[gsm8k]', or give a JSONL file") from error
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # without a network it counts its retries aloud
+    for name in ("huggingface_hub", "datasets"):  # what they warn of is said in the error's one line
+        logging.getLogger(name).setLevel(logging.ERROR)
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
+    online = False
     try:
-        rows = list(datasets.load_dataset("openai/gsm8k", "main", split="test"))
+        with hub_or_cache() as online:
+            rows = list(datasets.load_dataset("openai/gsm8k", "main", split="test"))
     except Exception as error:  # what is raised without a network differs from release to release
         why = (str(error) or type(error).__name__).partition("\n")[0][:200]
-        raise HookdepthError(f"cannot load openai/gsm8k ({why})", "check the network, or give a JSONL file") from error
+        if not online:
+            why = "the hub cannot be reached, and it was not downloaded before"
+        raise HookdepthError(f"cannot load openai/gsm8k ({why})", GET_GSM8K) from error
     return [_gsm8k_example(row, f"row {number} of openai/gsm8k") for number, row in enumerate(rows, 1)]
 
 
 def _read(name: str) -> bytes:
     path = Path(os.path.expanduser(name))  # unlike the method of Path, it takes any string
     if not name or not os.path.exists(path):  # so does this one
-        near = difflib.get_close_matches(name.lower(), NAMES, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"give {', '.join(NAMES)} or an existing file"
-        raise HookdepthError(f"no data set or file {name!r}", hint)
+        near = suggestion(name, NAMES)
+        hint = f"did you mean {near}?" if near else f"give {', '.join(NAMES)} or an existing file"
+        shown = name if len(name) <= 200 else f"{name[:197]}…"
+        raise HookdepthError(f"no data set or file {shown!r}", hint)
     if path.is_dir():
         raise HookdepthError(f"{name!r} is a folder", "give a .jsonl or text file")
+    if stat.S_ISCHR(path.stat().st_mode):  # /dev/zero has no end; a pipe has
+        raise HookdepthError(f"{name!r} is a device", "give a .jsonl or text file")
     if path.suffix.lower() == ".json":
         raise HookdepthError(f"{name!r} is JSON, not JSON lines", f"write {ROW}, to a file ending in .jsonl")
+    if path.suffix.lower() in (".csv", ".tsv"):
+        raise HookdepthError(f"{name!r} is a table, of which every line would be a prompt", f"write {ROW}")
     try:
         return path.read_bytes()
     except OSError as error:
@@ -208,11 +224,19 @@ def encode(tokenizer: Any, text: str, max_tokens: int | None = None) -> list[int
 
 
 def _tokenise(tokenizer: Any, text: str, max_tokens: int | None, **options: Any) -> Any:
-    encoding = tokenizer(text, verbose=False, **options)
-    if max_tokens is not None and (count := len(encoding["input_ids"])) > max_tokens:
-        what = f"the prompt that begins {text[:40]!r} has {count} tokens, the model takes {max_tokens}"
-        raise HookdepthError(what, "shorten it, or use a model with a longer context")
-    return encoding
+    if max_tokens is None:
+        return tokenizer(text, verbose=False, **options)
+    # A whole book given as one line would take minutes: far more tokens than fit need not be counted to the end.
+    head = text[: LONGEST_TOKEN * max_tokens]
+    count = len(tokenizer(head, verbose=False)["input_ids"]) if len(head) < len(text) else 0
+    counted = f"more than {count}"
+    if count <= 2 * max_tokens:
+        encoding = tokenizer(text, verbose=False, **options)
+        if len(encoding["input_ids"]) <= max_tokens:
+            return encoding
+        counted = str(len(encoding["input_ids"]))
+    what = f"the prompt that begins {text[:40]!r} has {counted} tokens, the model takes {max_tokens}"
+    raise HookdepthError(what, "shorten it, or use a model with a longer context")
 
 
 def make_probe(tokenizer: Any, prompt: str, answer: str, max_tokens: int | None = None) -> Probe:

@@ -11,7 +11,7 @@ user gave is unusable, 1 where a run that was rightly asked for failed.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 class HookdepthError(Exception):
@@ -34,16 +34,46 @@ class HookdepthError(Exception):
         self.told = told
 
 
-def choose(what: str, given: str, allowed: Iterable[str]) -> str:
+class NotFiniteError(HookdepthError):
+    """A run gave values that are not finite: raise NotFiniteError("non-finite values in the output", "…", 1)."""
+
+
+def choose(what: str, given: str, allowed: Iterable[str], also: Mapping[str, str] | None = None) -> str:
     """Return `given` if it is allowed; else raise with the nearest word that is.
 
-    choose("analysis", "skip-curent", ["skip-current", "logit-lens"])
-    # HookdepthError: unknown analysis 'skip-curent'; did you mean skip-current? (skip-current, logit-lens)
+        choose("analysis", "skip-curent", ["skip-current", "logit-lens"])
+        # HookdepthError: unknown analysis 'skip-curent'; did you mean skip-current? (skip-current, logit-lens)
+
+    Args:
+        also: what people call it elsewhere → the word that is meant; suggested, never accepted.
     """
     options = list(allowed)
     if given in options:
         return given
-    near = difflib.get_close_matches(given, options, n=1)
+    near = suggestion(given, options, also)
     listed = ", ".join(options)
-    remedy = f"did you mean {near[0]}? ({listed})" if near else f"use one of {listed}"
-    raise HookdepthError(f"unknown {what} {given!r}", remedy)
+    remedy = f"did you mean {near}? ({listed})" if near else f"use one of {listed}"
+    shown = given if len(given) <= 60 else f"{given[:57]}…"
+    raise HookdepthError(f"unknown {what} {shown!r}", remedy)
+
+
+def suggestion(given: str, allowed: Iterable[str], also: Mapping[str, str] | None = None) -> str | None:
+    """The allowed word that was probably meant: one written otherwise, known by another name, a part, or a near miss.
+
+    suggestion("Logit_Lens", ["skip-current", "logit-lens"])   # 'logit-lens'
+    suggestion("bf16", ["float32", "bfloat16"], {"bf16": "bfloat16"})   # 'bfloat16'
+    """
+    options = list(allowed)
+    plain = {_plain(word): word for word in options}
+    word = _plain(given)[:80]
+    if word in plain:
+        return plain[word]
+    if also and word in also:
+        return also[word]
+    inside = [option for key, option in plain.items() if len(word) >= 3 and word in key]
+    near = difflib.get_close_matches(word, plain, n=1)
+    return inside[0] if inside else plain[near[0]] if near else None
+
+
+def _plain(word: str) -> str:
+    return "".join(char for char in word.casefold() if char.isalnum())

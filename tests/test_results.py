@@ -196,7 +196,8 @@ def test_load_folder(tmp_path):
         load_folder(tmp_path / "nowhere")
     with pytest.raises(HookdepthError, match="no result files"):
         load_folder(tmp_path)
-    example().save(tmp_path / "logit-lens.safetensors")
+    lens = {"kl": torch.zeros(4), "topk_overlap": torch.ones(4)}
+    Result("logit-lens", lens).save(tmp_path / "logit-lens.safetensors")
     Result("skip-current", {"layer.effect": torch.eye(3)}).save(tmp_path / "skip-current.safetensors")
     (tmp_path / "report.html").write_text("")
     (tmp_path / ".skip-current.safetensors.abc.tmp").write_bytes(b"half of one")

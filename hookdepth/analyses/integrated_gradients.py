@@ -26,7 +26,7 @@ from hookdepth.analyses.task import Inputs, OnLaunch, Partial, Settings, Task, T
 from hookdepth.branching import fits, memory_room, run_top
 from hookdepth.capturing import capture
 from hookdepth.data import Probe
-from hookdepth.errors import HookdepthError
+from hookdepth.errors import HookdepthError, NotFiniteError
 from hookdepth.interventions import Branch, Patch
 from hookdepth.measurements import TargetProbability
 from hookdepth.models import Decoder
@@ -162,7 +162,7 @@ class Path:
 
     def _note(self, values: Tensor) -> None:
         if not torch.isfinite(values).all():
-            raise HookdepthError(
+            raise NotFiniteError(
                 "integrated gradients met a non-finite probability", "use --dtype float32 or bfloat16", 1
             )
         self.launches += 1

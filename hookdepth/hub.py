@@ -1,0 +1,65 @@
+"""The model hub, asked once whether it is there, so that a machine without a network need not wait for retries.
+
+    with hub_or_cache() as online:
+        AutoTokenizer.from_pretrained("org/name", local_files_only=not online)
+
+The hub's own libraries retry every file five times with growing pauses: about 25 s before they give up. What was
+downloaded before is found without the network, too.
+"""
+
+from __future__ import annotations
+
+import ssl
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+TIMEOUT_S = 10.0
+
+
+def reachable(address: str, timeout: float = TIMEOUT_S) -> bool:
+    """Whether anything answers at an address, by one request, through the proxy of the environment if there is one.
+
+    reachable("https://huggingface.co")   # False in an aeroplane
+    """
+    try:
+        urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=timeout).close()
+    except urllib.error.HTTPError:
+        return True  # a refusal is an answer
+    except urllib.error.URLError as error:
+        return isinstance(error.reason, ssl.SSLError)  # so is a certificate; the hub's library may know its issuer
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+@contextmanager
+def hub_or_cache() -> Iterator[bool]:
+    """Yield whether the hub can be reached; where it cannot, its libraries look only at what was downloaded before.
+
+    with hub_or_cache() as online:
+        datasets.load_dataset("openai/gsm8k", "main", split="test")
+    """
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        yield False
+        return
+    if reachable(constants.ENDPOINT):
+        yield True
+        return
+    with ExitStack() as stack:
+        # Read by the libraries at every request; `datasets` keeps a copy of its own.
+        for module in (constants, sys.modules.get("datasets.config")):
+            if module is not None:
+                stack.callback(_set_offline(module))
+        yield False
+
+
+def _set_offline(module: Any) -> Any:
+    before = getattr(module, "HF_HUB_OFFLINE", False)
+    module.HF_HUB_OFFLINE = True
+    return lambda: setattr(module, "HF_HUB_OFFLINE", before)
