@@ -88,9 +88,15 @@ def load_model(
     hf, tokenizer = _from_pretrained(name, source, revision, options)
     try:
         return wrap(hf, tokenizer, name=DEMO_NAME if name == "demo" else name, revision=revision)
-    except (RuntimeError, KeyError) as error:  # a kernel that does not take these shapes, a map that parts tied weights
+    except (RuntimeError, KeyError, HookdepthError) as error:
+        # A kernel that does not take these shapes, a map that parts tied weights; not what the check itself found.
+        ours = isinstance(error, HookdepthError)
+        cause = error.__cause__ if ours else error
+        if ours and (cause is None or isinstance(cause, torch.OutOfMemoryError)):
+            raise
+        assert cause is not None
         raise HookdepthError(
-            one_line(f"the model {name!r} is loaded, but does not run", error),
+            one_line(f"the model {name!r} is loaded, but does not run", cause),
             "try another --dtype, --device or --attn-implementation" + (", or no --quantize" * (quantize != "none")),
             1,
         ) from error

@@ -82,9 +82,12 @@ class Run:
                 if self.team.first:
                     results += self._reduce(task, units, wanted)
             self.team.wait()
-            if self.team.first and not list((self.out / UNITS).glob(f"*{SUFFIX}")):
-                shutil.rmtree(self.out / UNITS, ignore_errors=True)
         return results
+
+    def _tidy(self) -> None:
+        """However a run ends: where no unit is kept, neither is their folder."""
+        if not list((self.out / UNITS).glob(f"*{SUFFIX}")):
+            shutil.rmtree(self.out / UNITS, ignore_errors=True)
 
     def _tasks(self, names: Iterable[str]) -> list[Task]:
         return tasks_for(names, self.model, self.inputs, self.settings)
@@ -97,6 +100,7 @@ class Run:
     ) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
         """What is left: (analyses that share launches, those of them that are wanted). Adds what is there."""
         held.enter_context(locked(self.out / UNITS))
+        held.callback(self._tidy)
         sweep(self.out)
         sweep(self.out / UNITS)
         if self.overwrite:
