@@ -41,6 +41,13 @@ from hookdepth.rows import RowTable
 class BranchResults:
     """What `run_branches` measured, in float32 on the CPU.
 
+        result = run_branches(model, [ids], [Branch((Skip(4),)), Branch((Skip(5),))], [LayerEffect(), OutputEffect()])
+        result.layer["effect"][1]                          # [L], of layer 5 skipped
+        result.output["output"]                            # [branch]
+        result.trunk_output["output"]                      # [prompt], 0: changes are measured against the trunk
+        result.null_effect, result.null_where              # 0.0 and None where the kernels add no noise
+        result.launches, result.plan.n_launches            # equal, unless a launch did not fit
+
     Attributes:
         layer: layer measurement → [branch, L]. Before a branch is born: its trunk's value.
         output: output measurement → [branch].
@@ -201,7 +208,10 @@ def plan_for(
 
 def bytes_per_row_token(model: Decoder) -> int:
     """Memory that one token of one row needs at its peak: a layer's activations, float32 differences, and
-    the keys and values of half of the layers."""
+    the keys and values of half of the layers.
+
+    peak = plan.peak_row_tokens * bytes_per_row_token(model)   # bytes
+    """
     config: Any = model.config
     size = model.dtype.itemsize
     d, inner = model.d_model, int(getattr(config, "intermediate_size", 4 * model.d_model))
@@ -212,7 +222,10 @@ def bytes_per_row_token(model: Decoder) -> int:
 
 
 def memory_room(model: Decoder) -> int:
-    """Bytes that launches may fill: the same on the same machine, so that packing and results are too."""
+    """Bytes that launches may fill: the same on the same machine, so that packing and results are too.
+
+    memory_room(model) / 2**30   # 3.0 GiB on a CPU, a third of what the weights leave on a GPU
+    """
     if model.device.type == "cuda":
         total = torch.cuda.get_device_properties(model.device).total_memory
         weights = sum(parameter.numel() * parameter.element_size() for parameter in model.hf.parameters())
@@ -221,7 +234,10 @@ def memory_room(model: Decoder) -> int:
 
 
 def default_row_tokens(model: Decoder) -> int:
-    """Rows × tokens that a launch may have."""
+    """Rows × tokens that a launch may have.
+
+    default_row_tokens(model) // 180   # rows, of a prompt of 180 tokens
+    """
     return max(1024, memory_room(model) // bytes_per_row_token(model))
 
 

@@ -1,6 +1,6 @@
 """One launch: the decoder's own forward call, whose batch the hooks grow and shrink.
 
-    result = run_launch(model, padded_ids, table, measurements, lengths)
+    result = run_launch(model, padded_ids, table, branches, measurements, lengths)
     result.layer["effect"]     # [rows of the launch, L]
 
 Within a launch every row meets the same kernels, so differences between rows are effects of what the

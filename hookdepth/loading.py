@@ -185,6 +185,10 @@ def one_line(what: str, error: BaseException) -> str:
 
 
 def is_folder(name: str) -> bool:
+    """Whether a model's name is a folder that is there; any string may be asked for.
+
+    is_folder("org/name")   # False
+    """
     return os.path.isdir(name)  # takes any string; the method of Path does not
 
 

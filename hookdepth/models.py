@@ -111,7 +111,7 @@ class Decoder:
     def check_ids(self, token_ids: Any, what: str) -> None:
         """Refuse what the embedding has no row for; on a GPU that would end the process's use of it.
 
-        model.check_ids([504, 22615], "prompt 0")
+        model.check_ids(token_ids[0], "prompt 0")
         """
         rows = int(self.hf.get_input_embeddings().weight.shape[0])
         for given in token_ids:
@@ -196,7 +196,9 @@ class Decoder:
     def mlp_only_at(self, layer: int, tokens: Int[Tensor, " token"]) -> tuple[RemovableHandle, RemovableHandle]:
         """Run a layer's MLP at some tokens only; at the others it gives 0. For a last layer that nobody reads there.
 
-        first, second = model.mlp_only_at(29, torch.tensor([17, 18]))
+        first, second = model.mlp_only_at(model.n_layers - 1, torch.tensor([17, 18]))
+        hidden = model.forward(token_ids)   # right at tokens 17 and 18
+        first.remove(), second.remove()
         """
         length = 0
 

@@ -1,8 +1,8 @@
 """A model of which only the shape is known: its config, perhaps its tokenizer, no weights.
 
-    outline = load_outline("meta-llama/Llama-3.1-70B", device="cpu")     # reads a few kilobytes
+    outline = load_outline("folder/with/config", device="cpu")     # or a hub id: reads a few kilobytes
     outline.n_layers, weight_bytes(outline)
-    small = miniature(outline)                                           # two of its layers, random weights
+    small = miniature(outline)                                     # two of its layers, random weights
 
 An outline plans as the model would. A miniature runs as one slice of it would, on the same device, in the
 same dtype and with the same kernels: what a `--dry-run` measures.
@@ -69,7 +69,7 @@ class Outline(Decoder):
 class Words:
     """Stands in for a tokenizer that is not there: a word, with the space before it, a digit or a sign a token.
 
-    len(Words()("5 + 7 = 12")["input_ids"])   # 6
+    len(Words()("5 + 7 = 12")["input_ids"])   # 8
     """
 
     is_fast = True

@@ -1,6 +1,8 @@
 """Launches and plans as data: what `planning` makes, `rows` reads and `branching` runs.
 
-    plan = make_plan(branches, lengths=[180], n_layers=30)
+    from hookdepth.planning import make_plan
+
+    plan = make_plan([Branch((Skip(s),)) for s in range(30)], lengths=[180], n_layers=30)
     for launch in plan.launches[0].walk():
         launch.start, launch.stop, plan.rows_of(launch)     # 0, 180, 32
 
@@ -129,7 +131,10 @@ class Plan:
         return 2 * len(launch.prompts) + peak_rows([self.extents[row] for row in launch.rows])
 
     def table(self) -> str:
-        """One line a launch, then the totals."""
+        """One line a launch, then the totals.
+
+        print(plan.table())
+        """
         lines = [f"{'launch':>6}  {'prompts':>7}  {'prefix':>6}  {'tokens':>11}  {'rows':>5}  {'token-layers':>12}"]
         walked = [launch for top in self.launches for launch in top.walk()]
         for number, launch in enumerate(walked):

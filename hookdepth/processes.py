@@ -34,7 +34,7 @@ _WAIT = timedelta(days=30)  # for each other, later: one that is gone is noticed
 class Team:
     """This process among those of the run; a team of one needs no launcher and waits for nobody.
 
-        Team().claims("lens", 3)   # 0, 1, 2
+        list(Team().claims("lens", 3))   # [0, 1, 2]
 
     Attributes:
         rank, size: which one of how many. The first, rank 0, is the one that talks and writes results.

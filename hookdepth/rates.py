@@ -1,5 +1,11 @@
 """What one unit of work takes on this machine, from timed calls of a miniature through the engine itself.
 
+import time
+
+from hookdepth.outline import miniature
+from hookdepth.workload import work_of
+
+work = work_of(task, outline, inputs, settings)
 Rates(outline, miniature(outline), inputs, settings, time.perf_counter).seconds(task, work)
 """
 

@@ -109,6 +109,10 @@ def _depths(summary: Mapping[str, Any]) -> str:
 
 
 def depth_cells(depth: Mapping[str, Any]) -> tuple[str, str]:
+    """An effective depth of the summary as two cells: its layer, or why there is none, and its share of the layers.
+
+    depth_cells({"status": "found", "index": 17, "ratio": 17 / 30})   # ('17', '0.567')
+    """
     if depth["status"] != "found":
         return str(depth["status"]), "—"
     return str(depth["index"]), number(depth["ratio"])
@@ -180,6 +184,10 @@ def caption_of(analysis: str, figure: str, probes: Sequence[Mapping[str, Any]]) 
 
 
 def floor_in_brief(facts_of: Mapping[str, Any]) -> str:
+    """The noise floor of an analysis in a few words, from its part of the summary.
+
+    floor_in_brief({"null_effect": 0.00012, "largest_effect": 0.9})   # 'Noise floor 0.00012'
+    """
     floor = facts_of["null_effect"]
     if floor is None:
         return "No noise floor" + (": nothing is intervened on" if facts_of["largest_effect"] is None else " measured")
@@ -215,6 +223,10 @@ def figure_html(name: str, caption: str, figure: Figure, folder: Path, values: S
 
 
 def number(value: Any) -> str:
+    """A value of the summary for a cell: three digits of a float, a dash for what is not there.
+
+    number(0.56789)   # '0.568'
+    """
     if value is None:
         return "—"
     return f"{value:.3g}" if isinstance(value, float) else str(value)

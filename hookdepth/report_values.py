@@ -1,7 +1,7 @@
 """The numbers behind a figure: a table under it, and its cells' values on hover over it. No script is needed.
 
-    values = values_of(result, "skip-current-layer-effect")     # [Values: rows are layers skipped]
-    overlay(figure, values)                                     # HTML that lies over the picture
+    values = values_of(result, "logit-lens-kl")     # [Values: rows are layers]
+    overlay(figure, values)                         # HTML that lies over the picture
 
 A cell is an SVG path with a title, placed by the position of the figure's axes once it has been drawn.
 """

@@ -148,6 +148,7 @@ def load_folder(folder: str | os.PathLike[str]) -> dict[str, Result]:
 def check_contents(result: Result, path: str | os.PathLike[str]) -> None:
     """Raise where a result lacks what its analysis must have, so that no figure has to ask.
 
+        path = Path("out/logit-lens.safetensors")
         check_contents(Result.load(path), path)
 
     Raises:

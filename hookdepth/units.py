@@ -33,7 +33,7 @@ _VISIBLE_S = 90.0  # a shared file system may show another machine's file this l
 class Units:
     """The units of analyses that share their launches.
 
-        Units(folder, ("skip-current", "skip-future"), identities).count()
+        Units(Path("out/.units"), ("skip-current", "skip-future"), identities).count()
 
     Those of several analyses hold other tensors, from other launches, than those of one alone: their names
     begin with the names of all of them.

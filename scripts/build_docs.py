@@ -59,14 +59,14 @@ def _is_python(text: str) -> bool:
 
 
 def modules() -> list[types.ModuleType]:
-    """hookdepth and all its modules, with the names of `hookdepth.__all__` in place."""
-    for name in hookdepth.__all__:  # they are imported when first asked for; pdoc looks without asking
-        setattr(hookdepth, name, getattr(hookdepth, name))
-    found = pkgutil.walk_packages(hookdepth.__path__, "hookdepth.")
-    return [
-        hookdepth,
-        *(importlib.import_module(m.name) for m in found if not m.name.rpartition(".")[2].startswith("_")),
-    ]
+    """hookdepth and all its modules, with the names of every `__all__` in place."""
+    names = [module.name for module in pkgutil.walk_packages(hookdepth.__path__, "hookdepth.")]
+    public = [name for name in names if not name.rpartition(".")[2].startswith("_")]
+    found = [hookdepth, *map(importlib.import_module, public)]
+    for module in found:
+        for name in getattr(module, "__all__", ()):  # some are imported when first asked for; pdoc does not ask
+            setattr(module, name, getattr(module, name))
+    return found
 
 
 def page(name: str) -> types.ModuleType:

@@ -2,12 +2,14 @@
 
 Snippets run on a tiny model, in the namespace of their module, of the package's names and of the words that all of
 them use (`model`, `ids`, `result`, …). A comment behind an expression is checked: a literal must be equal, a shape
-such as `[branch, L]` must have as many axes.
+such as `[branch, L]` must have as many axes. Those of `hookdepth.training` have a training loop's words besides;
+`model` is there one of transformers. What cannot run here is in NOT_RUN, with the reason.
 """
 
 import ast
 import builtins
 import inspect
+import logging
 import re
 import runpy
 import shutil
@@ -18,16 +20,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from synthetic_results import synthetic_results
 from tiny_models import prompts, tiny_config, tiny_model
 from tiny_tokenizer import tiny_tokenizer
 
 import hookdepth
+import hookdepth.training
 from hookdepth import analyses, cli
 from hookdepth.analyses import Inputs, tasks_for
 from hookdepth.data import Probe
+from hookdepth.outline import load_outline
 from hookdepth.planning import make_plan
+from hookdepth.processes import Team
 from hookdepth.results import Result
+from hookdepth.training.reading import Reader
+from hookdepth.training.wrapping import gather, unwrap
 
 SCRIPT = runpy.run_path(str(Path(__file__).resolve().parents[1] / "scripts" / "build_docs.py"))
 snippets, fenced, modules = SCRIPT["snippets"], SCRIPT["fenced"], SCRIPT["modules"]
@@ -51,6 +59,7 @@ def owned():
 
 
 CLASSES = [name for name in hookdepth.__all__ if inspect.isclass(getattr(hookdepth, name))]
+SITES = ("resid_pre", "attn_out", "mlp_out")
 MODULES = {"hookdepth": hookdepth, "torch": torch, "np": np, "Path": Path}
 OWNED = {name: (value, module) for name, value, module in owned()}
 
@@ -60,21 +69,27 @@ def test_every_public_name_has_a_docstring(name):
     assert inspect.getdoc(OWNED[name][0])
 
 
-NO_SNIPPET = ("__version__", "BranchResults")  # the second is what run_branches gives: see there
+OFFERED = {name: getattr(package, name) for package in (hookdepth, hookdepth.training) for name in package.__all__}
+NO_SNIPPET = ("__version__",)  # a string
 
 
-@pytest.mark.parametrize("name", [name for name in hookdepth.__all__ if name not in NO_SNIPPET])
+@pytest.mark.parametrize("name", [name for name in OFFERED if name not in NO_SNIPPET])
 def test_what_the_package_offers_begins_with_a_snippet(name):
-    value = getattr(hookdepth, name)
-    text = fenced(inspect.getdoc(value))
+    text = fenced(inspect.getdoc(OFFERED[name]))
     assert "```python" in text
     summary = text.partition("```python")[0]
     assert summary.count("\n\n") <= 2, "a snippet comes after the summary"
 
 
 RUNNABLE = [(name, number) for name, (value, _) in OWNED.items() for number in range(len(snippets(value.__doc__)))]
-# Their arguments are the engine's own, made from one another: tests/test_branching.py covers these.
-INTERNAL = ("hookdepth.launching", "hookdepth.launching.run_launch")
+# What is not run, and why not: the arguments are a module's own, made from one another; or a snippet needs a network,
+# a GPU or a launcher of several processes. A module stands for what is in it.
+NOT_RUN = {
+    "hookdepth.launching": "the engine's own arguments: tests/test_branching.py",
+    "hookdepth.hub": "asks the model hub: tests/test_bad_input.py",
+    "hookdepth.training.wrapping.unwrap": "DDP needs a process group: tests/test_training_processes.py",
+}
+READS_HISTORY = ["plots_training", "training.history"]
 READS_RESULTS = [
     "cli",
     "plots",
@@ -82,24 +97,42 @@ READS_RESULTS = [
     "plots_layers",
     "plots_tokens",
     "report",
+    "report_compare",
+    "report_values",
     "results",
     "summary",
     "tables",
 ]
 
 
-@pytest.mark.parametrize(("name", "number"), [one for one in RUNNABLE if one[0] not in INTERNAL])
+def is_run(name):
+    return not any(f"{name}.".startswith(f"{other}.") for other in NOT_RUN)
+
+
+def test_all_that_is_not_run_is_there():
+    runnable = [name for name, _ in RUNNABLE]
+    assert all(any(f"{name}.".startswith(f"{other}.") for name in runnable) for other in NOT_RUN)
+
+
+@pytest.mark.parametrize(("name", "number"), [one for one in RUNNABLE if is_run(one[0])])
 @pytest.mark.filterwarnings("ignore:.*noise floor:UserWarning")
-def test_snippets_run(name, number, words, folder, tmp_path, monkeypatch):
+def test_snippets_run(name, number, words, folder, tmp_path, monkeypatch, caplog, request):
     value, module = OWNED[name]
+    where = module.__name__.removeprefix("hookdepth.")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "probes.jsonl").write_text('{"prompt": "2 + 2 =", "answer": " 4"}\n')
-    if module.__name__.removeprefix("hookdepth.") in READS_RESULTS:
+    if where in READS_RESULTS:
         shutil.copytree(folder, tmp_path / "out")
+    if where in READS_HISTORY:
+        shutil.copytree(request.getfixturevalue("history"), tmp_path / "depth")
+    tiny_config("llama").save_pretrained(tmp_path / "folder" / "with" / "config")
+    monkeypatch.setattr("hookdepth.outline.demo_folder", lambda: tmp_path / "folder" / "with" / "config")
     for place in ("hookdepth.load_model", "hookdepth.api.load_model", "hookdepth.session.load_model"):
         monkeypatch.setattr(place, lambda name="demo", **options: words["model"])
     tiny = {name: words[name] for name in ("Settings", "load_model", "demo_folder")}
-    if module.__name__ == "hookdepth.metrics":
+    if where.startswith("training") or where in READS_HISTORY:
+        tiny |= request.getfixturevalue("training")
+    if where in ("metrics", "training.statistics"):
         tiny["resid_pre"] = words["resid_pre"][0]
     if name == "hookdepth.branching":
         tiny["token_ids"] = words["ids"]
@@ -109,6 +142,9 @@ def test_snippets_run(name, number, words, folder, tmp_path, monkeypatch):
             run_checked(code, {**words, **vars(module), **tiny}, module)
     else:
         run_checked(code, {**words, **vars(module), **tiny}, module)
+    # A diagnostic of a training that fails says so there, and the training goes on.
+    ours = [record for record in caplog.records if record.name.startswith("hookdepth")]
+    assert not [record.getMessage() for record in ours if record.levelno >= logging.WARNING]
 
 
 def run_checked(code, namespace, module):
@@ -152,7 +188,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def words():
+def words(tmp_path_factory):
     """What the snippets take for granted, by name."""
     hf_model = tiny_model("llama", num_hidden_layers=13, max_position_embeddings=4096)
     tokenizer, config, folder = tiny_tokenizer(), tiny_config("granite"), "demo"
@@ -174,9 +210,15 @@ def words():
     plan = make_plan(branches, [len(ids)], n_layers)
     launch, extents, id, run_one_launch = plan.launches[0], plan.extents, 0, lambda: None
 
-    with hookdepth.capture(model, "resid_pre", "attn_out", "mlp_out") as acts, model.evaluating():
-        lens = final = lens_logits = final_logits = model.unembed(model.forward(token_ids))
+    shape = tmp_path_factory.mktemp("config")
+    hf_model.config.save_pretrained(shape)
+    outline, names, team = load_outline(str(shape), device="cpu"), ["skip-current"], Team()
+    identities = {name: {"seed": 123} for name in analyses.NAMES}
+
+    with hookdepth.capture(model, "resid_pre", "attn_out", "mlp_out", "resid_post") as acts, model.evaluating():
+        logits = lens = final = lens_logits = final_logits = model.unembed(model.forward(token_ids))
     resid_pre, attn_out, mlp_out = acts.stack("resid_pre"), acts["attn_out", 0], acts["mlp_out", 0]
+    resid_post, layers = acts["resid_post", 0], [[acts[site, n] for site in SITES] for n in range(n_layers)]
     other_resid = clean_resid = resid_pre[:, 0]
     mean_resid = other_resid.mean(1)
     trunk_contribution, branch_contribution = mlp_out, torch.cat([mlp_out, attn_out])
@@ -191,4 +233,43 @@ def words():
     runs, values = {"one": results, "two": results}, kl
     figure, page = hookdepth.plot(results["logit-lens"])["logit-lens-kl"], "page"
     given = {name: value for name, value in locals().items() if name != "tensors"}
+    given["partial"] = partials[0]
     return {**{name: getattr(hookdepth, name) for name in hookdepth.__all__}, **MODULES, **given}
+
+
+@pytest.fixture(scope="module")
+def training(tmp_path_factory):
+    """What the snippets of `hookdepth.training` take for granted besides: a loop's own words."""
+    model, tokenizer = tiny_model("llama", num_hidden_layers=4), tiny_tokenizer()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    ids = torch.tensor(prompts(2, 12))
+    batch, pad_token_id = {"input_ids": ids, "labels": ids}, 0
+    batches = micro_batches = [batch, batch]
+    data = [{"input_ids": row, "labels": row} for row in ids]
+    arguments = transformers.TrainingArguments(
+        str(tmp_path_factory.mktemp("trainer")), max_steps=1, use_cpu=True, report_to="none", save_strategy="no"
+    )
+    trainer = transformers.Trainer(model, arguments, train_dataset=data)
+
+    target = unwrap(model)
+    reader = Reader(target)
+    reader.attach()
+    model(**batch).loss.backward()
+    reader.detach()
+    monitor = hookdepth.training.DepthMonitor(model, every=50)
+    with monitor.step():
+        model(**batch).loss.backward()
+    own = {name: getattr(hookdepth.training, name) for name in hookdepth.training.__all__}
+    return {**own, "unwrap": unwrap, "gather": gather, **locals()}
+
+
+@pytest.fixture(scope="module")
+def history(training, tmp_path_factory):
+    """The `out` folder of a monitor after its steps 0 and 50."""
+    out, model = tmp_path_factory.mktemp("depth"), training["model"]
+    probes = {"probes": ["logit-lens"], "prompts": ["2 + 2 = 4"], "tokenizer": training["tokenizer"]}
+    monitor = hookdepth.training.DepthMonitor(model, every=50, out=out, strict=True, **probes)
+    for number in (0, 50):
+        with monitor.step(number):
+            model(**training["batch"]).loss.backward()
+    return out

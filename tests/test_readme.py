@@ -1,7 +1,8 @@
 """The README's examples run as they are written, in an empty folder.
 
 Every `sh` block runs in bash and every `python` block in Python. One rule leaves lines out: those that begin with
-`scripts/`, which install and run everything; continuous integration runs `scripts/test` itself.
+`scripts/`, which install and run everything (continuous integration runs `scripts/test` itself), or with
+`python benchmarks/`, which take minutes and want the machine alone (test_benchmarks.py runs them on tiny models).
 """
 
 import os
@@ -17,18 +18,20 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def blocks(language):
-    """The fenced blocks of a language, with the lines that begin with `scripts/` left out."""
+    """The fenced blocks of a language, less the lines that the rule leaves out."""
     found = re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-    kept = ["".join(line for line in block.splitlines(True) if not line.startswith("scripts/")) for block in found]
+    left_out = ("scripts/", "python benchmarks/")
+    kept = ["".join(line for line in block.splitlines(True) if not line.startswith(left_out)) for block in found]
     return [block for block in kept if block.strip()]
 
 
 def environment(folder):
-    """The environment of a user who has installed this hookdepth: its command is on the path."""
+    """The environment of a user who has installed this hookdepth: its commands are on the path."""
     (folder / "bin").mkdir()
-    command = folder / "bin" / "hookdepth"
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m hookdepth "$@"\n')
-    command.chmod(0o755)
+    for name, module in (("hookdepth", "hookdepth"), ("accelerate", "accelerate.commands.accelerate_cli")):
+        command = folder / "bin" / name
+        command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m {module} "$@"\n')
+        command.chmod(0o755)
     return {**os.environ, "PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
 
 

@@ -1,6 +1,6 @@
 """How the layers are used while a model trains, without changing the training.
 
-    from hookdepth.training import DepthMonitor
+    from hookdepth.training import DepthCallback, DepthMonitor
 
     monitor = DepthMonitor(model, every=50, out="depth")
     for batch in batches:

@@ -3,7 +3,8 @@
     monitor = DepthMonitor(model, every=50, probes=["logit-lens"], prompts=["…"], tokenizer=tokenizer, out="depth")
     for batch in batches:
         with monitor.step():
-            …                                  # forward, backward, optimiser
+            model(**batch).loss.backward()     # forward, backward, optimiser
+            optimizer.step()
     monitor.metrics["depth/cosine.layer"]      # of the last sampled step
 
 What is measured goes to `out/step-000050/<analysis>.safetensors`, which `hookdepth report` and `hookdepth compare`

@@ -1,7 +1,7 @@
 """Analyses of the package on fixed prompts, between two steps of a training that does not notice.
 
     probes = Probes(["logit-lens", "skip-current"], ["The capital of France is"], tokenizer)
-    probes.run(unwrap(model))["logit-lens"]["kl"]      # [L+1]
+    probes.run(unwrap(model))["logit-lens"]["tensors"]["kl"]      # [L+1]
 
 In evaluation mode, without gradients to parameters, without autocast, whatever the training around has; training
 mode, gradients' flags and random state come back as they were.

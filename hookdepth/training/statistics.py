@@ -50,7 +50,8 @@ def statistics(table: Float[Tensor, "layer 6 row token"]) -> Float[Tensor, "10 l
 def unpack(gathered: Sequence[Tensor], n_layers: int) -> tuple[bool, int, dict[str, Tensor]]:
     """Whether a rank failed, the tokens of all ranks, and the tensors of `residual-stats`.
 
-    failed, tokens, tensors = unpack(gather(reader.packed()), 12)
+    failed, tokens, tensors = unpack(gather(reader.packed()), target.decoder.n_layers)
+    tensors["cosine.layer"]   # [L]
     """
     everyone = torch.stack([packed.double() for packed in gathered])
     failed, tokens, last = everyone[:, :3].sum(0).tolist()
@@ -67,7 +68,7 @@ def unpack(gathered: Sequence[Tensor], n_layers: int) -> tuple[bool, int, dict[s
 def adds_up(terms: Sequence[Tensor], total: Tensor) -> Bool[Tensor, ""]:
     """Whether the total is the sum of the terms but for rounding; a value that is not finite says nothing.
 
-    adds_up([resid_pre, attn_out, mlp_out], resid_post)
+    adds_up([resid_pre, attn_out, mlp_out], resid_post).item()   # True
     """
     first, *others = terms
     size, summed = first.abs(), first

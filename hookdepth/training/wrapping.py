@@ -1,7 +1,7 @@
 """What a training loop wraps its model in, and how to get at the decoder inside.
 
-    target = unwrap(ddp_model)
-    target.decoder.n_layers
+    target = unwrap(torch.compile(model))
+    target.decoder.n_layers, target.compiled
 
 DDP, torch.compile (the function, and a module's own `compile()`), PEFT and accelerate, in any order. FSDP2 wraps
 nothing: it changes a module's class and leaves its names.
