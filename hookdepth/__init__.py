@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from hookdepth.api import analyse, plot
     from hookdepth.branching import BranchResults, run_branches
     from hookdepth.capturing import Activations, capture
+    from hookdepth.checking import wrap
     from hookdepth.interventions import AddVector, Branch, Erase, Identity, Intervention, Patch, Scale, Skip, Subtract
     from hookdepth.loading import load_model
     from hookdepth.measurements import (
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
         OutputMeasurement,
         TargetProbability,
     )
-    from hookdepth.models import Decoder, wrap
+    from hookdepth.models import Decoder
     from hookdepth.results import Result, load_folder
 
 _HOME = {
@@ -42,7 +43,8 @@ _HOME = {
     "measurements": (
         "Custom LayerEffect LayerMeasurement LogitDifference OutputEffect OutputMeasurement TargetProbability"
     ),
-    "models": "Decoder wrap",
+    "checking": "wrap",
+    "models": "Decoder",
     "results": "Result load_folder",
 }
 

@@ -20,6 +20,8 @@ from typing import Any
 
 from torch import nn
 
+from hookdepth.errors import HookdepthError
+
 
 @dataclass(frozen=True)
 class Family:
@@ -74,3 +76,11 @@ def missing_modules(layer: nn.Module, family: Family) -> list[str]:
     """
     needed = ("self_attn", "mlp", family.attn_site, family.mlp_site)
     return sorted({name for name in needed if not hasattr(layer, name)})
+
+
+def unsupported(name: str, family: Family, why: str) -> HookdepthError:
+    """The error for a model that cannot be read.
+
+    str(unsupported("gpt2", family_of("gpt2"), "it has no model.layers"))
+    """
+    return HookdepthError(f"{name!r} ({family.name}) is not supported: {why}", f"families that work: {SUPPORTED}")

@@ -25,9 +25,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from hookdepth.checking import wrap
 from hookdepth.errors import HookdepthError, choose, suggestion
 from hookdepth.hub import hub_or_cache
-from hookdepth.models import Decoder, wrap
+from hookdepth.models import Decoder
 from hookdepth.processes import own_gpu
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")

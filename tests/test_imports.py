@@ -18,7 +18,7 @@ LAYERS = [
     ["hub"],
     ["data"],
     ["contract", "results", "processes"],
-    ["families", "prefix", "models"],
+    ["families", "prefix", "models", "checking"],
     ["loading", "outline"],
     ["interventions", "measurements"],
     ["capturing"],

@@ -14,8 +14,9 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 import hookdepth
 from hookdepth import Branch, LayerEffect, OutputEffect, Skip, families, run_branches
+from hookdepth.checking import check
 from hookdepth.errors import HookdepthError
-from hookdepth.models import Decoder, check
+from hookdepth.models import Decoder
 
 L, D, T = 5, 64, 20
 

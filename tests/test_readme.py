@@ -1,8 +1,8 @@
 """The README's examples run as they are written, in an empty folder.
 
 Every `sh` block runs in bash and every `python` block in Python. One rule leaves lines out: those that begin with
-`scripts/`, which install and run everything (continuous integration runs `scripts/test` itself), or with
-`python benchmarks/`, which take minutes and want the machine alone (test_benchmarks.py runs them on tiny models).
+`scripts/` or `pip `, which install (continuous integration runs `scripts/test` itself), or with `python benchmarks/`,
+which take minutes and want the machine alone (test_benchmarks.py runs them on tiny models).
 """
 
 import os
@@ -20,7 +20,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 def blocks(language):
     """The fenced blocks of a language, less the lines that the rule leaves out."""
     found = re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-    left_out = ("scripts/", "python benchmarks/")
+    left_out = ("scripts/", "pip ", "python benchmarks/")
     kept = ["".join(line for line in block.splitlines(True) if not line.startswith(left_out)) for block in found]
     return [block for block in kept if block.strip()]
 
