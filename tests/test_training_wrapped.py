@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from training_runs import assert_close, assert_same, expected_stats, fresh_model, make_batches, n_hooks, train
 
 from hookdepth.analyses.lens import lens_sums
@@ -185,12 +187,19 @@ def test_peft(kind):
         assert torch.allclose(monitor.results["logit-lens"].tensors["kl"], exact, atol=1e-5)
 
 
-def test_accelerate():
-    accelerate = pytest.importorskip("accelerate")
+@pytest.fixture
+def no_accelerator():
+    """accelerate keeps one state a process, and a Trainer of another test may have made it."""
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
 
+
+@pytest.mark.usefixtures("no_accelerator")
+def test_accelerate():
     def run(watch):
         torch.manual_seed(0)
-        accelerator = accelerate.Accelerator(cpu=True, mixed_precision="bf16", gradient_accumulation_steps=2)
+        accelerator = Accelerator(cpu=True, mixed_precision="bf16", gradient_accumulation_steps=2)
         model = fresh_model()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
         prepared, optimizer = accelerator.prepare(model, optimizer)
