@@ -29,8 +29,6 @@ OURS = "hookdepth"
 LARGEST = {"cpu": 1e-4, "cuda": 1e-3}
 LARGEST_OVERLAP = 1e-2
 RMS_IN_BFLOAT16 = 0.25
-WARM = 2.0
-"""A first run of so many seconds counts as timed: its warm-up is a small part of it."""
 
 
 @dataclass(frozen=True)
@@ -154,20 +152,16 @@ def spread(units: Sequence[int], n: int) -> list[int]:
 
 
 def _take_turns(entries: dict[str, _Entry], effort: Effort, begin: float, device: torch.device) -> int:
-    """Every round times all, so that drift of the machine hits all alike; how many runs count."""
+    """Every round times all, so that drift of the machine hits all alike; how many rounds. First runs, which warm up
+    and whose memory is watched, do not count."""
     round_cost = sum(entry.taken[0] for entry in entries.values())
-    done = 1
-    least = 2 if entries[OURS].taken[0] < WARM else 1
-    while done < max(effort.rounds, least) and (
-        done < least or time.perf_counter() - begin + round_cost <= effort.row_seconds
-    ):
+    done = 0
+    while done < effort.rounds and (not done or time.perf_counter() - begin + round_cost <= effort.row_seconds):
         for entry in entries.values():
             entry.taken.append(seconds(entry.run, device))
         done += 1
-    if done > 1:
-        for entry in entries.values():
-            if entry.taken[0] < WARM:
-                del entry.taken[0]
+    for entry in entries.values():
+        del entry.taken[0]
     return done
 
 
