@@ -132,14 +132,13 @@ class Path:
         return chunk
 
     def _launch(self, nodes: Sequence[Node]) -> tuple[list[float], list[Tensor]]:
-        difference = [self.activation[layer] - self.baseline(layer) for layer, _ in nodes]
         # The notebook's order of operations: at layer 0 of the demo model another rounding of the points alone moves
         # a sum of 32 steps by 6e-4 of its largest entry. It also gives both ends exactly.
         points = [
             (layer, self.activation[layer] * alpha + self.baseline(layer) * (1 - alpha)) for layer, alpha in nodes
         ]
         f, gradients = self.value_and_gradient(points)
-        return f, [(g * step).sum(-1).cpu() for g, step in zip(gradients, difference, strict=True)]
+        return f, [(g * (x - mean)).sum(-1).cpu() for g, (x, mean) in zip(gradients, ends, strict=True)]
 
     def value_and_gradient(
         self, points: Sequence[tuple[int, Float[Tensor, "token width"]]]
