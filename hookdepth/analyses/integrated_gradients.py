@@ -134,8 +134,9 @@ class Path:
     def _launch(self, nodes: Sequence[Node]) -> tuple[list[float], list[Tensor]]:
         # The notebook's order of operations: at layer 0 of the demo model another rounding of the points alone moves
         # a sum of 32 steps by 6e-4 of its largest entry. It also gives both ends exactly.
+        ends = [(self.activation[layer], self.baseline(layer)) for layer, _ in nodes]
         points = [
-            (layer, self.activation[layer] * alpha + self.baseline(layer) * (1 - alpha)) for layer, alpha in nodes
+            (layer, x * alpha + mean * (1 - alpha)) for (layer, alpha), (x, mean) in zip(nodes, ends, strict=True)
         ]
         f, gradients = self.value_and_gradient(points)
         return f, [(g * (x - mean)).sum(-1).cpu() for g, (x, mean) in zip(gradients, ends, strict=True)]
