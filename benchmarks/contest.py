@@ -28,6 +28,9 @@ OURS = "hookdepth"
 # overlap moves by whole tokens where two logits tie. bfloat16: what the loops' own rounding does to them.
 LARGEST = {"cpu": 1e-4, "cuda": 1e-3}
 LARGEST_OVERLAP = 1e-2
+# The integrand is sharp at the demo model's early layers: rounding a path's points in another order moved a sum of 32
+# steps by 6e-4. Peers that round as we do agree to 1e-7.
+LARGEST_ATTRIBUTION = 2e-3
 RMS_IN_BFLOAT16 = 0.25
 
 
@@ -171,7 +174,8 @@ def disagreement(found: Tensors, ours: Tensors, subject: Subject) -> str:
         distance = rms(found, ours)
         return "" if distance <= RMS_IN_BFLOAT16 else f"differs by {distance:.2g} in rms"
     for name, values in ours.items():
-        bound = LARGEST_OVERLAP if "overlap" in name else LARGEST[subject.model.device.type]
+        bound = LARGEST[subject.model.device.type]
+        bound = LARGEST_OVERLAP if "overlap" in name else LARGEST_ATTRIBUTION if name == "attribution" else bound
         difference = largest({name: found[name]}, {name: values})
         if not difference <= bound:
             return f"{name} differs by {difference:.2g} of its largest entry"
