@@ -17,10 +17,11 @@ from hookdepth.errors import HookdepthError
 
 if TYPE_CHECKING:
     from hookdepth.api import analyse, plot
+    from hookdepth.branches import Branch
     from hookdepth.branching import BranchResults, run_branches
     from hookdepth.capturing import Activations, capture
     from hookdepth.checking import wrap
-    from hookdepth.interventions import AddVector, Branch, Erase, Identity, Intervention, Patch, Scale, Skip, Subtract
+    from hookdepth.interventions import AddVector, Erase, Identity, Intervention, Patch, Scale, Skip, Subtract
     from hookdepth.loading import load_model
     from hookdepth.measurements import (
         Custom,
@@ -36,9 +37,10 @@ if TYPE_CHECKING:
 
 _HOME = {
     "api": "analyse plot",
+    "branches": "Branch",
     "branching": "BranchResults run_branches",
     "capturing": "Activations capture",
-    "interventions": "AddVector Branch Erase Identity Intervention Patch Scale Skip Subtract",
+    "interventions": "AddVector Erase Identity Intervention Patch Scale Skip Subtract",
     "loading": "load_model",
     "measurements": (
         "Custom LayerEffect LayerMeasurement LogitDifference OutputEffect OutputMeasurement TargetProbability"

@@ -27,8 +27,8 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from jaxtyping import Float
 from torch import Tensor
 
+from hookdepth.branches import Branch
 from hookdepth.errors import HookdepthError, NotFiniteError
-from hookdepth.interventions import Branch
 from hookdepth.launching import LaunchResult, run_launch
 from hookdepth.measurements import Measurement
 from hookdepth.models import Decoder

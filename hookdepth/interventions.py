@@ -6,13 +6,12 @@
     branches += [Branch((Patch("resid_post", 5, other_resid[5]),))]            # activation patching
     branches += [Branch((Skip(3, "attn"), AddVector("resid_pre", 9, steer)))]  # two at once
 
-An intervention acts at one site of one layer on some tokens; a branch is one counterfactual run, made of
-one or more interventions. `branching.run_branches` runs any list of them in shared launches.
+An intervention acts at one site of one layer on some tokens; one or more of them make a branch (`branches`),
+and `branching.run_branches` runs any list of branches in shared launches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
@@ -21,27 +20,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hookdepth.errors import HookdepthError, choose
+from hookdepth.tokens import Tokens, Where, positions
 
 SITES = ("resid_pre", "attn_out", "mlp_out", "resid_post")
 """Sites of a layer in the order in which a forward pass meets them."""
 PARTS = ("layer", "attn", "mlp")
 _PART_SITE = {"layer": "resid_post", "attn": "attn_out", "mlp": "mlp_out"}
-
-Tokens = slice | Sequence[int]
-"""Positions in a prompt; negative ones count from its end."""
-
-
-@dataclass(frozen=True)
-class Where:
-    """The tokens that an intervention acts on, in a launch that may hold only some of a prompt's.
-
-    Attributes:
-        local: their positions in the row.
-        picked: which of the intervention's own tokens these are.
-    """
-
-    local: slice | list[int]
-    picked: slice | list[int]
 
 
 class Surroundings(Protocol):
@@ -266,96 +250,3 @@ class Subtract(Intervention):
             raise HookdepthError(
                 f"Subtract(source={self.source}, layer={self.layer})", "give a source before the layer, from 0"
             )
-
-
-@dataclass(frozen=True, eq=False)
-class Branch:
-    """One counterfactual run of one prompt.
-
-        skip = Skip(4)
-        Branch((skip,))                        # propagated to the end, measured everywhere
-        Branch((skip,), cut=16)                # only on tokens < 16, measured at tokens ≥ 16
-        Branch((skip,), prompt=2, until=9)     # dropped after layer 9
-
-    Branches of a prompt that hold the same intervention objects and differ in `cut` share their states
-    left of the cuts.
-
-    Attributes:
-        interventions: what it changes; at least one.
-        prompt: index of the prompt it belongs to.
-        cut: intervene on tokens < cut only, and measure at tokens ≥ cut.
-        until: last layer it lives through; None for all of them and the output.
-        measured: positions at which measurements read; default all from the cut on.
-
-    Raises:
-        HookdepthError: no interventions; what does not fit model or prompt is refused by `run_branches`.
-    """
-
-    interventions: tuple[Intervention, ...]
-    prompt: int = 0
-    cut: int | None = None
-    until: int | None = None
-    measured: Tokens | None = None
-
-    def __post_init__(self) -> None:
-        if not self.interventions:
-            raise HookdepthError("a branch without interventions", "give at least one, e.g. Identity('resid_pre', 0)")
-
-    def birth(self) -> tuple[int, str]:
-        """(layer, site) of its first intervention: before that the branch is the trunk."""
-        first = min(self.interventions, key=lambda i: (i.layer, SITES.index(i.site)))
-        return first.layer, first.site
-
-    def check(self, n_layers: int, length: int, width: int) -> None:
-        """Raise where the branch does not fit the model or the prompt."""
-        for intervention in self.interventions:
-            intervention.check(n_layers, length, width)
-        if self.cut is not None and not 0 < self.cut < length:
-            raise HookdepthError(f"a cut at {self.cut} in a prompt of {length} tokens", f"give 1 to {length - 1}")
-        last = max(i.layer for i in self.interventions)
-        if self.until is not None and not last <= self.until < n_layers:
-            raise HookdepthError(
-                f"a branch until layer {self.until} that intervenes at layer {last} of {n_layers}",
-                "let it live at least through the layer of its last intervention",
-            )
-        if not self.measured_positions(length):
-            raise HookdepthError("a branch that is measured nowhere", "measure at least one token, from its cut on")
-
-    def measured_positions(self, length: int) -> list[int]:
-        """The positions at which it is measured, in a prompt of `length` tokens."""
-        first = self.cut or 0
-        chosen = positions(self.measured if self.measured is not None else slice(None), length)
-        return [position for position in chosen if position >= first]
-
-
-def positions(tokens: Tokens, length: int) -> range | list[int]:
-    """The positions that `tokens` selects in a prompt of `length` tokens.
-
-        positions(slice(1, None), 4)   # range(1, 4)
-        positions([0, -1], 4)          # [0, 3]
-
-    Raises:
-        HookdepthError: a position outside the prompt.
-    """
-    if isinstance(tokens, slice):
-        return range(*tokens.indices(length))
-    wrong = [token for token in tokens if not -length <= token < length]
-    if wrong:
-        raise HookdepthError(
-            f"token {wrong[0]} of a prompt of {length} tokens", f"give positions from {-length} to {length - 1}"
-        )
-    return [token % length for token in tokens]
-
-
-def locate(tokens: Tokens, length: int, start: int, stop: int) -> Where:
-    """Where the tokens that an intervention names lie in a launch of tokens start..stop−1.
-
-    locate(slice(1, None), 10, 4, 9)   # Where(local=slice(0, 5), picked=slice(3, 8))
-    """
-    chosen = positions(tokens, length)
-    if isinstance(chosen, range) and chosen.step == 1:
-        low, high = max(chosen.start, start), max(min(chosen.stop, stop), start)
-        low = min(low, high)
-        return Where(slice(low - start, high - start), slice(low - chosen.start, high - chosen.start))
-    inside = [(order, position) for order, position in enumerate(chosen) if start <= position < stop]
-    return Where([position - start for _, position in inside], [order for order, _ in inside])

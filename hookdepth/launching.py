@@ -18,12 +18,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hookdepth.interventions import Branch, Intervention, Where, locate
+from hookdepth.branches import Branch
+from hookdepth.interventions import Intervention
 from hookdepth.measurements import LayerMeasurement, LayerView, Measurement, OutputMeasurement, OutputView
 from hookdepth.metrics import masked_reduce
 from hookdepth.models import Decoder
 from hookdepth.prefix import KeysValues, PrefixCache
 from hookdepth.rows import RowTable
+from hookdepth.tokens import Where, locate
 
 
 @dataclass

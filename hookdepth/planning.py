@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from hookdepth.interventions import Branch
+from hookdepth.branches import Branch
 from hookdepth.plans import Extent, Launch, Plan, extent_of, family_of, launch_work, peak_rows
 
 _MIN_SAVING = 0.9  # starting right of token 0 must do at most this share of the whole launch's work

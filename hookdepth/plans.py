@@ -14,7 +14,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from hookdepth.interventions import Branch, positions
+from hookdepth.branches import Branch
+from hookdepth.tokens import positions
 
 TRUNK, NULL = -2, -1
 """Row numbers of a prompt's trunk and null branch, where other rows carry a branch's index."""

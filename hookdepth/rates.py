@@ -22,8 +22,9 @@ from hookdepth.analyses.erasure import erasure_branches
 from hookdepth.analyses.integrated_gradients import Path
 from hookdepth.analyses.lens import lens_sums
 from hookdepth.analyses.stats import residual_sums
+from hookdepth.branches import Branch
 from hookdepth.branching import plan_for, run_branches
-from hookdepth.interventions import Branch, Patch, Skip, Subtract
+from hookdepth.interventions import Patch, Skip, Subtract
 from hookdepth.measurements import LayerEffect, Measurement, OutputEffect
 from hookdepth.models import Decoder
 from hookdepth.outline import Outline

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hookdepth.interventions import Branch, Intervention
+from hookdepth.branches import Branch
+from hookdepth.interventions import Intervention
 from hookdepth.plans import NULL, TRUNK, Extent, Launch, family_of
 
 Key = tuple[int, ...]

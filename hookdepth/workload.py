@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from hookdepth.analyses import Inputs, Settings, Task
 from hookdepth.analyses.integrated_gradients import MAX_ROWS, kept_bytes
+from hookdepth.branches import Branch
 from hookdepth.branching import bytes_per_row_token, memory_room, plan_for
 from hookdepth.data import Probe
-from hookdepth.interventions import Branch
 from hookdepth.models import Decoder
 from hookdepth.planning import Launch, Plan
 

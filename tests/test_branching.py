@@ -37,7 +37,8 @@ from hookdepth import (
 )
 from hookdepth.branching import plan_for
 from hookdepth.capturing import capture
-from hookdepth.interventions import SITES, positions
+from hookdepth.interventions import SITES
+from hookdepth.tokens import positions
 
 L, D, T = 5, 64, 20
 EFFECTS = (LayerEffect(), OutputEffect())

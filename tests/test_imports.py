@@ -20,7 +20,7 @@ LAYERS = [
     ["contract", "results", "processes"],
     ["families", "prefix", "models", "checking"],
     ["loading", "outline"],
-    ["interventions", "measurements"],
+    ["tokens", "interventions", "branches", "measurements"],
     ["capturing"],
     ["plans", "planning", "rows", "launching", "branching"],
     ["analyses.quadrature", "analyses.task"],

@@ -1,24 +1,14 @@
-"""Interventions: which tokens, where they lie in a launch, what is refused."""
+"""Interventions: what each does, and what is refused."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from token_choices import some_tokens
 
 from hookdepth.errors import HookdepthError
-from hookdepth.interventions import (
-    AddVector,
-    Branch,
-    Erase,
-    Identity,
-    Intervention,
-    Patch,
-    Scale,
-    Skip,
-    Subtract,
-    locate,
-    positions,
-)
+from hookdepth.interventions import AddVector, Erase, Identity, Intervention, Patch, Scale, Skip, Subtract
+from hookdepth.tokens import locate, positions
 
 LAYERS, LENGTH, WIDTH = 6, 10, 4
 VECTOR = torch.ones(WIDTH)
@@ -52,24 +42,6 @@ def untouched():
     return torch.arange(float(LENGTH * WIDTH)).view(LENGTH, WIDTH)
 
 
-def some_tokens():
-    number = st.none() | st.integers(-12, 12)
-    slices = st.builds(slice, number, number, st.sampled_from([None, 1, 2, 3, -1, -2]))
-    return slices | st.lists(st.integers(-LENGTH, LENGTH - 1), max_size=6) | st.just(range(2, 7))
-
-
-@given(some_tokens(), st.integers(0, LENGTH), st.integers(0, LENGTH))
-@settings(max_examples=300, deadline=None)
-def test_locate_finds_the_tokens_of_any_launch(tokens, one, other):
-    start, stop = min(one, other), max(one, other)
-    chosen = [token % LENGTH for token in (range(LENGTH)[tokens] if isinstance(tokens, slice) else tokens)]
-    assert list(positions(tokens, LENGTH)) == chosen
-    where = locate(tokens, LENGTH, start, stop)
-    inside = [(order, position) for order, position in enumerate(chosen) if start <= position < stop]
-    assert list(torch.arange(start, stop)[where.local]) == [position for _, position in inside]
-    assert list(torch.arange(len(chosen))[where.picked]) == [order for order, _ in inside]
-
-
 @given(some_tokens(), st.integers(0, LENGTH), st.integers(0, LENGTH))
 @settings(max_examples=100, deadline=None)
 def test_a_patch_of_a_part_is_the_part_of_a_patch(tokens, one, other):
@@ -84,12 +56,6 @@ def test_a_patch_of_a_part_is_the_part_of_a_patch(tokens, one, other):
         expected[position] = value[order]
     assert torch.equal(applied(patch), expected)
     assert torch.equal(applied(patch, start, stop), expected[start:stop])
-
-
-@pytest.mark.parametrize("wrong", [[10], [-11], [0, 99]])
-def test_positions_outside_the_prompt_are_refused(wrong):
-    with pytest.raises(HookdepthError, match="of a prompt of 10 tokens; give positions from -10 to 9"):
-        positions(wrong, LENGTH)
 
 
 def test_what_each_does():
@@ -148,18 +114,6 @@ def test_sums_are_taken_in_float32():
         (lambda: AddVector("mlp_out", 0, torch.ones(4, 10)).check(LAYERS, LENGTH, WIDTH), r"\[4, 10\]"),
         (lambda: Subtract(3, 3).check(LAYERS, LENGTH, WIDTH), "give a source before the layer"),
         (lambda: Subtract(-1, 3).check(LAYERS, LENGTH, WIDTH), "give a source before the layer"),
-        (lambda: Branch(()), "a branch without interventions"),
-        (lambda: Branch((Skip(9),)).check(LAYERS, LENGTH, WIDTH), "layer 9"),
-        (
-            lambda: Branch((Skip(1),), cut=0).check(LAYERS, LENGTH, WIDTH),
-            "a cut at 0 in a prompt of 10 tokens; give 1 to 9",
-        ),
-        (lambda: Branch((Skip(1),), cut=10).check(LAYERS, LENGTH, WIDTH), "a cut at 10"),
-        (lambda: Branch((Skip(4),), until=3).check(LAYERS, LENGTH, WIDTH), "until layer 3 that intervenes at layer 4"),
-        (lambda: Branch((Skip(4),), until=6).check(LAYERS, LENGTH, WIDTH), "until layer 6"),
-        (lambda: Branch((Skip(4),), measured=[12]).check(LAYERS, LENGTH, WIDTH), "token 12"),
-        (lambda: Branch((Skip(4),), measured=[]).check(LAYERS, LENGTH, WIDTH), "measured nowhere"),
-        (lambda: Branch((Skip(4),), measured=[1, 2], cut=5).check(LAYERS, LENGTH, WIDTH), "measured nowhere"),
         (lambda: Intervention("mlp_out", 0).apply(torch.ones(1, 1), None, None), "says nothing to do"),
     ],
 )
@@ -171,20 +125,6 @@ def test_refusals(make, says):
 def test_what_is_accepted():
     for value, tokens in ((VECTOR, [1, 2]), (torch.ones(2, WIDTH), [1, 2]), (torch.ones(9, WIDTH), slice(1, None))):
         Patch("resid_pre", 5, value, tokens).check(LAYERS, LENGTH, WIDTH)
-    Branch((Skip(4), Skip(2)), cut=9, until=4, measured=[-1]).check(LAYERS, LENGTH, WIDTH)
-
-
-def test_birth_is_the_first_site_met():
-    late, early = Skip(3, "mlp"), Identity("resid_pre", 3)
-    assert Branch((late, early)).birth() == (3, "resid_pre")
-    assert Branch((Skip(3), late)).birth() == (3, "mlp_out")
-    assert Branch((early, Skip(2))).birth() == (2, "resid_post")
-
-
-def test_measured_positions():
-    assert Branch((Skip(0),)).measured_positions(4) == [0, 1, 2, 3]
-    assert Branch((Skip(0),), cut=2).measured_positions(4) == [2, 3]
-    assert Branch((Skip(0),), cut=2, measured=[0, -1]).measured_positions(4) == [3]
 
 
 def test_equal_looking_interventions_are_different_objects():

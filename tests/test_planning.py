@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hookdepth.interventions import PARTS, SITES, Branch, Identity, Patch, Skip, Subtract
+from hookdepth.branches import Branch
+from hookdepth.interventions import PARTS, SITES, Identity, Patch, Skip, Subtract
 from hookdepth.planning import make_plan
 from hookdepth.plans import extent_of, peak_rows
 

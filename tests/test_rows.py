@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from test_planning import problems
 
-from hookdepth.interventions import SITES, Branch, Identity, Patch, Skip
+from hookdepth.branches import Branch
+from hookdepth.interventions import SITES, Identity, Patch, Skip
 from hookdepth.planning import make_plan
 from hookdepth.plans import NULL, TRUNK, family_of
 from hookdepth.rows import RowTable

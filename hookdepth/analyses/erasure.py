@@ -17,10 +17,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hookdepth.analyses.task import Inputs, OnLaunch, Partial, Settings, Task, Tensors, partial_of
+from hookdepth.branches import Branch
 from hookdepth.branching import run_branches
 from hookdepth.capturing import LayerSites, each_layer
 from hookdepth.data import Probe
-from hookdepth.interventions import Branch, Patch
+from hookdepth.interventions import Patch
 from hookdepth.measurements import OutputEffect
 from hookdepth.models import Decoder
 

@@ -23,11 +23,12 @@ from torch import Tensor
 from hookdepth.analyses import quadrature
 from hookdepth.analyses.quadrature import AdaptivePath
 from hookdepth.analyses.task import Inputs, OnLaunch, Partial, Settings, Task, Tensors
+from hookdepth.branches import Branch
 from hookdepth.branching import fits, memory_room, run_top
 from hookdepth.capturing import capture
 from hookdepth.data import Probe
 from hookdepth.errors import HookdepthError, NotFiniteError
-from hookdepth.interventions import Branch, Patch
+from hookdepth.interventions import Patch
 from hookdepth.measurements import TargetProbability
 from hookdepth.models import Decoder
 from hookdepth.planning import make_plan

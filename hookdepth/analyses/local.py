@@ -15,8 +15,9 @@ import torch
 
 from hookdepth.analyses.skip import finish_effects
 from hookdepth.analyses.task import Inputs, OnLaunch, Partial, Settings, Task, Tensors, partial_of, units_of
+from hookdepth.branches import Branch
 from hookdepth.branching import run_branches
-from hookdepth.interventions import Branch, Subtract
+from hookdepth.interventions import Subtract
 from hookdepth.measurements import LayerEffect
 from hookdepth.models import Decoder
 

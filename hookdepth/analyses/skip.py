@@ -15,8 +15,9 @@ from collections.abc import Sequence
 import torch
 
 from hookdepth.analyses.task import Inputs, OnLaunch, Partial, Settings, Task, Tensors, partial_of, units_of
+from hookdepth.branches import Branch
 from hookdepth.branching import run_branches
-from hookdepth.interventions import Branch, Skip
+from hookdepth.interventions import Skip
 from hookdepth.measurements import LayerEffect, Measurement, OutputEffect
 from hookdepth.models import Decoder
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from hookdepth.branches import Branch
 from hookdepth.branching import BranchResults
 from hookdepth.data import Probe
-from hookdepth.interventions import Branch
 
 Tensors = dict[str, Tensor]
 OnLaunch = Callable[[], object]

@@ -1,0 +1,28 @@
+"""Tokens: which a prompt's positions are meant, and where they lie in a launch."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from token_choices import LENGTH, some_tokens
+
+from hookdepth.errors import HookdepthError
+from hookdepth.tokens import locate, positions
+
+
+@given(some_tokens(), st.integers(0, LENGTH), st.integers(0, LENGTH))
+@settings(max_examples=300, deadline=None)
+def test_locate_finds_the_tokens_of_any_launch(tokens, one, other):
+    start, stop = min(one, other), max(one, other)
+    chosen = [token % LENGTH for token in (range(LENGTH)[tokens] if isinstance(tokens, slice) else tokens)]
+    assert list(positions(tokens, LENGTH)) == chosen
+    where = locate(tokens, LENGTH, start, stop)
+    inside = [(order, position) for order, position in enumerate(chosen) if start <= position < stop]
+    assert list(torch.arange(start, stop)[where.local]) == [position for _, position in inside]
+    assert list(torch.arange(len(chosen))[where.picked]) == [order for order, _ in inside]
+
+
+@pytest.mark.parametrize("wrong", [[10], [-11], [0, 99]])
+def test_positions_outside_the_prompt_are_refused(wrong):
+    with pytest.raises(HookdepthError, match="of a prompt of 10 tokens; give positions from -10 to 9"):
+        positions(wrong, LENGTH)
