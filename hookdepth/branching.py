@@ -167,10 +167,7 @@ def run_top(
         lengths = [len(prompts[prompt]) for prompt in launch.prompts]
         token_ids = _pad([prompts[prompt] for prompt in launch.prompts], model.device)
         table = RowTable(launch, branches, plan.extents, model.n_layers, model.layer_device)
-        elements = (1 << 24) if model.device.type == "cpu" else (1 << 28)
-        result = run_launch(
-            model, token_ids, table, branches, measurements, lengths, parent=parent, logit_elements=elements
-        )
+        result = run_launch(model, token_ids, table, branches, measurements, lengths, parent=parent)
         if launch.record:
             parent = result
         yield result
@@ -216,9 +213,8 @@ def bytes_per_row_token(model: Decoder) -> int:
     size = model.dtype.itemsize
     d, inner = model.d_model, int(getattr(config, "intermediate_size", 4 * model.d_model))
     heads = int(config.num_attention_heads)
-    head_width = int(getattr(config, "head_dim", None) or d // heads)
-    kv = 2 * int(getattr(config, "num_key_value_heads", None) or heads) * head_width
-    return size * (6 * d + 3 * inner + 4 * heads * head_width + model.n_layers * kv // 2) + 16 * d
+    kv = 2 * int(getattr(config, "num_key_value_heads", None) or heads) * (model.attention_width // heads)
+    return size * (6 * d + 3 * inner + 4 * model.attention_width + model.n_layers * kv // 2) + 16 * d
 
 
 def memory_room(model: Decoder) -> int:

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hookdepth.errors import HookdepthError
+from hookdepth.errors import DoesNotRunError, HookdepthError
 from hookdepth.families import unsupported
+from hookdepth.metrics import differs_by_rounding
 from hookdepth.models import LOAD, Decoder, Edit
 
 
@@ -59,7 +60,7 @@ def check(model: Decoder, text: str = "The capital of France is Paris.") -> None
             raise HookdepthError(f"no memory to run {model.name!r}", "free some, or use a smaller model", 1) from error
         except (RuntimeError, TypeError, ValueError) as error:
             why = (str(error) or type(error).__name__).splitlines()[0][:200]
-            raise HookdepthError(
+            raise DoesNotRunError(
                 f"{model.name!r} cannot run on a short input ({why})",
                 "bring the whole model to one device and one dtype, and see that it works without hookdepth",
             ) from error
@@ -103,6 +104,4 @@ def _has_hooks(layer: nn.Module) -> bool:
 
 
 def _close(a: Any, b: Tensor, size: Any) -> bool:
-    # Same arithmetic, at most in another order: a few units in the last place of each entry's own terms. In
-    # bfloat16 that is far less than a share of the largest entry, beside which a whole sublayer may be small.
-    return bool(((a.to(b.device) - b).abs() <= 4 * torch.finfo(b.dtype).eps * size.to(b.device)).all())
+    return bool(differs_by_rounding(a.to(b.device), b, size.to(b.device)).all())

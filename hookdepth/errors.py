@@ -1,4 +1,4 @@
-"""The one error class of the package.
+"""What hookdepth refuses or cannot do, as one error class; those that are caught by their kind have their own.
 
     from hookdepth.errors import HookdepthError
 
@@ -36,6 +36,10 @@ class HookdepthError(Exception):
 
 class NotFiniteError(HookdepthError):
     """A run gave values that are not finite: raise NotFiniteError("non-finite values in the output", "…", 1)."""
+
+
+class DoesNotRunError(HookdepthError):
+    """The model's own forward pass raised: raise DoesNotRunError("'tiny' cannot run on a short input (…)", "…")."""
 
 
 def choose(what: str, given: str, allowed: Iterable[str], also: Mapping[str, str] | None = None) -> str:

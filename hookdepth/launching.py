@@ -54,7 +54,7 @@ def run_launch(
     lengths: Sequence[int],
     *,
     parent: LaunchResult | None = None,
-    logit_elements: int = 1 << 24,
+    logit_elements: int | None = None,
 ) -> LaunchResult:
     """Run one launch and measure it.
 
@@ -67,7 +67,7 @@ def run_launch(
         measurements: what to measure on branches that the launch measures.
         lengths: tokens of the launch's prompts.
         parent: the launch whose keys and values lie left of this one.
-        logit_elements: most logits held at once.
+        logit_elements: most logits held at once; default `most_logits`.
     """
     launch = table.launch
     cache = PrefixCache(launch.start, _prefix(table, parent) if parent else None, launch.record)
@@ -78,8 +78,17 @@ def run_launch(
         forward.leave_out_unread(hooks)
         hidden = model.forward(token_ids[:, launch.start : launch.stop], cache)
     outputs = [m for m in wanted if isinstance(m, OutputMeasurement)]
-    output = _measure_output(model, hidden, token_ids, table, forward.mask, outputs, logit_elements) if outputs else {}
+    elements = logit_elements or most_logits(model)
+    output = _measure_output(model, hidden, token_ids, table, forward.mask, outputs, elements) if outputs else {}
     return LaunchResult(table, forward.layer_results(), output, cache.recorded)
+
+
+def most_logits(model: Decoder) -> int:
+    """How many logits are held at once, where nobody says otherwise: more only fall out of a CPU's caches.
+
+    most_logits(model) // vocab   # positions of rows
+    """
+    return 1 << 24 if model.device.type == "cpu" else 1 << 28
 
 
 def _prefix(table: RowTable, parent: LaunchResult) -> Callable[[int], KeysValues]:

@@ -26,7 +26,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from hookdepth.checking import wrap
-from hookdepth.errors import HookdepthError, choose, suggestion
+from hookdepth.errors import DoesNotRunError, HookdepthError, choose, suggestion
 from hookdepth.hub import hub_or_cache
 from hookdepth.models import Decoder
 from hookdepth.processes import own_gpu
@@ -89,15 +89,10 @@ def load_model(
     hf, tokenizer = _from_pretrained(name, source, revision, options)
     try:
         return wrap(hf, tokenizer, name=DEMO_NAME if name == "demo" else name, revision=revision)
-    except (RuntimeError, KeyError, HookdepthError) as error:
-        # A kernel that does not take these shapes, a map that parts tied weights; not what the check itself found.
-        ours = isinstance(error, HookdepthError)
-        cause = error.__cause__ if ours else error
-        if ours and (cause is None or isinstance(cause, torch.OutOfMemoryError)):
-            raise
-        assert cause is not None
+    except (RuntimeError, KeyError, DoesNotRunError) as error:
+        # A kernel that does not take these shapes, a map that parts tied weights.
         raise HookdepthError(
-            one_line(f"the model {name!r} is loaded, but does not run", cause),
+            one_line(f"the model {name!r} is loaded, but does not run", error.__cause__ or error),
             "try another --dtype, --device or --attn-implementation" + (", or no --quantize" * (quantize != "none")),
             1,
         ) from error

@@ -120,12 +120,12 @@ class LayerEffect(LayerMeasurement):
         """Relative change of the layer's contribution against the trunk's."""
         pre, post = view.resid_pre, view.resid_post
         trunks = post[: view.trunks].float() - pre[: view.trunks].float()
-        sizes = trunks.norm(dim=-1).clamp(min=metrics.EPS)
+        sizes = trunks.norm(dim=-1)
         changes = []
         for rows in metrics.blocks(post.shape[0], post[0].numel(), post.device):
             own = slice(0, 1) if view.trunk is None else view.trunk[rows]
-            change = (post[rows].float() - pre[rows].float()).sub_(trunks[own])
-            changes.append(change.norm(dim=-1) / sizes[own])
+            contribution = post[rows].float() - pre[rows].float()
+            changes.append(metrics.relative_change(trunks[own], contribution, sizes[own]))
         return torch.cat(changes)
 
 

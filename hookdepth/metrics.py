@@ -30,12 +30,29 @@ def cosine(a: Float[Tensor, "*b d"], b: Float[Tensor, "*b d"]) -> Float[Tensor, 
     return torch.nn.functional.cosine_similarity(a.float(), b.float(), dim=-1, eps=EPS)
 
 
-def relative_change(clean: Float[Tensor, "*b d"], changed: Float[Tensor, "*b d"]) -> Float[Tensor, "*b"]:
+def relative_change(
+    clean: Float[Tensor, "*b d"], changed: Float[Tensor, "*b d"], size: Float[Tensor, "*b"] | None = None
+) -> Float[Tensor, "*b"]:
     """‖clean − changed‖ / ‖clean‖, ≥ 0: the layer effect of 2505.13898, Fig. 3.
 
-    relative_change(c[0:1], c)   # [row, token]: every row against the trunk
+        relative_change(c[0:1], c)   # [row, token]: every row against the trunk
+
+    Args:
+        size: ‖clean‖, where many are compared with the same.
     """
-    return (clean - changed).norm(dim=-1) / clean.norm(dim=-1).clamp(min=EPS)
+    return (clean - changed).norm(dim=-1) / (clean.norm(dim=-1) if size is None else size).clamp(min=EPS)
+
+
+def differs_by_rounding(a: Tensor, b: Tensor, size: Tensor) -> Bool[Tensor, "*b"]:
+    """Where a is b but for the order in which the same terms were added: a few units in the last place of b's dtype.
+
+        differs_by_rounding(resid_pre + attn_out, attn_out + resid_pre, resid_pre.abs() + attn_out.abs())
+
+    Args:
+        size: what the terms amount to, entry by entry. In bfloat16 that allows far less than a share of the largest
+            entry would, beside which a whole sublayer may be small.
+    """
+    return (a - b).abs() <= 4 * torch.finfo(b.dtype).eps * size
 
 
 def kl_divergence(log_p: Float[Tensor, "*b v"], log_q: Float[Tensor, "*b v"]) -> Float[Tensor, "*b"]:

@@ -81,6 +81,12 @@ class Decoder:
         return int(self.config.hidden_size)
 
     @property
+    def attention_width(self) -> int:
+        """Width of all query heads together; most models' is d, but not every one's."""
+        heads = int(self.config.num_attention_heads)
+        return heads * int(getattr(self.config, "head_dim", None) or self.d_model // heads)
+
+    @property
     def device(self) -> torch.device:
         """Where token ids go in: the device of the embedding."""
         return _runs_on(self.hf.get_input_embeddings())

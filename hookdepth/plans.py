@@ -3,7 +3,7 @@
     from hookdepth.planning import make_plan
 
     plan = make_plan([Branch((Skip(s),)) for s in range(30)], lengths=[180], n_layers=30)
-    for launch in plan.launches[0].walk():
+    for launch in plan.walk():
         launch.start, launch.stop, plan.rows_of(launch)     # 0, 180, 32
 
 Nothing here needs a model or a tensor.
@@ -116,16 +116,20 @@ class Plan:
     n_layers: int
     extents: tuple[Extent, ...] = field(repr=False)
 
+    def walk(self) -> Iterator[Launch]:
+        """All launches, in the order in which they run."""
+        for top in self.launches:
+            yield from top.walk()
+
     @property
     def n_launches(self) -> int:
         """Forward calls in all."""
-        return sum(1 for launch in self.launches for _ in launch.walk())
+        return sum(1 for _ in self.walk())
 
     @property
     def peak_row_tokens(self) -> int:
         """Largest rows × tokens of a launch: what memory grows with."""
-        walked = [launch for top in self.launches for launch in top.walk()]
-        return max((self.rows_of(launch) * (launch.stop - launch.start) for launch in walked), default=0)
+        return max((self.rows_of(launch) * (launch.stop - launch.start) for launch in self.walk()), default=0)
 
     def rows_of(self, launch: Launch) -> int:
         """Most rows that a launch has at any layer: trunks, null branches and branches."""
@@ -137,8 +141,7 @@ class Plan:
         print(plan.table())
         """
         lines = [f"{'launch':>6}  {'prompts':>7}  {'prefix':>6}  {'tokens':>11}  {'rows':>5}  {'token-layers':>12}"]
-        walked = [launch for top in self.launches for launch in top.walk()]
-        for number, launch in enumerate(walked):
+        for number, launch in enumerate(self.walk()):
             span = f"{launch.start}..{launch.stop - 1}"
             work = launch_work(launch, self.extents, self.n_layers)
             head = f"{number:>6}  {len(launch.prompts):>7}  {launch.prefix:>6}  {span:>11}"

@@ -28,7 +28,7 @@ from hookdepth.interventions import Patch, Skip, Subtract
 from hookdepth.measurements import LayerEffect, Measurement, OutputEffect
 from hookdepth.models import Decoder
 from hookdepth.outline import Outline
-from hookdepth.planning import Plan
+from hookdepth.plans import Plan
 from hookdepth.workload import PLANNED, Work, nodes_at_once, token_flops, unembedded
 
 LAYERS = 2  # of the miniature

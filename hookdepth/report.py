@@ -21,7 +21,7 @@ from hookdepth import plots
 from hookdepth.plots_tokens import MOST_PROBES
 from hookdepth.report_html import arranged, contents, details, facts, note, page, section, small, table
 from hookdepth.report_texts import DEPTH_NAMES, PAPER, PART_NAMES, TEXTS, WORDS
-from hookdepth.report_values import Values, overlay, tables, values_of
+from hookdepth.report_values import Values, number, overlay, tables, values_of
 from hookdepth.results import Result, load_folder, write_atomic, write_json
 from hookdepth.summary import ordered, summarise
 from hookdepth.tables import flatten, shorten
@@ -220,16 +220,6 @@ def figure_html(name: str, caption: str, figure: Figure, folder: Path, values: S
         f"</div></div><figcaption><b>{escape(caption)}.</b> <code>{escape(name)}.png, .svg</code></figcaption>"
         f"{details('Values', tables(values))}</figure>"
     )
-
-
-def number(value: Any) -> str:
-    """A value of the summary for a cell: three digits of a float, a dash for what is not there.
-
-    number(0.56789)   # '0.568'
-    """
-    if value is None:
-        return "—"
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _millions(count: Any) -> str | None:

@@ -21,12 +21,11 @@ from hookdepth.report import (
     depth_cells,
     figure_html,
     floor_in_brief,
-    number,
     reading_of,
 )
 from hookdepth.report_html import arranged, contents, note, page, section, small, table
 from hookdepth.report_texts import DEPTH_NAMES, PART_NAMES, TEXTS
-from hookdepth.report_values import compared
+from hookdepth.report_values import compared, number
 from hookdepth.results import Result, load_folder, write_atomic
 from hookdepth.summary import ordered, summarise
 from hookdepth.tables import flatten, shorten

@@ -152,12 +152,14 @@ def tables(shown: Sequence[Values]) -> str:
 
 def zip_rows(names: Sequence[str], rows: Sequence[Sequence[float]]) -> list[tuple[str, ...]]:
     """Rows of a table, a dash for what is not a number or where a curve has ended."""
-    return [(name, *(number(value) for value in row)) for name, row in zip(names, rows, strict=True)]
+    return [(name, *(number(value, 4) for value in row)) for name, row in zip(names, rows, strict=True)]
 
 
-def number(value: float, digits: int = 4) -> str:
-    """A number in few characters, a dash where it is none: number(0.123456)   # '0.1235'"""
-    return "—" if value != value else f"{value:.{digits}g}"
+def number(value: Any, digits: int = 3) -> str:
+    """A value in few characters, a dash where there is none: number(0.123456)   # '0.123'"""
+    if value is None or value != value:
+        return "—"
+    return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
 
 
 def overlay(figure: Figure, shown: Sequence[Values]) -> str:
@@ -184,7 +186,7 @@ def _map_cells(values: Values) -> str:
     for row, numbers in enumerate(values.matrix.tolist()):
         y = len(values.rows) - 1 - row if values.upward else row
         for x, (column, value) in enumerate(zip(columns, numbers, strict=False)):
-            cells.append(_cell(f"M{x} {y}h1v1h-1z", f"{values.rows[row]}, {column}: {number(value, 3)}"))
+            cells.append(_cell(f"M{x} {y}h1v1h-1z", f"{values.rows[row]}, {column}: {number(value)}"))
     return "".join(cells)
 
 
@@ -194,7 +196,7 @@ def _strips(axes: Axes, values: Values) -> tuple[str, str]:
     low, high = sorted(axes.get_ylim() if upward else axes.get_xlim())
     cells = []
     for place, (name, numbers) in enumerate(zip(values.rows, values.matrix.tolist(), strict=True)):
-        said = ", ".join(f"{column} {number(value, 3)}" for column, value in zip(values.columns, numbers, strict=True))
+        said = ", ".join(f"{column} {number(value)}" for column, value in zip(values.columns, numbers, strict=True))
         start = f"{(high - place if upward else place - low) - 0.5:.5g}"
         path = f"M0 {start}h1v1h-1z" if upward else f"M{start} 0h1v1h-1z"
         cells.append(_cell(path, f"{values.corner} {name}: {said}"))

@@ -27,14 +27,14 @@ import torch
 from tqdm import tqdm
 
 from hookdepth._version import __version__
-from hookdepth.analyses import Inputs, Partial, Settings, Task, tasks_for
+from hookdepth.analyses import Inputs, Partial, Settings, Task, noise_floor, tasks_for
 from hookdepth.branching import plan_for
 from hookdepth.capturing import first_not_finite
 from hookdepth.errors import HookdepthError, NotFiniteError
 from hookdepth.models import Decoder
 from hookdepth.processes import Team
 from hookdepth.results import SCHEMA, SUFFIX, Result, check_contents, sweep
-from hookdepth.units import LOCK, Units, appears, forget, locked, refuse_other
+from hookdepth.units import LOCK, VISIBLE_S, Units, appears, forget, locked, refuse_other
 
 UNITS = ".units"
 _PLANNED = 16  # units whose launches are counted for the bar; it takes the others to be like them
@@ -93,7 +93,8 @@ class Run:
         return tasks_for(names, self.model, self.inputs, self.settings)
 
     def _units(self, analyses: Iterable[str], identities: dict[str, dict[str, Any]]) -> Units:
-        return Units(self.out / UNITS, analyses, identities, self.warn)
+        patience = VISIBLE_S if self.team.size > 1 else 0.0
+        return Units(self.out / UNITS, analyses, identities, self.warn, patience)
 
     def _prepare(
         self, identities: dict[str, dict[str, Any]], results: list[Result], held: ExitStack
@@ -120,7 +121,7 @@ class Run:
         return steps
 
     def _see_folder(self) -> None:
-        if not appears(self.out / UNITS / LOCK):
+        if not appears(self.out / UNITS / LOCK, VISIBLE_S):
             raise HookdepthError(
                 f"the folder {str(self.out)!r} that the first process writes to is not there",
                 "give --out on a file system that all machines share, under the same path",
@@ -205,7 +206,7 @@ class Run:
                 **units.identity[name],
                 "wall_time_s": round(sum(seconds for _, seconds in loaded), 3),
                 "launches": sum(partial.launches for partial in partials),
-                **_floor(partials),
+                **noise_floor(partials),
             }
             _announce_floor(name, metadata, finished[name], self.warn)
             result = Result(name, finished[name], {"schema": SCHEMA, "analysis": name, **metadata})
@@ -253,14 +254,6 @@ def _bar(task: Task, model: Decoder, settings: Settings, shown: bool) -> tqdm[An
         total = round(launches * total / len(chosen))
     hidden = None if shown else True
     return tqdm(total=total, desc=task.name, unit="launch", disable=hidden, leave=False, dynamic_ncols=True)
-
-
-def _floor(partials: Sequence[Partial]) -> dict[str, Any]:
-    measured = [partial for partial in partials if partial.null_effect is not None]
-    if not measured:
-        return {}
-    worst = max(measured, key=lambda partial: partial.null_effect or 0.0)
-    return {"null_effect": worst.null_effect, "null_where": worst.null_where}
 
 
 def _announce_floor(name: str, metadata: dict[str, Any], tensors: dict[str, Any], warn: Callable[[str], None]) -> None:

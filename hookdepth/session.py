@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from hookdepth.analyses import NAMES, NEED_CUTS, NEED_PROBES, Inputs, Settings
+from hookdepth.analyses import BASELINE_PROMPTS, NAMES, NEED_CUTS, NEED_PROBES, Inputs, Settings
 from hookdepth.analyses.integrated_gradients import METHODS, default_tolerance
 from hookdepth.data import DEFAULT_PROBES, Dataset, encode, load_examples, make_probe, sample_cuts
 from hookdepth.errors import HookdepthError, choose
@@ -23,7 +23,6 @@ from hookdepth.results import Result
 from hookdepth.runner import Run
 from hookdepth.workload import NODES
 
-BASELINE_PROMPTS = 10
 _ALSO_ANALYSIS = {"ig": "integrated-gradients", "stats": "residual-stats", "patching": "residual-erasure"}
 
 

@@ -27,7 +27,7 @@ if sys.platform != "win32":
     import fcntl
 
 LOCK = "lock"
-_VISIBLE_S = 90.0  # a shared file system may show another machine's file this late
+VISIBLE_S = 90.0  # a shared file system may show another machine's file this late
 
 
 class Units:
@@ -43,6 +43,7 @@ class Units:
         analyses: what they are units of.
         identities: per analysis, everything that its numbers depend on.
         warn: called with one line where a file cannot be read.
+        patience: seconds to wait for a unit that other processes have measured.
     """
 
     def __init__(
@@ -51,8 +52,9 @@ class Units:
         analyses: Iterable[str],
         identities: Mapping[str, dict[str, Any]],
         warn: Callable[[str], None] = lambda line: None,
+        patience: float = 0.0,
     ) -> None:
-        self.folder, self.prefix, self.warn = folder, "+".join(analyses) + "-", warn
+        self.folder, self.prefix, self.warn, self.patience = folder, "+".join(analyses) + "-", warn, patience
         self.identity = {name: identities[name] for name in self.prefix[:-1].split("+")}
         # Each unit names its run by a hash: the settings of a large data set are long, and kept once.
         self.owner = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
@@ -106,10 +108,10 @@ class Units:
 
     def load(self, unit: int) -> tuple[Partial, float]:
         """What a unit gave, and in how many seconds; waits for a shared file system to show it."""
-        if not appears(self.path(unit)):
+        if not appears(self.path(unit), self.patience):
             raise HookdepthError(
-                f"the unit {str(self.path(unit))!r}, measured by another process, is not there",
-                "give --out on a file system that all machines share",
+                f"the unit {str(self.path(unit))!r}, which was measured, is not there",
+                "give --out on a file system that all machines share, where nobody else takes files away",
                 1,
             )
         stored = Result.load(self.path(unit))
@@ -172,9 +174,12 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def appears(path: Path) -> bool:
-    """Whether a file is there, now or as soon as a shared file system shows it."""
-    until = time.monotonic() + _VISIBLE_S
+def appears(path: Path, patience: float) -> bool:
+    """Whether a file is there, now or within some seconds, as soon as a shared file system shows it.
+
+    appears(Path("out/.units/lock"), VISIBLE_S)
+    """
+    until = time.monotonic() + patience
     while not path.exists():
         if time.monotonic() > until:
             return False

@@ -10,12 +10,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from hookdepth.analyses import Inputs, Settings, Task
-from hookdepth.analyses.integrated_gradients import MAX_ROWS, kept_bytes
+from hookdepth.analyses.integrated_gradients import kept_bytes, most_layer_tokens, most_rows
 from hookdepth.branches import Branch
-from hookdepth.branching import bytes_per_row_token, memory_room, plan_for
+from hookdepth.branching import bytes_per_row_token, plan_for
 from hookdepth.data import Probe
+from hookdepth.launching import most_logits
 from hookdepth.models import Decoder
-from hookdepth.planning import Launch, Plan
+from hookdepth.plans import Plan
 
 NODES = 98  # a layer, of an adaptive path: the mean over layers, weighted by their work, on the demo model
 PLANNED = 12  # units that are planned; the others are taken to be like them
@@ -45,9 +46,7 @@ class Work:
 def token_flops(model: Decoder, width: int) -> float:
     """FLOPs of one token through one layer, in a launch of `width` tokens: matrices, and half of all pairs."""
     matrices = sum(parameter.numel() for parameter in model.layers[0].parameters() if parameter.ndim == 2)
-    heads = int(model.config.num_attention_heads)
-    head_width = int(getattr(model.config, "head_dim", None) or model.d_model // heads)
-    return 2.0 * matrices + 2.0 * heads * head_width * width
+    return 2.0 * matrices + 2.0 * model.attention_width * width
 
 
 def unembed_flops(model: Decoder) -> float:
@@ -58,7 +57,7 @@ def unembed_flops(model: Decoder) -> float:
 def work_of(task: Task, outline: Decoder, inputs: Inputs, settings: Settings) -> Work:
     """The work of all units of a task; an outline will do for the model."""
     n_layers = outline.n_layers
-    logits = (1 << 24 if outline.device.type == "cpu" else 1 << 28) * 12.0  # the dtype's, float32's and a difference
+    logits = most_logits(outline) * 12.0  # the dtype's, float32's and a difference
     if task.name in ("residual-stats", "logit-lens"):
         tokens = sum(map(len, inputs.prompts))
         longest = max(map(len, inputs.prompts))
@@ -66,7 +65,7 @@ def work_of(task: Task, outline: Decoder, inputs: Inputs, settings: Settings) ->
         room = longest * outline.d_model * outline.dtype.itemsize * (2 * n_layers if points else 6)
         return Work(task.n_units, tokens * n_layers, points, room + (logits if points else 0), tokens // task.n_units)
     if task.branches is None:
-        return __gradient_work(task, outline, inputs, settings)
+        return _gradient_work(task, outline, inputs, settings)
     plans, positions = [], 0.0
     chosen = range(0, task.n_units, -(-task.n_units // PLANNED))
     for unit in chosen:
@@ -93,7 +92,7 @@ def unembedded(plan: Plan, branches: Sequence[Branch], lengths: Sequence[int]) -
     unembedded(plan_for(model, branches, [20]), branches, [20])
     """
     total = 0
-    for launch in _launches(plan):
+    for launch in plan.walk():
         for prompt in launch.prompts:
             own = [branches[row] for row in launch.rows if branches[row].prompt == prompt]
             measured = {position for row in launch.measured for position in _positions(branches[row], prompt, lengths)}
@@ -106,16 +105,11 @@ def _positions(branch: Branch, prompt: int, lengths: Sequence[int]) -> Iterable[
     return branch.measured_positions(lengths[prompt]) if branch.prompt == prompt else ()
 
 
-def _launches(plan: Plan) -> list[Launch]:
-    return [launch for top in plan.launches for launch in top.walk()]
-
-
 def _width(plan: Plan) -> float:
-    launches = _launches(plan)
-    return sum(launch.stop - launch.start for launch in launches) / len(launches)
+    return sum(launch.stop - launch.start for launch in plan.walk()) / plan.n_launches
 
 
-def __gradient_work(task: Task, outline: Decoder, inputs: Inputs, settings: Settings) -> Work:
+def _gradient_work(task: Task, outline: Decoder, inputs: Inputs, settings: Settings) -> Work:
     n_layers = outline.n_layers
     nodes = min(NODES, settings.ig_max_evaluations) if settings.ig_method == "adaptive" else settings.ig_steps
     work = positions = launches = most = 0.0
@@ -132,6 +126,5 @@ def __gradient_work(task: Task, outline: Decoder, inputs: Inputs, settings: Sett
 
 def nodes_at_once(model: Decoder, probe: Probe, settings: Settings) -> int:
     """Nodes of integrated gradients that fit into a launch."""
-    room = memory_room(model) // (3 * kept_bytes(model))
-    fit = 2 * room // (model.n_layers * max(probe.answer_positions))
-    return max(1, min(settings.max_rows - 2 if settings.max_rows else MAX_ROWS, MAX_ROWS, fit))
+    fit = 2 * most_layer_tokens(model) // (model.n_layers * max(probe.answer_positions))
+    return max(1, min(most_rows(settings.max_rows), fit))

@@ -74,7 +74,9 @@ def _index(folder):
     (folder / WEIGHTS).unlink()
 
 
-def _config(**changes):
+def change_config(**changes):
+    """`change_config(hidden_size=32)(folder)`: other values in a model's config."""
+
     def change(folder):
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps({**config, **changes}))
@@ -82,19 +84,21 @@ def _config(**changes):
     return change
 
 
-def _no_tokenizer(folder):
+def forget_the_tokenizer(folder):
+    """`forget_the_tokenizer(folder)`: remove its files."""
     for path in folder.glob("*token*"):
         path.unlink()
 
 
-def _pickle(folder):
+def pickle_only(folder):
+    """`pickle_only(folder)`: the weights as a pickle, which is not read."""
     torch.save(load_file(folder / WEIGHTS), folder / "pytorch_model.bin")
     (folder / WEIGHTS).unlink()
 
 
 def _code(folder):
     """A checkpoint that brings code of its own, which leaves a trace if it is ever run."""
-    _config(model_type="evil", auto_map={"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"})(folder)
+    change_config(model_type="evil", auto_map={"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"})(folder)
     (folder / "evil.py").write_text(f"open({str(folder / 'ran')!r}, 'w').close()\nclass Evil: pass\n")
 
 
@@ -108,13 +112,13 @@ MODELS = {
     "truncated weights": (lambda f: (f / WEIGHTS).write_bytes((f / WEIGHTS).read_bytes()[:-99]), 2, "give a folder"),
     "missing shard": (_index, 2, "give a folder"),
     "missing tensor": (lambda f: change_weights(f, lambda t: t.pop("model.norm.weight")), 2, "lacks 1 of the model's"),
-    "pickle": (_pickle, 2, "safetensors"),
+    "pickle": (pickle_only, 2, "safetensors"),
     "own code": (_code, 2, "cannot load the model"),
     "no config": (lambda folder: (folder / "config.json").unlink(), 2, "give a folder"),
     "binary config": (lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe\0"), 2, "give a folder"),
-    "other sizes": (_config(hidden_size=32), 2, "give a folder"),
-    "layers of text": (_config(num_hidden_layers="five"), 2, "give a folder"),
-    "no tokenizer": (_no_tokenizer, 2, "give a folder"),
+    "other sizes": (change_config(hidden_size=32), 2, "give a folder"),
+    "layers of text": (change_config(num_hidden_layers="five"), 2, "give a folder"),
+    "no tokenizer": (forget_the_tokenizer, 2, "give a folder"),
     "broken tokenizer": (lambda folder: (folder / "tokenizer.json").write_text("{"), 2, "give a folder"),
     "NaN in layer 3": (_fill("model.layers.3.mlp.down_proj.weight", 2, float("nan")), 1, "at layer 3"),
     "infinite norm": (_fill("model.norm.weight", 0, float("inf")), 1, "non-finite logits"),

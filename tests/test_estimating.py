@@ -13,7 +13,7 @@ from hookdepth.cli import main
 from hookdepth.data import Probe
 from hookdepth.estimating import describe, estimate
 from hookdepth.outline import load_outline
-from hookdepth.planning import launch_work
+from hookdepth.plans import launch_work
 
 PROMPTS = tuple(tuple(ids) for ids in prompts(3, (30, 90, 21)))
 PROBES = tuple(

@@ -147,7 +147,7 @@ def test_the_command_line_does_not_wait_for_torch():
 
 def test_the_package_gives_every_name_it_promises():
     for name in hookdepth.__all__:
-        assert getattr(hookdepth, name) is not None
+        assert hasattr(hookdepth, name)
     assert set(hookdepth.__all__) <= set(dir(hookdepth))
     with pytest.raises(AttributeError, match="has no attribute 'wrapp'"):
         hookdepth.wrapp  # noqa: B018

@@ -2,14 +2,13 @@
 
 import hashlib
 import importlib.util
-import json
 import shutil
 
 import huggingface_hub.constants
 import pytest
 import torch
 import transformers.utils.hub
-from safetensors.torch import load_file, save_file
+from bad_files import WEIGHTS, change_config, change_weights, forget_the_tokenizer, model_folder, pickle_only
 from tiny_models import tiny_model
 from tiny_tokenizer import tiny_tokenizer
 from transformers.utils import logging
@@ -22,10 +21,7 @@ from hookdepth.loading import cache_folder, demo_folder, load_model
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    tiny_model("llama").save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
+    return model_folder(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture
@@ -125,37 +121,15 @@ def test_quantisation_needs_bitsandbytes(saved, monkeypatch):
     assert message == "--quantize 4bit needs bitsandbytes; pip install 'hookdepth[quantize]'"
 
 
-WEIGHTS = "model.safetensors"
+SOME_WEIGHT = "model.layers.2.mlp.up_proj.weight"
 
 
 def drop_a_tensor(folder):
-    tensors = load_file(folder / WEIGHTS)
-    del tensors["model.layers.2.mlp.up_proj.weight"]
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    change_weights(folder, lambda tensors: tensors.pop(SOME_WEIGHT))
 
 
 def cut_a_tensor(folder):
-    tensors = load_file(folder / WEIGHTS)
-    tensors["model.layers.2.mlp.up_proj.weight"] = tensors["model.layers.2.mlp.up_proj.weight"][:, :32].contiguous()
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-
-
-def pickle_only(folder):
-    torch.save(load_file(folder / WEIGHTS), folder / "pytorch_model.bin")
-    (folder / WEIGHTS).unlink()
-
-
-def change_config(**changes):
-    def change(folder):
-        config = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps({**config, **changes}))
-
-    return change
-
-
-def forget_the_tokenizer(folder):
-    for path in folder.glob("*token*"):
-        path.unlink()
+    change_weights(folder, lambda tensors: tensors.update({SOME_WEIGHT: tensors[SOME_WEIGHT][:, :32].contiguous()}))
 
 
 FOLDER = "give a folder with config.json, tokenizer files and safetensors weights"
@@ -187,9 +161,7 @@ def test_folders_that_do_not_work(spoilt, spoil, says):
 
 
 def test_weights_that_are_not_finite(spoilt):
-    tensors = load_file(spoilt / WEIGHTS)
-    tensors["model.layers.1.mlp.up_proj.weight"][3] = float("nan")
-    save_file(tensors, spoilt / WEIGHTS, metadata={"format": "pt"})
+    change_weights(spoilt, lambda tensors: tensors["model.layers.1.mlp.up_proj.weight"][3].fill_(float("nan")))
     assert "non-finite values at layer 1" in refused(1, name=str(spoilt))
 
 

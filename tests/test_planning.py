@@ -46,12 +46,8 @@ def erasures(length, measured, n_layers=L):
     ]
 
 
-def walk(plan):
-    return [launch for top in plan.launches for launch in top.walk()]
-
-
 def times_measured(plan):
-    return Counter(row for launch in walk(plan) for row in launch.measured)
+    return Counter(row for launch in plan.walk() for row in launch.measured)
 
 
 def layers_of(branch, n_layers):
@@ -64,7 +60,7 @@ def layers_of(branch, n_layers):
 def recount(plan, branches, n_layers):
     """Work, counted a layer, a row and a token at a time."""
     work = 0
-    for launch in walk(plan):
+    for launch in plan.walk():
         for layer in range(n_layers):
             rows = 2 * len(launch.prompts) + sum(layer in layers_of(branches[row], n_layers) for row in launch.rows)
             work += rows * len(range(launch.start, launch.stop))
@@ -74,7 +70,7 @@ def recount(plan, branches, n_layers):
 @pytest.mark.parametrize("length", [13, 20, 180])
 def test_skip_current_is_one_launch(length):
     plan = make_plan(skips(), [length], L)
-    (launch,) = walk(plan)
+    (launch,) = plan.walk()
     assert (launch.start, launch.stop, launch.prefix) == (0, length, "none")
     assert launch.measured == frozenset(range(L))
     assert plan.peak_row_tokens == (L + 2) * length
@@ -131,7 +127,7 @@ def test_local_branches_live_for_one_layer():
     plan = make_plan(branches, [180], L)
     assert all(extent.layers == 1 for extent in plan.extents)
     assert peak_rows(plan.extents) == L - 1  # those of the last layer, not all L(L−1)/2
-    (launch,) = walk(plan)
+    (launch,) = plan.walk()
     assert plan.rows_of(launch) == L + 1
 
 
@@ -170,9 +166,9 @@ def test_what_is_not_a_change_is_computed_wherever_it_is_measured():
     assert extent_of(branch, 20, L).token == 15
     assert extent_of(branch, 20, L, changes_only=False).token == 2
     branches = erasures(100, [3, 98])
-    starts = [launch.start for launch in walk(make_plan(branches, [100], L, changes_only=False))]
+    starts = [launch.start for launch in make_plan(branches, [100], L, changes_only=False).walk()]
     assert max(starts) <= 3
-    assert max(launch.start for launch in walk(make_plan(branches, [100], L))) > 50
+    assert max(launch.start for launch in make_plan(branches, [100], L).walk()) > 50
 
 
 def test_erasure_groups_first_tokens():
@@ -188,7 +184,7 @@ def test_erasure_groups_first_tokens():
         assert suffix.rows == tuple(sorted(suffix.rows, key=lambda i: (plan.extents[i].birth, i)))
     # A launch that costs nothing holds one token's branches; a dear one holds all.
     assert len(make_plan(branches, [40], L, launch_cost=0).launches[0].suffixes) > len(top.suffixes)
-    assert len(walk(make_plan(branches, [40], L, launch_cost=10_000, max_row_tokens=1 << 20))) == 1
+    assert make_plan(branches, [40], L, launch_cost=10_000, max_row_tokens=1 << 20).n_launches == 1
 
 
 @pytest.mark.parametrize("launch_cost", [0, 1, 3])
@@ -223,10 +219,10 @@ def test_erasure_groups_are_the_best(launch_cost, n_layers, max_row_tokens):
 def test_trunk_prefix_only_where_it_saves():
     # All branches change token 0: starting anywhere else is impossible.
     everywhere = [Branch((Patch("resid_pre", layer, VECTOR),), measured=[-1]) for layer in range(L)]
-    assert [launch.prefix for launch in walk(make_plan(everywhere, [50], L))] == ["none"]
+    assert [launch.prefix for launch in make_plan(everywhere, [50], L).walk()] == ["none"]
     # All change the last ten tokens only: the rest is the trunk's, computed once.
     late = [Branch((Patch("resid_pre", layer, VECTOR, slice(40, None)),)) for layer in range(L)]
-    assert [launch.prefix for launch in walk(make_plan(late, [50], L))] == ["none", "trunk"]
+    assert [launch.prefix for launch in make_plan(late, [50], L).walk()] == ["none", "trunk"]
 
 
 def test_short_prompts_share_launches():
@@ -271,13 +267,13 @@ def test_limits_hold_for_the_suffixes_of_short_prefixes():
 def test_limits_hold_where_long_and_short_lives_mix():
     branches = [Branch((Skip(layer),), until=None if layer % 2 == 0 else layer + 1) for layer in range(12)]
     plan = make_plan(branches, [20], L, max_rows=6)
-    assert max(plan.rows_of(launch) for launch in walk(plan)) <= 6
+    assert max(plan.rows_of(launch) for launch in plan.walk()) <= 6
 
 
 def test_launches_of_other_kinds_do_not_mix():
     branches = [*skips((8,)), *erasures(60, [58])]
     plan = make_plan(branches, [60], L)
-    assert {launch.prefix for launch in walk(plan)} == {"none", "own", "trunk"}
+    assert {launch.prefix for launch in plan.walk()} == {"none", "own", "trunk"}
     assert times_measured(plan) == Counter(range(len(branches)))
 
 

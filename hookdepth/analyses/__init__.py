@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from hookdepth.analyses import erasure, integrated_gradients, lens, local, skip, stats
-from hookdepth.analyses.task import Inputs, Partial, Settings, Task
+from hookdepth.analyses.task import BASELINE_PROMPTS, Inputs, Partial, Settings, Task, noise_floor
 from hookdepth.models import Decoder
 
 # In the order in which they run and are reported; modules that serve several analyses share their launches.
@@ -42,4 +42,15 @@ def tasks_for(names: Iterable[str], model: Decoder, inputs: Inputs, settings: Se
     ]
 
 
-__all__ = ["NAMES", "NEED_CUTS", "NEED_PROBES", "Inputs", "Partial", "Settings", "Task", "tasks_for"]
+__all__ = [
+    "BASELINE_PROMPTS",
+    "NAMES",
+    "NEED_CUTS",
+    "NEED_PROBES",
+    "Inputs",
+    "Partial",
+    "Settings",
+    "Task",
+    "noise_floor",
+    "tasks_for",
+]

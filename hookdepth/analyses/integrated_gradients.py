@@ -35,7 +35,7 @@ from hookdepth.planning import make_plan
 
 METHODS = ("adaptive", "riemann", "gauss-legendre")
 _SITES = {"layer": "resid_post", "attn": "attn_out", "mlp": "mlp_out"}
-MAX_ROWS = 128  # the logits of a launch's rows are kept for the backward pass
+_MAX_ROWS = 128  # the logits of a launch's rows are kept for the backward pass
 
 Node = tuple[int, float]
 """(layer, position on the path)."""
@@ -84,7 +84,7 @@ class Path:
     ) -> None:
         self.model, self.probe, self.site = model, probe, _SITES[part]
         self.on_launch = on_launch
-        self.max_rows = min(max_rows - 2 if max_rows else MAX_ROWS, MAX_ROWS)
+        self.max_rows = most_rows(max_rows)
         self.measured = [position - 1 for position in probe.answer_positions]
         self.f_input: float | None = None
         self.launches, self.null_effect = 0, 0.0
@@ -92,9 +92,7 @@ class Path:
         with model.evaluating(), capture(model, self.site) as acts:
             model.forward(torch.tensor([list(probe.token_ids)], device=model.device))
         self.activation = [acts[self.site, layer][0].float() for layer in range(model.n_layers)]
-        # For the backward pass a launch keeps a layer's activations for every layer that its rows run through.
-        # A third of the room: on a CPU more only falls out of its caches.
-        self.layer_tokens = max(1, memory_room(model) // (3 * kept_bytes(model)))
+        self.layer_tokens = most_layer_tokens(model)
 
     def baseline(self, layer: int) -> Float[Tensor, " width"]:
         """The prompt's own token mean."""
@@ -236,6 +234,19 @@ def _adaptive(path: Path, layers: list[int], settings: Settings) -> tuple[Tensor
         torch.tensor([own.values[0.0][0] for own in paths], dtype=torch.float64),
         torch.tensor([float(own.evaluations) for own in paths]),
     )
+
+
+def most_rows(max_rows: int | None) -> int:
+    """Nodes that a launch may have beside trunk and null branch, of `max_rows` rows: most_rows(34) is 32."""
+    return min(max_rows - 2 if max_rows else _MAX_ROWS, _MAX_ROWS)
+
+
+def most_layer_tokens(model: Decoder) -> int:
+    """Tokens of nodes × layers that they run through, in a launch: the backward pass needs all their activations.
+
+    A third of the room: on a CPU more only falls out of its caches.
+    """
+    return max(1, memory_room(model) // (3 * kept_bytes(model)))
 
 
 def kept_bytes(model: Decoder) -> int:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from hookdepth.analyses.task import Inputs, OnLaunch, Partial, Settings, Task, Tensors
 from hookdepth.capturing import capture
+from hookdepth.launching import most_logits
 from hookdepth.metrics import blocks, kl_divergence, topk_overlap
 from hookdepth.models import Decoder
 
@@ -45,11 +46,10 @@ def lens_sums(model: Decoder, prompt: Sequence[int], logit_elements: int | None 
         lens_sums(model, ids)["topk_overlap"]   # [L+1]
 
     Args:
-        logit_elements: most logits held at once.
+        logit_elements: most logits held at once; default `most_logits`.
     """
     n_layers, vocab = model.n_layers, int(model.config.vocab_size)
-    elements = logit_elements or (1 << 24 if model.device.type == "cpu" else 1 << 28)
-    size = max(1, elements // ((n_layers + 1) * vocab))
+    size = max(1, (logit_elements or most_logits(model)) // ((n_layers + 1) * vocab))
     with model.evaluating():
         with capture(model, "resid_pre") as acts, capture(model, "resid_post", layers=[n_layers - 1]) as last:
             model.forward(torch.tensor([list(prompt)], device=model.device))

@@ -25,6 +25,7 @@ from torch import Tensor
 _WEIGHTS = (1 / 6, 4 / 6, 1 / 6)  # at the ends and the middle
 FLOOR = 0.01
 """Tolerances are relative to |f(1) − f(0)| and to the largest attribution, but never to less than this."""
+_START = 4  # equal intervals to begin with; even, so that each is one half of a pair
 _SAFETY = 5  # for a smooth f, halving an interval leaves a fifteenth of what it changed; sharp ones are not smooth
 
 
@@ -59,20 +60,18 @@ class AdaptivePath:
             them. Infinite by default: where gradients are rounded to 16 bits they never settle.
         max_evaluations: give up after so many nodes.
         min_width: do not halve intervals of this width or less: activations a rounding error apart are one.
-        start: number of equal intervals to begin with.
     """
 
     tolerance: float
     max_evaluations: int = 1024
     min_width: float = 0.0
-    start: int = 4
     token_tolerance: float = math.inf
     intervals: list[tuple[float, float]] = field(default_factory=list)
     values: dict[float, tuple[float, Tensor]] = field(default_factory=dict)
     exhausted: bool = False
 
     def __post_init__(self) -> None:
-        self.intervals = [(n / self.start, (n + 1) / self.start) for n in range(self.start)]
+        self.intervals = [(n / _START, (n + 1) / _START) for n in range(_START)]
 
     @property
     def evaluations(self) -> int:

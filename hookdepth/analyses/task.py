@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -20,6 +21,8 @@ from hookdepth.data import Probe
 
 Tensors = dict[str, Tensor]
 OnLaunch = Callable[[], object]
+BASELINE_PROMPTS = 10
+"""So many of the first prompts make the baseline of residual erasure, as in the notebook."""
 
 
 @dataclass(frozen=True)
@@ -116,3 +119,15 @@ def units_of(lengths: Sequence[int], rows: int, row_tokens: int = 4096) -> list[
         units.append(range(first, end))
         first = end
     return units
+
+
+def noise_floor(partials: Sequence[Partial]) -> dict[str, Any]:
+    """The largest noise floor of all units and where it is, as metadata; nothing where nothing was intervened on.
+
+    noise_floor([Partial({}, 1, 0.0), Partial({}, 1, 2e-6, "output")])["null_where"]   # 'output'
+    """
+    measured = [partial for partial in partials if partial.null_effect is not None]
+    if not measured:
+        return {}
+    worst = max(measured, key=lambda partial: partial.null_effect or 0.0)
+    return {"null_effect": worst.null_effect, "null_where": worst.null_where}

@@ -15,13 +15,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from hookdepth.analyses import NAMES, NEED_CUTS, NEED_PROBES, Inputs, Settings, tasks_for
+from hookdepth.analyses import BASELINE_PROMPTS, NAMES, NEED_CUTS, NEED_PROBES, Inputs, Settings, noise_floor, tasks_for
 from hookdepth.data import Probe, encode, make_probe, sample_cuts
 from hookdepth.errors import HookdepthError, choose
 from hookdepth.training.wrapping import Target, autocast_without_memory, run_eagerly, same_randomness, whole_weights
 
 Prompt = str | Sequence[int] | tuple[str, str] | Probe
-BASELINE_PROMPTS = 10
 
 
 class Probes:
@@ -78,10 +77,7 @@ class Probes:
         ):
             for task in tasks_for(self.names, decoder, self.inputs, self.settings):
                 partials = [task.run(unit, lambda: None) for unit in range(task.n_units)]
-                floors = [(p.null_effect, p.null_where) for p in partials if p.null_effect is not None]
-                metadata: dict[str, Any] = {"launches": sum(partial.launches for partial in partials)}
-                if floors:
-                    metadata["null_effect"], metadata["null_where"] = max(floors, key=lambda floor: floor[0])
+                metadata = {"launches": sum(partial.launches for partial in partials), **noise_floor(partials)}
                 for name, tensors in task.finish(partials).items():
                     results[name] = {"tensors": tensors, **metadata, **self._facts(name)}
         return results

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from hookdepth.metrics import EPS
+from hookdepth.metrics import EPS, differs_by_rounding
 
 PARTS = ("attn", "mlp", "layer")
 KINDS = ("relative_contribution", "cosine", "norm")
@@ -74,5 +74,4 @@ def adds_up(terms: Sequence[Tensor], total: Tensor) -> Bool[Tensor, ""]:
     size, summed = first.abs(), first
     for term in others:
         size, summed = size + term.abs(), summed + term
-    off = (summed - total).abs()
-    return ((off <= 4 * torch.finfo(total.dtype).eps * size) | ~off.isfinite()).all()
+    return (differs_by_rounding(summed, total, size) | ~(summed - total).isfinite()).all()
