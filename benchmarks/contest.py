@@ -1,6 +1,6 @@
 """One row: ours and every peer checked against each other, then timed in turns.
 
-    record = contest(workload, subject, machine, Effort())
+    record, basis = contest(workload, subject, Meter(subject.model), Effort())
     record["contestants"]["hookdepth"]["seconds"]
 
 Each contestant's first run is its warm-up, its memory is read there, and its numbers are compared with ours; one
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from benchmarks.entries import Contestant, Outcome, Tensors, Workload
-from benchmarks.limits import Machine, floor, model_size
+from benchmarks.limits import Machine, floor, model_size, typical
 from benchmarks.measure import once, seconds
 from benchmarks.models import Subject
 
@@ -54,7 +54,7 @@ class _Entry:
 def contest(
     workload: Workload,
     subject: Subject,
-    machine: Machine,
+    meter: Callable[[], Machine],
     effort: Effort,
     reference: Tensors | None = None,
     trusted: Collection[str] = (),
@@ -77,7 +77,7 @@ def contest(
         records[name] = entry.record
         if entry.taken:
             entries[name] = entry
-    rounds = _take_turns(entries, effort, begin, device)
+    rounds, machine = _take_turns(entries, effort, begin, device, meter)
     for entry in entries.values():
         entry.record["seconds"] = entry.scale * statistics.median(entry.taken)
         entry.record["runs"] = [round(entry.scale * value, 5) for value in entry.taken]
@@ -91,6 +91,8 @@ def contest(
         "dtype": str(subject.model.dtype).removeprefix("torch."),
         "floor_s": limit.seconds,
         "bound": limit.bound,
+        "gflops": machine.flops / 1e9,
+        "gbytes_per_s": machine.bandwidth / 1e9,
         "least_flops": limit.flops,
         "of_floor": limit.seconds / ours["seconds"],
         "null_effect": outcome.null_effect,
@@ -154,18 +156,25 @@ def spread(units: Sequence[int], n: int) -> list[int]:
     return [units[int((k + 0.5) * len(units) / n)] for k in range(n)]
 
 
-def _take_turns(entries: dict[str, _Entry], effort: Effort, begin: float, device: torch.device) -> int:
-    """Every round times all, so that drift of the machine hits all alike; how many rounds. First runs, which warm up
-    and whose memory is watched, do not count."""
+def _take_turns(
+    entries: dict[str, _Entry], effort: Effort, begin: float, device: torch.device, meter: Callable[[], Machine]
+) -> tuple[int, Machine]:
+    """Every round times all, so that drift of the machine hits all alike; how many rounds, and the machine's rates
+    before and after our own runs. First runs, which warm up and whose memory is watched, do not count."""
+    readings = []
     round_cost = sum(entry.taken[0] for entry in entries.values())
     done = 0
     while done < effort.rounds and (not done or time.perf_counter() - begin + round_cost <= effort.row_seconds):
-        for entry in entries.values():
+        for name, entry in entries.items():
+            if name == OURS:
+                readings.append(meter())
             entry.taken.append(seconds(entry.run, device))
+            if name == OURS:
+                readings.append(meter())
         done += 1
     for entry in entries.values():
         del entry.taken[0]
-    return done
+    return done, typical(readings)
 
 
 def disagreement(found: Tensors, ours: Tensors, subject: Subject) -> str:

@@ -1,6 +1,6 @@
-"""What the machine and the workload allow: rates measured in this run, the least work, and the floor in seconds.
+"""What the machine and the workload allow: rates measured beside the runs, the least work, and the floor in seconds.
 
-    machine = measure_machine(model)                         # FLOP/s and byte/s, of this model's dtype
+    machine = Meter(model)()                                 # FLOP/s and byte/s, of this model's dtype
     floor(model_size(model), Need(token_layers=5e4, positions=5e3), machine).seconds
 
 The floor is the larger of two times, as if the other were hidden behind it: the least products at the rate of
@@ -12,6 +12,7 @@ elementwise work and the softmax of the logits are left out, so nothing can be f
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -90,26 +91,43 @@ def model_size(model: Decoder) -> Size:
     return Size(2 * layer, 2 * unembed, weights, model.d_model * itemsize)
 
 
-def measure_machine(model: Decoder, rows: int = 2048) -> Machine:
-    """Rates now: the product that dominates the model, [rows, d] × [d, inner], and a copy of a large tensor."""
-    on_gpu = model.device.type == "cuda"
-    d, inner = model.d_model, int(model.config.intermediate_size)
-    a = torch.randn(rows, d, device=model.device).to(model.dtype)
-    b = torch.randn(inner, d, device=model.device).to(model.dtype)
-    repeats = max(1, int(2e12 if on_gpu else 4e9) // (2 * rows * d * inner))
+class Meter:
+    """Measures the machine as it is at this moment: on one that others use too, rates move by a factor of two within
+    a minute, so a floor is made of readings right before and after the runs that are held against it.
 
-    def products() -> None:
-        for _ in range(repeats):
-            torch.nn.functional.linear(a, b)
+        meter = Meter(model)
+        meter()      # Machine: the product that dominates the model, [rows, d] × [d, inner], and a large copy
+    """
 
-    source = torch.ones((1 << 30) if on_gpu else (1 << 27), dtype=torch.uint8, device=model.device)
-    target = torch.empty_like(source)
+    def __init__(self, model: Decoder, rows: int = 2048) -> None:
+        on_gpu = model.device.type == "cuda"
+        self.device = model.device
+        d, inner = model.d_model, int(model.config.intermediate_size)
+        self.a = torch.randn(rows, d, device=model.device).to(model.dtype)
+        self.b = torch.randn(inner, d, device=model.device).to(model.dtype)
+        self.flops = 2 * rows * d * inner
+        self.repeats = max(1, int(2e12 if on_gpu else 1e10) // self.flops)
+        self.source = torch.ones((1 << 30) if on_gpu else (1 << 27), dtype=torch.uint8, device=model.device)
+        self.target = torch.empty_like(self.source)
+        self()
 
-    def copies() -> None:
-        target.copy_(source)
+    def __call__(self) -> Machine:
+        """The rates now."""
+        product = statistics.median(seconds(self._products, self.device) for _ in range(3))
+        copy = statistics.median(seconds(self._copy, self.device) for _ in range(3))
+        return Machine(self.flops * self.repeats / product, 2 * self.source.numel() / copy)
 
-    products()
-    copies()
-    product = statistics.median(seconds(products, model.device) for _ in range(5))
-    copy = statistics.median(seconds(copies, model.device) for _ in range(5))
-    return Machine(2 * rows * d * inner * repeats / product, 2 * source.numel() / copy)
+    def _products(self) -> None:
+        for _ in range(self.repeats):
+            torch.nn.functional.linear(self.a, self.b)
+
+    def _copy(self) -> None:
+        self.target.copy_(self.source)
+
+
+def typical(readings: Sequence[Machine]) -> Machine:
+    """The median of each rate: typical([Machine(1.0, 5.0), Machine(2.0, 4.0), Machine(9.0, 3.0)]) is (2.0, 4.0)."""
+    return Machine(
+        statistics.median(reading.flops for reading in readings),
+        statistics.median(reading.bandwidth for reading in readings),
+    )

@@ -1,6 +1,6 @@
 """What a run says: a table as it goes, figures, and one JSON line.
 
-print(heading("demo, float32", machine, threads)); print(table_of(row))
+print(heading("demo, float32", device)); print(table_of(row))
 """
 
 from __future__ import annotations
@@ -16,19 +16,17 @@ from typing import Any
 import torch
 
 from benchmarks.contest import OURS
-from benchmarks.limits import Machine
 from hookdepth import __version__
 
 ROOT = Path(__file__).resolve().parents[1]
 _WIDTHS = (34, 9, 8, 9, 9, 10)
 
 
-def heading(label: str, machine: Machine, device: torch.device) -> str:
+def heading(label: str, device: torch.device) -> str:
     """What the rows below ran on."""
     where = "GPU" if device.type == "cuda" else f"{torch.get_num_threads()} threads"
-    rates = f"{machine.flops / 1e9:,.0f} GFLOP/s in matrix products, {machine.bandwidth / 1e9:,.0f} GB/s"
     columns = ("", "seconds", "ratio", "peak MiB", "differs", "from f32")
-    return f"\n{label}, {where}: {rates}\n" + "".join(_cell(c, w) for c, w in zip(columns, _WIDTHS, strict=True))
+    return f"\n{label}, {where}\n" + "".join(_cell(c, w) for c, w in zip(columns, _WIDTHS, strict=True))
 
 
 def table_of(row: dict[str, Any]) -> str:
@@ -54,7 +52,8 @@ def table_of(row: dict[str, Any]) -> str:
 
 
 def _title(row: dict[str, Any]) -> str:
-    floor = f"floor {row['floor_s']:.3g} s ({row['bound']}), {row['of_floor']:.0%} of it reached"
+    rate = f"{row['gflops']:,.0f} GFLOP/s" if row["bound"] == "compute" else f"{row['gbytes_per_s']:,.0f} GB/s"
+    floor = f"floor {row['floor_s']:.3g} s (at {rate}), {row['of_floor']:.0%} of it reached"
     null = "" if row["null_effect"] is None else f"; noise floor {row['null_effect']:.2g}"
     runs = f"; median of {row['rounds']}" if row["rounds"] > 1 else "; one run"
     return f"{row['workload']}: {floor}{null}{runs}{_targets(row)}"

@@ -28,7 +28,7 @@ import torch
 from benchmarks import figures
 from benchmarks.contest import Effort, contest, reference_of
 from benchmarks.entries import Tensors, Workload
-from benchmarks.limits import Machine, measure_machine
+from benchmarks.limits import Meter
 from benchmarks.measure import free
 from benchmarks.models import NAMES, Subject, in_float32, make, warm_up
 from benchmarks.output import Log, environment, heading, sweeps_table, table_of
@@ -97,20 +97,20 @@ def _rows_of(
         try:
             subject = make(name, dtype, device)
             warm_up(subject)
-            machine = measure_machine(subject.model)
+            meter = Meter(subject.model)
         except Exception as error:  # noqa: BLE001 - a model that fails loses its own rows, no others; the run exits 1
             yield _failure(log, name, dtype, "all rows", error)
             continue
-        log.say(heading(subject.label, machine, device))
+        log.say(heading(subject.label, device))
         if dtype != "float32" and not references:
             references = _references(subject, options, log)
-        yield from _rows(subject, machine, options, effort, references, checked, log)
+        yield from _rows(subject, meter, options, effort, references, checked, log)
         free(device)
 
 
 def _rows(
     subject: Subject,
-    machine: Machine,
+    meter: Meter,
     options: argparse.Namespace,
     effort: Callable[[], Effort],
     references: dict[str, Tensors],
@@ -126,7 +126,7 @@ def _rows(
         try:
             workload: Workload = make_workload(subject, peers)
             right = set() if dtype == "float32" else checked.get(name, set())
-            row, basis = contest(workload, subject, machine, effort(), references.get(name), right)
+            row, basis = contest(workload, subject, meter, effort(), references.get(name), right)
         except Exception as error:  # noqa: BLE001 - a row that fails loses no other; the run exits 1
             yield _failure(log, subject.name, dtype, name, error)
             free(subject.model.device)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from hookdepth.analyses import BASELINE_PROMPTS, NAMES, NEED_CUTS, NEED_PROBES, Inputs, Settings
 from hookdepth.analyses.integrated_gradients import METHODS, default_tolerance
@@ -99,15 +100,12 @@ def choose_method(name: str) -> str:
 
 
 def _load(options: argparse.Namespace) -> Decoder:
-    return load_model(
-        options.model,
-        dtype=options.dtype,
-        device=options.device,
-        device_map=options.device_map,
-        quantize=options.quantize,
-        attn_implementation=options.attn_implementation,
-        revision=options.revision,
-    )
+    return load_model(options.model, device_map=options.device_map, **_model_options(options))
+
+
+def _model_options(options: argparse.Namespace) -> dict[str, Any]:
+    names = ("dtype", "device", "quantize", "attn_implementation", "revision")
+    return {name: getattr(options, name) for name in names}
 
 
 def _inputs(
@@ -180,14 +178,7 @@ def _check_front(front: int, names: Sequence[str], prompts: Sequence[Sequence[in
 
 def describe_plan(options: argparse.Namespace, names: Sequence[str], parts: tuple[str, ...]) -> str:
     """What `--dry-run` prints: launches, work, memory and time of each analysis; no weights are loaded."""
-    outline = load_outline(
-        options.model,
-        dtype=options.dtype,
-        device=options.device,
-        quantize=options.quantize,
-        attn_implementation=options.attn_implementation,
-        revision=options.revision,
-    )
+    outline = load_outline(options.model, **_model_options(options))
     inputs = _inputs(options, names, load_examples(options.dataset), outline, lambda line: None)
     settings = make_settings(options, outline, parts)
     notes = []

@@ -8,7 +8,7 @@ import torch
 from benchmarks import peers as peers_module
 from benchmarks import run
 from benchmarks.contest import OURS, Effort, contest, spread
-from benchmarks.limits import Machine, Need, Size, floor, model_size
+from benchmarks.limits import Machine, Meter, Need, Size, floor, model_size, typical
 from benchmarks.measure import once
 from benchmarks.models import in_float32, make, twin
 from benchmarks.peer_hooks import HookLoop
@@ -19,6 +19,12 @@ from benchmarks.workloads import residual_erasure, skip_both, skip_current
 CPU = torch.device("cpu")
 QUICK = Effort(rounds=1, row_seconds=0.0, peer_seconds=0.05)
 MACHINE = Machine(1e9, 1e9)
+
+
+def steady():
+    return MACHINE
+
+
 ALONE = [listed for listed in LISTED if listed.module in ("benchmarks.peer_hooks", "benchmarks.peer_batch")]
 
 
@@ -95,12 +101,12 @@ def test_a_peer_whose_numbers_are_wrong_is_not_timed(tiny, monkeypatch, no_libra
 
     monkeypatch.setattr(HookLoop, "skip", wrong)
     subject = tiny if dtype == "float32" else make("tiny", dtype, CPU)
-    row, _ = contest(skip_current(subject, Peers(subject.model)), subject, MACHINE, QUICK)
+    row, _ = contest(skip_current(subject, Peers(subject.model)), subject, steady, QUICK)
     assert row["contestants"]["hook loop"]["status"].startswith("FAILED")
     assert "seconds" not in row["contestants"]["hook loop"]
     assert row["contestants"]["whole batch"]["ratio"] > 0
     if dtype == "bfloat16":  # it gave our numbers in float32: then the difference is bfloat16's, and shown
-        row, _ = contest(skip_current(subject, Peers(subject.model)), subject, MACHINE, QUICK, None, {"hook loop"})
+        row, _ = contest(skip_current(subject, Peers(subject.model)), subject, steady, QUICK, None, {"hook loop"})
         assert row["contestants"]["hook loop"]["difference"] == pytest.approx(0.5, rel=1e-3)
 
 
@@ -133,7 +139,7 @@ def test_a_peer_that_is_not_installed_keeps_its_line(tiny, monkeypatch):
 
     monkeypatch.setattr(peers_module.importlib, "import_module", without)
     monkeypatch.setattr(peers_module, "LISTED", [listed for listed in LISTED if "lens" not in listed.module])
-    row, _ = contest(skip_current(tiny, Peers(tiny.model)), tiny, MACHINE, QUICK)
+    row, _ = contest(skip_current(tiny, Peers(tiny.model)), tiny, steady, QUICK)
     assert row["contestants"]["nnsight, one trace"] == {"status": "not installed (nnsight)"}
 
 
@@ -157,6 +163,23 @@ def test_a_floor_by_hand():
     # with gradients, the products twice
     assert floor(size, Need(20, 3, passes=2), Machine(50.0, 1000.0)).seconds == 20.0
     assert Need(20, 3, passes=2) + Need(5, 1) == Need(45, 7)
+
+
+def test_a_floor_is_made_of_readings_beside_our_runs(tiny, no_libraries):
+    rates = iter([1e9, 2e9, 4e9, 8e9, 16e9, 32e9])
+    once_a_round = Effort(rounds=3, row_seconds=1e9, peer_seconds=0.05)
+    row, _ = contest(skip_current(tiny, Peers(tiny.model)), tiny, lambda: Machine(next(rates), 1e12), once_a_round)
+    assert row["rounds"] == 3
+    assert row["gflops"] == 6.0  # the median of six readings
+    assert row["floor_s"] == pytest.approx(row["least_flops"] / 6e9)
+    assert row["of_floor"] == pytest.approx(row["floor_s"] / row["contestants"][OURS]["seconds"])
+    assert typical([Machine(1.0, 5.0), Machine(2.0, 4.0), Machine(9.0, 3.0)]) == Machine(2.0, 4.0)
+
+
+def test_the_meter_measures_what_a_product_takes(tiny):
+    machine = Meter(tiny.model)()
+    assert 1e8 < machine.flops < 1e14  # a clock that counts in other units, or work that is not done, is far outside
+    assert 1e8 < machine.bandwidth < 1e13
 
 
 def test_the_size_of_a_model_by_hand(tiny):
