@@ -99,6 +99,30 @@ def sweeps_table(sweeps: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def readme_table(summary: dict[str, Any]) -> str:
+    """The rows in Markdown, as the README shows them: our time and share of the floor, then ratios to the peers.
+
+    print(readme_table(json.loads(Path("benchmarks/results/cpu.json").read_text())))
+    """
+    rows = [row for row in summary["rows"] if "contestants" in row]
+    peers = list(dict.fromkeys(name for row in rows for name in row["contestants"] if name != OURS))
+    head = ["workload", "dtype", OURS, "of its floor", *peers]
+    lines = [head, ["---"] * len(head)]
+    for row in rows:
+        name = f"{row['model']}: {row['workload']}" if len({row["model"] for row in rows}) > 1 else row["workload"]
+        cells = [name, row["dtype"], f"{_ours(row):.3g} s", f"{row['of_floor']:.0%}"]
+        lines.append([*cells, *(_ratio(row["contestants"].get(peer)) for peer in peers)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _ratio(record: dict[str, Any] | None) -> str:
+    if record is None:
+        return ""
+    if "ratio" in record:
+        return f"{record['ratio']:.2f}×"
+    return "failed" if record["status"].startswith("FAILED") else "not installed"
+
+
 def environment(device: torch.device) -> dict[str, Any]:
     """Hardware, date, commit and versions."""
     packages = ("torch", "transformers", "nnsight", "transformer-lens")
@@ -166,3 +190,4 @@ class Log:
         head += ", ".join(f"{name} {version or 'not installed'}" for name, version in summary["versions"].items())
         (self.folder / f"{self.suite}.txt").write_text("\n".join([head, *self.lines]) + "\n", encoding="utf-8")
         (self.folder / f"{self.suite}.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+        (self.folder / f"{self.suite}.md").write_text(readme_table(summary) + "\n", encoding="utf-8")

@@ -56,7 +56,8 @@ def main(arguments: list[str] | None = None) -> int:
         late = time.perf_counter() - begin > 60 * options.minutes
         if late:
             return Effort(1, 0.0, 0.0)
-        return Effort(options.rounds, options.row_seconds, options.peer_seconds)
+        least = 1 if device.type == "cuda" else min(2, options.rounds)
+        return Effort(options.rounds, options.row_seconds, options.peer_seconds, least)
 
     for name in (options.models or MODELS[options.suite]).split(",") if _workloads(options) else ():
         rows = _rows_of(name, options, device, effort, log)
@@ -220,8 +221,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", help=f"some of {', '.join(ROW_NAMES)}, sweeps, separated by commas")
     parser.add_argument("--rounds", type=int, default=3, help="most timed rounds of a row (default %(default)s)")
     parser.add_argument("--device", help="cpu or cuda; default the suite's")
-    parser.add_argument("--row-seconds", type=float, help="when a row's rounds end; default 45 on a CPU, 10 on a GPU")
-    parser.add_argument("--peer-seconds", type=float, help="most seconds of a peer's run; default 4, or 1.5 on a GPU")
+    parser.add_argument("--row-seconds", type=float, help="when a row's rounds end; default 30 on a CPU, 10 on a GPU")
+    parser.add_argument("--peer-seconds", type=float, help="most seconds of a peer's run; default 3, or 1.5 on a GPU")
     parser.add_argument("--minutes", type=float, help="then every contestant runs once; default 14, or 5 on a GPU")
     parser.add_argument("--out", type=Path, help="folder for table, JSON and figures")
     options = parser.parse_args(arguments)
@@ -236,8 +237,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     if on_gpu and not torch.cuda.is_available():
         parser.error("no GPU is to be seen here: --device cpu --models tiny tries the gpu suite's code anywhere")
     options.minutes = options.minutes or (5.0 if on_gpu else 14.0)
-    options.row_seconds = options.row_seconds or (10.0 if on_gpu else 45.0)
-    options.peer_seconds = options.peer_seconds or (1.5 if on_gpu else 4.0)
+    options.row_seconds = options.row_seconds or (10.0 if on_gpu else 30.0)
+    options.peer_seconds = options.peer_seconds or (1.5 if on_gpu else 3.0)
     return options
 
 

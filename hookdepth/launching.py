@@ -26,6 +26,7 @@ from hookdepth.models import Decoder
 from hookdepth.prefix import KeysValues, PrefixCache
 from hookdepth.rows import RowTable
 from hookdepth.tokens import Where, locate
+from hookdepth.unembedding import most_logits
 
 
 @dataclass
@@ -78,17 +79,9 @@ def run_launch(
         forward.leave_out_unread(hooks)
         hidden = model.forward(token_ids[:, launch.start : launch.stop], cache)
     outputs = [m for m in wanted if isinstance(m, OutputMeasurement)]
-    elements = logit_elements or most_logits(model)
+    elements = logit_elements or most_logits(model.device)
     output = _measure_output(model, hidden, token_ids, table, forward.mask, outputs, elements) if outputs else {}
     return LaunchResult(table, forward.layer_results(), output, cache.recorded)
-
-
-def most_logits(model: Decoder) -> int:
-    """How many logits are held at once, where nobody says otherwise: more only fall out of a CPU's caches.
-
-    most_logits(model) // vocab   # positions of rows
-    """
-    return 1 << 24 if model.device.type == "cpu" else 1 << 28
 
 
 def _prefix(table: RowTable, parent: LaunchResult) -> Callable[[int], KeysValues]:

@@ -29,6 +29,7 @@ from torch.utils.hooks import RemovableHandle
 
 from hookdepth.errors import HookdepthError
 from hookdepth.families import Family, family_of, missing_modules, unsupported
+from hookdepth.unembedding import product
 
 LOAD = "load it with from_pretrained, or give hookdepth the folder"
 Edit = Callable[[Tensor], Tensor | None]
@@ -148,7 +149,7 @@ class Decoder:
 
         model.unembed(model.norm(resid_pre[12]))   # logit lens at layer 12
         """
-        logits = self.hf.get_output_embeddings()(hidden)
+        logits = product(self.hf.get_output_embeddings(), hidden)
         divisor = getattr(self.config, "logits_scaling", None)
         if divisor is not None:
             logits = logits / divisor

@@ -14,9 +14,9 @@ from hookdepth.analyses.integrated_gradients import kept_bytes, most_layer_token
 from hookdepth.branches import Branch
 from hookdepth.branching import bytes_per_row_token, plan_for
 from hookdepth.data import Probe
-from hookdepth.launching import most_logits
 from hookdepth.models import Decoder
 from hookdepth.plans import Plan
+from hookdepth.unembedding import most_logits
 
 NODES = 98  # a layer, of an adaptive path: the mean over layers, weighted by their work, on the demo model
 PLANNED = 12  # units that are planned; the others are taken to be like them
@@ -57,7 +57,7 @@ def unembed_flops(model: Decoder) -> float:
 def work_of(task: Task, outline: Decoder, inputs: Inputs, settings: Settings) -> Work:
     """The work of all units of a task; an outline will do for the model."""
     n_layers = outline.n_layers
-    logits = most_logits(outline) * 12.0  # the dtype's, float32's and a difference
+    logits = most_logits(outline.device) * 12.0  # the dtype's, float32's and a difference
     if task.name in ("residual-stats", "logit-lens"):
         tokens = sum(map(len, inputs.prompts))
         longest = max(map(len, inputs.prompts))

@@ -18,7 +18,7 @@ LAYERS = [
     ["hub"],
     ["data"],
     ["contract", "results", "processes"],
-    ["families", "prefix", "models", "checking"],
+    ["unembedding", "families", "prefix", "models", "checking"],
     ["loading", "outline"],
     ["tokens", "interventions", "branches", "measurements"],
     ["capturing"],

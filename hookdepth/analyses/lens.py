@@ -17,9 +17,9 @@ from torch import Tensor
 
 from hookdepth.analyses.task import Inputs, OnLaunch, Partial, Settings, Task, Tensors
 from hookdepth.capturing import capture
-from hookdepth.launching import most_logits
 from hookdepth.metrics import blocks, kl_divergence, topk_overlap
 from hookdepth.models import Decoder
+from hookdepth.unembedding import most_logits
 
 TOP_K = 5
 
@@ -49,7 +49,7 @@ def lens_sums(model: Decoder, prompt: Sequence[int], logit_elements: int | None 
         logit_elements: most logits held at once; default `most_logits`.
     """
     n_layers, vocab = model.n_layers, int(model.config.vocab_size)
-    size = max(1, (logit_elements or most_logits(model)) // ((n_layers + 1) * vocab))
+    size = max(1, (logit_elements or most_logits(model.device)) // ((n_layers + 1) * vocab))
     with model.evaluating():
         with capture(model, "resid_pre") as acts, capture(model, "resid_post", layers=[n_layers - 1]) as last:
             model.forward(torch.tensor([list(prompt)], device=model.device))
