@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from benchmarks.contest import OURS
+from benchmarks.peers import LISTED
 from hookdepth import __version__
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -105,7 +106,7 @@ def readme_table(summary: dict[str, Any]) -> str:
     print(readme_table(json.loads(Path("benchmarks/results/cpu.json").read_text())))
     """
     rows = [row for row in summary["rows"] if "contestants" in row]
-    peers = list(dict.fromkeys(name for row in rows for name in row["contestants"] if name != OURS))
+    peers = [listed.name for listed in LISTED if any(listed.name in row["contestants"] for row in rows)]
     head = ["workload", "dtype", OURS, "of its floor", *peers]
     lines = [head, ["---"] * len(head)]
     for row in rows:

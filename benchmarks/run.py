@@ -223,7 +223,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", help="cpu or cuda; default the suite's")
     parser.add_argument("--row-seconds", type=float, help="when a row's rounds end; default 30 on a CPU, 10 on a GPU")
     parser.add_argument("--peer-seconds", type=float, help="most seconds of a peer's run; default 3, or 1.5 on a GPU")
-    parser.add_argument("--minutes", type=float, help="then every contestant runs once; default 14, or 5 on a GPU")
+    parser.add_argument("--minutes", type=float, help="then every contestant runs once; default 13, or 5 on a GPU")
     parser.add_argument("--out", type=Path, help="folder for table, JSON and figures")
     options = parser.parse_args(arguments)
     _check(parser, "--models", options.models, NAMES)
@@ -236,7 +236,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     on_gpu = options.device.startswith("cuda")
     if on_gpu and not torch.cuda.is_available():
         parser.error("no GPU is to be seen here: --device cpu --models tiny tries the gpu suite's code anywhere")
-    options.minutes = options.minutes or (5.0 if on_gpu else 14.0)
+    options.minutes = options.minutes or (5.0 if on_gpu else 13.0)
     options.row_seconds = options.row_seconds or (10.0 if on_gpu else 30.0)
     options.peer_seconds = options.peer_seconds or (1.5 if on_gpu else 3.0)
     return options

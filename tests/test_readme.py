@@ -5,6 +5,7 @@ Every `sh` block runs in bash and every `python` block in Python. One rule leave
 which take minutes and want the machine alone (test_benchmarks.py runs them on tiny models).
 """
 
+import json
 import os
 import re
 import subprocess
@@ -12,6 +13,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from benchmarks.output import readme_table
+from benchmarks.workloads import WORKLOADS
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -67,3 +71,9 @@ def test_the_python_examples_run(demo_model, tmp_path, number):
 def test_the_pages_and_figures_it_names_are_there():
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert target.startswith("https://") or (ROOT / target).exists(), target
+
+
+def test_the_table_is_that_of_the_last_run():
+    results = json.loads((ROOT / "benchmarks" / "results" / "cpu.json").read_text(encoding="utf-8"))
+    assert {row["row"] for row in results["rows"]} == {make.__name__.replace("_", "-") for make in WORKLOADS}
+    assert f"\n\n{readme_table(results)}\n\n" in README
