@@ -31,7 +31,7 @@ from hookdepth.outline import Outline
 from hookdepth.plans import Plan
 from hookdepth.workload import PLANNED, Work, nodes_at_once, token_flops, unembedded
 
-LAYERS = 2  # of the miniature
+LAYERS = 3  # of the miniature
 _FLOPS = {"cpu": 3e10, "cuda": 2e12}  # of one timed call
 
 
@@ -96,7 +96,7 @@ class Rates:
         cuts = list(dict.fromkeys((branch.prompt, branch.cut) for branch in branches))
         cuts = [(prompt, cut) for prompt, cut in cuts if cut is None or cut < lengths[prompt] - 1]
         made: list[list[Branch]] = []
-        for layer in (0, 1):
+        for layer in (0, LAYERS - 1):
             made.append([])
             for prompt in dict.fromkeys(prompt for prompt, _ in cuts):
                 for _ in range(rows):
@@ -116,22 +116,17 @@ class Rates:
         branches = branches[: max(lengths[0], min(len(branches) // 2, most))]
         early = [self._moved(branch, Patch("resid_pre", 0, empty[0], [0])) for branch in branches]
         late = [self._moved(branch, Patch("resid_post", LAYERS - 1, empty[0], [0])) for branch in branches]
-        return self._two_points(early, late, lengths, work)
+        # Layers are measured as well, so that none leaves out its MLP.
+        per_layer = self._run(early, lengths, [LayerEffect()]) / self._plan(early, lengths).work
+        plan = self._plan(late, lengths)
+        rest = max(0.0, self._run(late, lengths, [LayerEffect(), OutputEffect()]) - per_layer * plan.work)
+        per_position = rest / unembedded(plan, late, lengths) * self.vocab
+        return per_layer * work.token_layers + per_position * work.positions
 
     @staticmethod
     def _moved(branch: Branch, to: Patch) -> Branch:
         (patch,) = branch.interventions
         return replace(branch, interventions=(Patch(to.site, to.layer, to.value, patch.tokens),))
-
-    def _two_points(self, early: list[Branch], late: list[Branch], lengths: list[int], work: Work) -> float:
-        """Layers and unembedding of the same branches apart: what runs through all layers, and through none."""
-        outputs: list[Measurement] = [OutputEffect()]
-        plans = self._plan(early, lengths), self._plan(late, lengths)
-        times = self._run(early, lengths, outputs), self._run(late, lengths, outputs)
-        per_layer = max(0.0, times[0] - times[1]) / (plans[0].work - plans[1].work)
-        rest = max(0.0, times[1] - per_layer * plans[1].work)
-        per_position = rest / unembedded(plans[1], late, lengths) * self.vocab
-        return per_layer * work.token_layers + per_position * work.positions
 
     def _gradients(self, work: Work) -> float:
         probe = max(self.inputs.probes, key=lambda one: len(one.token_ids))
@@ -141,10 +136,11 @@ class Rates:
             nodes_at_once(self.outline, probe, self.settings),
             int(self.budget / self._row_flops(len(ids))) + 1,
         )
-        points = [(layer, path.activation[layer]) for layer in (0, 1)]
-        deep, late = (self._timed(lambda: path.value_and_gradient([point] * rows)) for point in points)  # noqa: B023
+        points = [(layer, path.activation[layer]) for layer in range(LAYERS)]
+        deep, middle, late = (self._timed(lambda: path.value_and_gradient([point] * rows)) for point in points)  # noqa: B023
         tokens, answers = max(probe.answer_positions), len(probe.answer_positions)
-        per_layer = max(0.0, deep - late) / (rows * tokens)
+        # The last layer's MLP runs at the answer's tokens alone: both of these end with it.
+        per_layer = max(0.0, deep - middle) / (rows * tokens)
         per_position = late / ((rows + 2) * answers) * self.vocab
         return per_layer * work.token_layers + per_position * work.positions
 

@@ -5,6 +5,7 @@ import itertools
 import pytest
 from tiny_models import prompts, tiny_config, tiny_model
 from tiny_tokenizer import tiny_tokenizer
+from torch.utils.flop_counter import FlopCounterMode
 
 import hookdepth
 from hookdepth import launching
@@ -14,6 +15,7 @@ from hookdepth.data import Probe
 from hookdepth.estimating import describe, estimate
 from hookdepth.outline import load_outline
 from hookdepth.plans import launch_work
+from hookdepth.rates import LAYERS
 
 PROMPTS = tuple(tuple(ids) for ids in prompts(3, (30, 90, 21)))
 PROBES = tuple(
@@ -106,8 +108,31 @@ def test_time_follows_from_what_is_measured(outline):
     found = estimate(outline, NAMES, INPUTS, settings, clock=lambda: float(next(ticks)))
     assert all(one.seconds > 0 for one in found)
     stats, lens = found[:2]
-    assert stats.seconds == pytest.approx(stats.work.token_layers / (stats.work.width * 2))
+    assert stats.seconds == pytest.approx(stats.work.token_layers / (stats.work.width * LAYERS))
     assert lens.seconds == pytest.approx(stats.seconds), "calls that take equally long leave nothing for unembedding"
+
+
+def flops_of(run):
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("name", ["residual-stats", "logit-lens", *BRANCHING[::2], "integrated-gradients"])
+def test_estimates_are_right_where_the_clock_counts_products(tmp_path_factory, name):
+    """In FLOPs there is no noise: what the miniature says of the model's shape against what the model does."""
+    shape = {"num_hidden_layers": 12, "hidden_size": 128, "intermediate_size": 512, "vocab_size": 300}
+    folder = tmp_path_factory.mktemp("deep")
+    tiny_config("llama", **shape).save_pretrained(folder)
+    settings = Settings(ig_method="riemann", ig_steps=8)
+    with FlopCounterMode(display=False) as counter:
+        (estimated,) = estimate(
+            load_outline(str(folder)), [name], INPUTS, settings, clock=lambda: float(counter.get_total_flops())
+        )
+    model = hookdepth.wrap(tiny_model("llama", **shape))
+    (task,) = tasks_for([name], model, INPUTS, settings)
+    real = flops_of(lambda: [task.run(unit, lambda: None) for unit in range(task.n_units)])
+    assert 0.8 < estimated.seconds / real < 1.25
 
 
 def test_the_command(folder, tmp_path, capsys):
