@@ -4,7 +4,7 @@
     print(describe(outline, estimates))
 
 The plan knows the work: token-layers (one token of one row through one layer) and unembedded positions.
-What one of them takes is measured, not guessed: the same kinds of launches run on a miniature, two layers of
+What one of them takes is measured, not guessed: the same kinds of launches run on a miniature, three layers of
 the model's own shape with random weights, on the same device and in the same dtype, through the same engine.
 So attention, norms, hooks, measurements and gradients are in the figure as they are in the run.
 
