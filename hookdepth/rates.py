@@ -6,7 +6,7 @@ from hookdepth.outline import miniature
 from hookdepth.workload import work_of
 
 work = work_of(task, outline, inputs, settings)
-Rates(outline, miniature(outline), inputs, settings, time.perf_counter).seconds(task, work)
+Rates(outline, miniature(outline, LAYERS), inputs, settings, time.perf_counter).seconds(task, work)
 """
 
 from __future__ import annotations
