@@ -191,4 +191,3 @@ class Log:
         head += ", ".join(f"{name} {version or 'not installed'}" for name, version in summary["versions"].items())
         (self.folder / f"{self.suite}.txt").write_text("\n".join([head, *self.lines]) + "\n", encoding="utf-8")
         (self.folder / f"{self.suite}.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-        (self.folder / f"{self.suite}.md").write_text(readme_table(summary) + "\n", encoding="utf-8")

@@ -2,7 +2,7 @@
 
     outline = load_outline("folder/with/config", device="cpu")     # or a hub id: reads a few kilobytes
     outline.n_layers, weight_bytes(outline)
-    small = miniature(outline)                                     # two of its layers, random weights
+    small = miniature(outline, 2)                                     # two of its layers, random weights
 
 An outline plans as the model would. A miniature runs as one slice of it would, on the same device, in the
 same dtype and with the same kernels: what a `--dry-run` measures.
@@ -155,10 +155,10 @@ def weight_bytes(outline: Outline) -> int:
     return int(total)
 
 
-def miniature(outline: Outline, n_layers: int = 2) -> Decoder:
+def miniature(outline: Outline, n_layers: int) -> Decoder:
     """The first layers of a model with random weights, on its device, in its dtype, quantised as it would be.
 
-    miniature(load_outline("demo")).n_layers   # 2
+    miniature(load_outline("demo"), 3).n_layers   # 3
     """
     from transformers import AutoModelForCausalLM
 

@@ -181,7 +181,7 @@ def appears(path: Path, patience: float) -> bool:
     """
     until = time.monotonic() + patience
     while not path.exists():
-        if time.monotonic() > until:
+        if time.monotonic() >= until:
             return False
         time.sleep(0.5)
     return True

@@ -38,7 +38,7 @@ def test_an_outline_is_the_model_without_its_weights(family, tmp_path):
     expected = {name: tensor.shape for name, tensor in model.named_parameters()}
     assert {name: tensor.shape for name, tensor in outline.hf.named_parameters()} == expected
     assert weight_bytes(outline) == sum(4 * tensor.numel() for tensor in model.parameters())
-    small = miniature(outline)
+    small = miniature(outline, 2)
     assert (small.n_layers, small.device.type, small.dtype) == (2, "cpu", torch.float32)
     with torch.no_grad():
         assert torch.isfinite(small.forward(torch.arange(12)[None])).all()

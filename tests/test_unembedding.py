@@ -65,9 +65,13 @@ def test_what_is_more_than_a_product_is_called(module):
     assert not torch.allclose(product(module, x), x @ module.weight.T, atol=1e-3)
 
 
-def test_bfloat16_is_left_to_the_module():
-    module, x = head(dtype=torch.bfloat16), hidden(7, dtype=torch.bfloat16)
-    assert torch.equal(product(module, x), module(x))
+@pytest.mark.parametrize(("dtype", "products"), [(torch.float32, 3), (torch.bfloat16, 1)])
+def test_float32_goes_in_slices_and_bfloat16_whole(monkeypatch, dtype, products):
+    module, x, plain, widths = head(dtype=dtype), hidden(7, dtype=dtype), nn.functional.linear, []
+    expected = module(x)
+    monkeypatch.setattr(nn.functional, "linear", lambda x, w, *more: (widths.append(len(w)), plain(x, w, *more))[1])
+    assert torch.allclose(product(module, x), expected, atol=1e-6)
+    assert (len(widths), sum(widths)) == (products, 4000)
 
 
 def test_a_gpu_holds_more_logits_than_a_cpu():
