@@ -18,8 +18,8 @@ sys.path.insert(0, str(FilePath(__file__).resolve().parents[1]))
 from torch import Tensor
 
 from hookdepth import load_model
-from hookdepth.analyses.integrated_gradients import Path, attribute
-from hookdepth.analyses.task import Settings
+from hookdepth.analyses.base import Settings
+from hookdepth.analyses.gradients import Path, attribute
 from hookdepth.data import DEFAULT_PROBES, make_probe
 
 

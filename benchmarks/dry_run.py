@@ -25,10 +25,10 @@ from benchmarks.output import environment
 from hookdepth import load_model
 from hookdepth.analyses import Settings
 from hookdepth.data import load_examples
-from hookdepth.estimating import estimate
-from hookdepth.outline import load_outline
-from hookdepth.runner import Run
-from hookdepth.session import make_inputs, parse_analyses
+from hookdepth.runs.dry_run import estimate
+from hookdepth.runs.outline import load_outline
+from hookdepth.runs.runner import Run
+from hookdepth.runs.session import make_inputs, parse_analyses
 
 FACTOR = 1.5
 

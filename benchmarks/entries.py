@@ -72,7 +72,7 @@ def run_analyses(
     """Run analyses as `hookdepth run` does, without its files: name → (tensors, noise floor)."""
     results: dict[str, tuple[Tensors, float | None]] = {}
     for task in tasks_for(names, subject.model, subject.inputs, settings or Settings()):
-        partials = [task.run(unit, lambda: None) for unit in range(task.n_units)]
+        partials = [task.run(unit, lambda: None) for unit in range(task.n_chunks)]
         null = max((p.null_effect for p in partials if p.null_effect is not None), default=None)
         results |= {name: (tensors, null) for name, tensors in task.finish(partials).items()}
     return results

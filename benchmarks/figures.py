@@ -29,7 +29,7 @@ _AXIS_LABELS = {
     "interventions": "interventions (erasures)",
     "cuts": "cuts",
     "prompts": "prompts",
-    "rows": "most rows of a launch",
+    "rows": "most rows of a pass",
 }
 
 

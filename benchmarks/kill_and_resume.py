@@ -30,7 +30,7 @@ from hookdepth.results import load_folder
 UNITS = "*.safetensors"
 ALONE = [sys.executable, "-m", "hookdepth"]
 # --multi_gpu is the launcher's word for several processes; without GPUs they run on the CPU.
-TEAM = [*(sys.executable, "-m", "accelerate.commands.launch"), "--multi_gpu", "--num_processes", "2", "-m", "hookdepth"]
+TEAM = [*(sys.executable, "-m", "accelerate.commands.pass"), "--multi_gpu", "--num_processes", "2", "-m", "hookdepth"]
 
 
 def main() -> None:
@@ -61,15 +61,15 @@ def main() -> None:
     resumed = run(command)
     assert resumed["status"] == 0, resumed
 
-    command = [*TEAM, "run", *common, "--out", str(options.out / "team")]
+    command = [*TEAM, "run", *common, "--out", str(options.out / "workers")]
     died = run(command, kill_one_after=whole["seconds"] * dice.uniform(0.1, 0.3))
     assert died["status"] not in (0, None), "the launcher must fail where one of its processes dies"
     print(f"one of two killed: launcher ended {died['until_end']:.1f} s later with status {died['status']}")
-    team = run(command)
-    assert team["status"] == 0, team
+    workers = run(command)
+    assert workers["status"] == 0, workers
 
     expected = tensors(options.out / "whole")
-    same = {name: tensors(options.out / name) == expected for name in ("killed", "team")}
+    same = {name: tensors(options.out / name) == expected for name in ("killed", "workers")}
     print(f"byte-identical: {same}")
     summary = {
         "prompts": options.prompts,
@@ -78,7 +78,7 @@ def main() -> None:
         "whole": whole,
         "deaths": deaths,
         "resumed_s": resumed["seconds"],
-        "team": {"died": died, "resumed_s": team["seconds"]},
+        "workers": {"died": died, "resumed_s": workers["seconds"]},
         "byte_identical": same,
     }
     print(json.dumps(summary))
@@ -130,8 +130,8 @@ def run(command: list[str], kill_after: float | None = None, kill_one_after: flo
 
 
 def kept(folder: Path) -> int:
-    """Units and results that a killed run has left."""
-    return len([*folder.glob(UNITS), *(folder / ".units").glob(UNITS)])
+    """Chunks and results that a killed run has left."""
+    return len([*folder.glob(UNITS), *(folder / ".chunks").glob(UNITS)])
 
 
 def tensors(folder: Path) -> dict[tuple[str, str], bytes]:

@@ -5,7 +5,7 @@
 
 The floor is the larger of two times, as if the other were hidden behind it: the least products at the rate of
 matrix products of the model's own shape; and the least traffic (weights read once, each state that differs
-from the trunk read and written once per layer) at the measured bandwidth. Attention's own products,
+from the clean run read and written once per layer) at the measured bandwidth. Attention's own products,
 elementwise work and the softmax of the logits are left out, so nothing can be faster than the floor.
 """
 
@@ -44,7 +44,7 @@ class Need:
     """The least that a workload has to do.
 
     Attributes:
-        token_layers: states that differ from the trunk (one token through one layer), and each trunk once.
+        token_layers: states that differ from the clean run (one token through one layer), and each clean run once.
         positions: measured unembeddings.
         passes: 1 forward, 2 forward and gradients with respect to activations (the same products again).
     """

@@ -1,4 +1,4 @@
-"""How time grows: with layers, tokens, interventions, cuts, prompts and rows of a launch, for us and for the hook loop.
+"""How time grows: with layers, tokens, interventions, cuts, prompts and rows of a pass, for us and for the hook loop.
 
     sweeps = run_sweeps(subject_shape, "float32", device, quick=False)
     sweeps["layers"]["hookdepth"]        # {"x": [...], "seconds": [...], "exponent": 1.7}
@@ -31,7 +31,7 @@ AXES: dict[str, tuple[Sequence[int], Sequence[int]]] = {  # axis → values, val
     "interventions": ((1, 2, 4, 8, 16), (1, 2)),  # tokens erased at each of the L + 1 layer points
     "cuts": ((1, 2, 4, 8), (1, 2)),
     "prompts": ((1, 2, 4, 8), (1, 2)),
-    "rows": ((4, 8, 16, 32), (4, 8)),  # ours alone: most rows of a launch
+    "rows": ((4, 8, 16, 32), (4, 8)),  # ours alone: most rows of a pass
 }
 Runs = dict[str, Callable[[], Tensor]]
 

@@ -24,8 +24,8 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
+from hookdepth.report.summary import effective_depth
 from hookdepth.results import write_json
-from hookdepth.summary import effective_depth
 from hookdepth.training import DepthCallback, load_history, save_picture
 
 ALPHABET = "0123456789+="

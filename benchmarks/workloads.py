@@ -1,10 +1,10 @@
 """The analyses at the notebook's settings, each with its least work and with what the peers do for it.
 
     for make in WORKLOADS: workload = make(subject, Peers(subject.model))
-    workload.ours().tensors                     # the units (layers, or layer points) first
-    workload.contestants[0].run((3, 4))         # the same tensors, of two units
+    workload.ours().tensors                     # the chunks (layers, or layer points) first
+    workload.contestants[0].run((3, 4))         # the same tensors, of two chunks
 
-A contestant may run some of the units only; `passes` says how much of the whole that is.
+A contestant may run some of the chunks only; `passes` says how much of the whole that is.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from benchmarks.limits import Need
 from benchmarks.models import Subject
 from benchmarks.peers import Peer, Peers
 from hookdepth import Decoder, OutputEffect, run_branches
-from hookdepth.analyses import Settings, erasure, integrated_gradients, tasks_for
-from hookdepth.branching import plan_for
+from hookdepth.analyses import Settings, erasure, gradients, tasks_for
+from hookdepth.engine.passes import plan_for
 
 CHECKED = 8  # one in so many steps of integrated gradients is what peers are checked on and timed with
 
@@ -34,7 +34,7 @@ def residual_stats(subject: Subject, peers: Peers) -> Workload:
         found = run_analyses(subject, ["residual-stats"])["residual-stats"][0]
         return Outcome({name: found[name] for name in names})
 
-    def run(peer: Peer, _units: Sequence[int]) -> Tensors:
+    def run(peer: Peer, _chunks: Sequence[int]) -> Tensors:
         table = sum(peer.object.stats(ids).double().cpu() for ids in prompts_of(subject)) / tokens
         return dict(zip(names, table, strict=True))
 
@@ -51,7 +51,7 @@ def logit_lens(subject: Subject, peers: Peers) -> Workload:
         found = run_analyses(subject, ["logit-lens"])["logit-lens"][0]
         return Outcome({"kl": found["kl"][:-1], "topk_overlap": found["topk_overlap"][:-1]})
 
-    def run(peer: Peer, _units: Sequence[int]) -> Tensors:
+    def run(peer: Peer, _chunks: Sequence[int]) -> Tensors:
         kl, overlap = sum(peer.object.lens(ids).double().cpu() for ids in prompts_of(subject)) / tokens
         return {"kl": kl, "topk_overlap": overlap}
 
@@ -95,12 +95,12 @@ def _effects(
                 tensors[f"{name}.output"] = found["layer.per_prompt_output"].transpose(0, 1)
         return Outcome(tensors, null_effect)
 
-    def run(peer: Peer, units: Sequence[int]) -> Tensors:
+    def run(peer: Peer, chunks: Sequence[int]) -> Tensors:
         tensors: Tensors = {}
         for name, one in zip(names, which, strict=True):
             per_prompt = []
             for ids, own in zip(prompts_of(subject), inputs.cuts, strict=True):
-                found = getattr(peer.object, kind)(ids, [None] if one == "current" else list(own), list(units))
+                found = getattr(peer.object, kind)(ids, [None] if one == "current" else list(own), list(chunks))
                 per_prompt.append(found if outputs else (found,))
             kinds = ("effect", "output")[: 1 + outputs]
             for key, values in zip(kinds, zip(*per_prompt, strict=True), strict=True):
@@ -109,7 +109,7 @@ def _effects(
 
     (task,) = tasks_for(names, model, inputs, settings)
     assert task.branches is not None
-    layers = sum(plan_for(model, *task.branches(unit)).least for unit in range(task.n_units))
+    layers = sum(plan_for(model, *task.branches(chunk)).least for chunk in range(task.n_chunks))
     cuts = [cut for own in inputs.cuts for cut in own] if "future" in which else []
     positions = 0
     if outputs:
@@ -138,8 +138,8 @@ def residual_erasure(subject: Subject, peers: Peers) -> Workload:
         result = run_branches(model, [probe.token_ids], branches, [OutputEffect()])
         return Outcome({"effect": result.output["output"].view(points, -1)}, result.null_effect)
 
-    def run(peer: Peer, units: Sequence[int]) -> Tensors:
-        return {"effect": peer.object.erasure(ids, list(probe.answer_positions), baseline, list(units)).cpu()}
+    def run(peer: Peer, chunks: Sequence[int]) -> Tensors:
+        return {"effect": peer.object.erasure(ids, list(probe.answer_positions), baseline, list(chunks)).cpu()}
 
     tokens = max(probe.answer_positions)
     least = plan_for(model, branches, [len(probe.token_ids)]).least
@@ -159,12 +159,12 @@ def gradients_riemann(subject: Subject, peers: Peers) -> Workload:
     ids = torch.tensor([probe.token_ids], device=model.device)
 
     def ours(count: int = steps) -> Outcome:
-        path = integrated_gradients.Path(model, probe, "layer")
+        path = gradients.Path(model, probe, "layer")
         settings = Settings(ig_method="riemann", ig_steps=count)
-        found = integrated_gradients.attribute(path, settings, subject.layers)
+        found = gradients.attribute(path, settings, subject.layers)
         return Outcome({"attribution": found["attribution"]}, path.null_effect)
 
-    def run(peer: Peer, _units: Sequence[int]) -> Tensors:
+    def run(peer: Peer, _chunks: Sequence[int]) -> Tensors:
         found = peer.object.gradients(ids, list(probe.answer_positions), list(subject.layers), steps // CHECKED)
         return {"attribution": found.cpu()}
 
@@ -187,9 +187,9 @@ def gradients_adaptive(subject: Subject, peers: Peers) -> Workload:
     (probe,) = subject.inputs.probes
 
     def ours() -> Outcome:
-        path = integrated_gradients.Path(model, probe, "layer")
-        settings = Settings(ig_tolerance=integrated_gradients.default_tolerance(model))
-        found = integrated_gradients.attribute(path, settings, subject.layers)
+        path = gradients.Path(model, probe, "layer")
+        settings = Settings(ig_tolerance=gradients.default_tolerance(model))
+        found = gradients.attribute(path, settings, subject.layers)
         return Outcome({"attribution": found["attribution"], "evaluations": found["evaluations"]}, path.null_effect)
 
     return Workload(

@@ -17,13 +17,9 @@ from hookdepth.errors import HookdepthError
 
 if TYPE_CHECKING:
     from hookdepth.api import analyse, plot
-    from hookdepth.branches import Branch
-    from hookdepth.branching import BranchResults, run_branches
-    from hookdepth.capturing import Activations, capture
-    from hookdepth.checking import wrap
-    from hookdepth.interventions import AddVector, Erase, Identity, Intervention, Patch, Scale, Skip, Subtract
-    from hookdepth.loading import load_model
-    from hookdepth.measurements import (
+    from hookdepth.engine.branches import Branch
+    from hookdepth.engine.interventions import AddVector, Erase, Identity, Intervention, Patch, Scale, Skip, Subtract
+    from hookdepth.engine.measurements import (
         Custom,
         LayerEffect,
         LayerMeasurement,
@@ -32,21 +28,25 @@ if TYPE_CHECKING:
         OutputMeasurement,
         TargetProbability,
     )
-    from hookdepth.models import Decoder
+    from hookdepth.engine.passes import BranchResults, run_branches
+    from hookdepth.engine.reading import Activations, capture
+    from hookdepth.model.checking import wrap
+    from hookdepth.model.decoder import Decoder
+    from hookdepth.model.loading import load_model
     from hookdepth.results import Result, load_folder
 
 _HOME = {
     "api": "analyse plot",
-    "branches": "Branch",
-    "branching": "BranchResults run_branches",
-    "capturing": "Activations capture",
-    "interventions": "AddVector Erase Identity Intervention Patch Scale Skip Subtract",
-    "loading": "load_model",
-    "measurements": (
+    "engine.branches": "Branch",
+    "engine.passes": "BranchResults run_branches",
+    "engine.reading": "Activations capture",
+    "engine.interventions": "AddVector Erase Identity Intervention Patch Scale Skip Subtract",
+    "model.loading": "load_model",
+    "engine.measurements": (
         "Custom LayerEffect LayerMeasurement LogitDifference OutputEffect OutputMeasurement TargetProbability"
     ),
-    "checking": "wrap",
-    "models": "Decoder",
+    "model.checking": "wrap",
+    "model.decoder": "Decoder",
     "results": "Result load_folder",
 }
 

@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hookdepth.analyses import NAMES, Settings
-from hookdepth.analyses.integrated_gradients import METHODS, default_tolerance
+from hookdepth.analyses.gradients import METHODS, default_tolerance
 from hookdepth.data import load_examples
 from hookdepth.errors import HookdepthError, choose
-from hookdepth.loading import load_model
-from hookdepth.models import Decoder
+from hookdepth.model.decoder import Decoder
+from hookdepth.model.loading import load_model
 from hookdepth.results import Result
-from hookdepth.runner import Run
-from hookdepth.session import make_inputs, parse_analyses, parse_parts
+from hookdepth.runs.runner import Run
+from hookdepth.runs.session import make_inputs, parse_analyses, parse_parts
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -113,7 +113,7 @@ def plot(result: Result) -> dict[str, Figure]:
     Raises:
         HookdepthError: an analysis that this version does not know.
     """
-    from hookdepth.plots import figures_for  # matplotlib: who only computes need not wait for it
+    from hookdepth.report.figures import figures_for  # matplotlib: who only computes need not wait for it
 
     choose("analysis", result.analysis, NAMES)
     return figures_for(result)

@@ -178,7 +178,7 @@ def _add_run(commands: argparse._SubParsersAction[_Parser]) -> None:
     how.add_argument("--quantize", default="none", metavar="BITS", help="none, 8bit or 4bit (bitsandbytes)")
     how.add_argument("--attn-implementation", metavar="NAME", help="sdpa, eager, … (default: transformers' choice)")
     how.add_argument("--revision", metavar="NAME", help="of a hub id")
-    how.add_argument("--max-rows", type=_rows, metavar="N", help="most rows of a launch (default: as many as fit)")
+    how.add_argument("--max-rows", type=_rows, metavar="N", help="most rows of a pass (default: as many as fit)")
     where = run.add_argument_group("where")
     where.add_argument("--out", required=True, metavar="DIR", help="folder for results, figures and report.html")
     where.add_argument("--overwrite", action="store_true", help="replace results of other settings")
@@ -228,21 +228,21 @@ def _number(text: str, least: int | None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from hookdepth import session  # imports torch and transformers: --help should not wait for them
-    from hookdepth.processes import joined
+    from hookdepth.runs import session  # imports torch and transformers: --help should not wait for them
+    from hookdepth.runs.workers import joined
 
-    with joined() as team:
-        names, parts = team.together(lambda: _checked(options))
+    with joined() as workers:
+        names, parts = workers.together(lambda: _checked(options))
         if options.dry_run:
-            if team.first:
+            if workers.first:
                 print(session.describe_plan(options, names, parts))
             return 0
-        results = session.run(options, names, parts, _warn if team.first else lambda line: None, team)
-        return _finish(options, results) if team.first else 0
+        results = session.run(options, names, parts, _warn if workers.first else lambda line: None, workers)
+        return _finish(options, results) if workers.first else 0
 
 
 def _checked(options: argparse.Namespace) -> tuple[list[str], tuple[str, ...]]:
-    from hookdepth import session
+    from hookdepth.runs import session
 
     names, parts = session.parse_analyses(options.analyses), session.parse_parts(options.parts)
     session.choose_method(options.ig_method)
@@ -252,13 +252,13 @@ def _checked(options: argparse.Namespace) -> tuple[list[str], tuple[str, ...]]:
 
 
 def _finish(options: argparse.Namespace, results: Sequence[Result]) -> int:
-    from hookdepth.report import write_report
+    from hookdepth.report.page import write_report
 
     page = write_report(options.out)
     for result in results:
         floor = result.metadata.get("null_effect")
         noise = "" if floor is None else f", noise floor {floor:.2g}"
-        cost = f"{result.metadata['wall_time_s']:8.1f} s, {result.metadata['launches']} launches"
+        cost = f"{result.metadata['wall_time_s']:8.1f} s, {result.metadata['passes']} passes"
         print(f"{result.analysis:22} {cost}{noise}")
     print(f"report: {page}")
     noisy = [result for result in results if result.metadata.get("null_effect")]
@@ -297,14 +297,14 @@ def _warn(line: str) -> None:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from hookdepth.report import write_report
+    from hookdepth.report.page import write_report
 
     print(f"report: {write_report(options.folder)}")
     return 0
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from hookdepth.report_compare import write_comparison
+    from hookdepth.report.compare_page import write_comparison
 
     _check_out(options.out)
     print(f"comparison: {write_comparison(options.folders, options.out)}")
@@ -312,7 +312,7 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _info(options: argparse.Namespace) -> int:
-    from hookdepth.tables import describe
+    from hookdepth.report.tables import describe
 
     print(describe(options.path))
     return 0

@@ -46,7 +46,7 @@ _KINDS: dict[str, Any] = {
     "probes": (list, type(None)),
     "null_effect": _NUMBER,
     "wall_time_s": _NUMBER,
-    "launches": _NUMBER,
+    "passes": _NUMBER,
 }
 
 

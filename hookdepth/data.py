@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from hookdepth.errors import HookdepthError, suggestion
-from hookdepth.hub import hub_or_cache
+from hookdepth.model.hub import hub_or_cache
 
 NAMES = ("demo", "gsm8k")
 DEFAULT_PROBES = (("5 + 7 + 5 + 3 + 1 + 7 = ", "28"), ("The spouse of the performer of Imagine is", " Yoko Ono"))

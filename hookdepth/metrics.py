@@ -1,6 +1,6 @@
 """Pure functions on tensors; norms, cosines and softmax in float32, denominators clamped at 1e-6.
 
-relative_change(trunk_contribution, branch_contribution)   # [row, token], 0 where nothing changed
+relative_change(clean_contribution, branch_contribution)   # [row, token], 0 where nothing changed
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def relative_change(
 ) -> Float[Tensor, "*b"]:
     """‖clean − changed‖ / ‖clean‖, ≥ 0: the layer effect of 2505.13898, Fig. 3.
 
-        relative_change(c[0:1], c)   # [row, token]: every row against the trunk
+        relative_change(c[0:1], c)   # [row, token]: every row against the clean run
 
     Args:
         size: ‖clean‖, where many are compared with the same.

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hookdepth.errors import HookdepthError
-from hookdepth.loading import demo_folder
+from hookdepth.model.demo import demo_folder
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 TEMPLATE = (

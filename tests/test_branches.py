@@ -2,9 +2,9 @@
 
 import pytest
 
-from hookdepth.branches import Branch
+from hookdepth.engine.branches import Branch
+from hookdepth.engine.interventions import Identity, Skip
 from hookdepth.errors import HookdepthError
-from hookdepth.interventions import Identity, Skip
 
 LAYERS, LENGTH, WIDTH = 6, 10, 4
 
@@ -37,9 +37,9 @@ def test_what_is_accepted():
 
 def test_birth_is_the_first_site_met():
     late, early = Skip(3, "mlp"), Identity("resid_pre", 3)
-    assert Branch((late, early)).birth() == (3, "resid_pre")
-    assert Branch((Skip(3), late)).birth() == (3, "mlp_out")
-    assert Branch((early, Skip(2))).birth() == (2, "resid_post")
+    assert Branch((late, early)).joins() == (3, "resid_pre")
+    assert Branch((Skip(3), late)).joins() == (3, "mlp_out")
+    assert Branch((early, Skip(2))).joins() == (2, "resid_post")
 
 
 def test_measured_positions():

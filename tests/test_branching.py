@@ -1,7 +1,7 @@
-"""The engine: what a branch gives is what one plain hooked forward pass gives, however launches are packed.
+"""The engine: what a branch gives is what one plain hooked forward pass gives, however passes are packed.
 
 Where a test says bit for bit, it uses prompts of 20 or 24 tokens: on a CPU a float32 matrix product treats all rows
-alike there. At one token a launch it does not, and the noise (5e-7) is what the null branch is for.
+alike there. At one token a pass it does not, and the noise (5e-7) is what the null branch is for.
 """
 
 import random
@@ -31,14 +31,14 @@ from hookdepth import (
     Skip,
     Subtract,
     TargetProbability,
-    branching,
-    launching,
     run_branches,
 )
-from hookdepth.branching import plan_for
-from hookdepth.capturing import capture
-from hookdepth.interventions import SITES
-from hookdepth.tokens import positions
+from hookdepth.engine import forward as launching
+from hookdepth.engine import passes as branching
+from hookdepth.engine.passes import plan_for
+from hookdepth.engine.reading import capture
+from hookdepth.engine.tokens import positions
+from hookdepth.model.decoder import SITES
 
 L, D, T = 5, 64, 20
 EFFECTS = (LayerEffect(), OutputEffect())
@@ -199,7 +199,7 @@ def test_packing_does_not_change_results(everything, family, limits):
     branches = [make() for make in CASES.values()]
     order = random.Random(0).sample(range(len(branches)), len(branches))
     shuffled = run(model, ids, [branches[n] for n in order], **limits)
-    assert shuffled.launches > together.launches
+    assert shuffled.passes > together.passes
     back = [order.index(n) for n in range(len(order))]
     agree(shuffled.layer["effect"][back], together.layer["effect"], 1e-5)
     agree(shuffled.output["output"][back], together.output["output"], 1e-5)
@@ -236,10 +236,10 @@ def test_nothing_happens_left_of_what_is_changed(name, dtype):
             for layer in range(L)
             for site in SITES
         ]
-        # A branch that is measured everywhere keeps the launch as wide as the prompt.
+        # A branch that is measured everywhere keeps the pass as wide as the prompt.
         results = run(model, ids, [*branches, Branch((Identity("resid_pre", 0),))])
         assert largest(results) == 0
-        # Alone, their launches are as narrow as possible, and only rounding may be seen.
+        # Alone, their passes are as narrow as possible, and only rounding may be seen.
         assert largest(run(model, ids, branches)) < 2e-6
         at = [Branch(b.interventions, measured=[first]) for b in branches]
         assert run(model, ids, at).output["output"].min() > 0.01, "at the token itself there is an effect"
@@ -286,7 +286,7 @@ def entropy(reduce):
 
 
 def test_measurements_that_are_no_changes_are_taken_at_every_measured_token(llama):
-    """Also left of what a branch changes, before it is born and after it has ended: there it is its trunk."""
+    """Also left of what a branch changes, before it is born and after it has ended: there it is its clean run."""
     hf, model, _ = llama
     ids = prompts(1, 40)[0]
     vector = vectors(D)
@@ -297,7 +297,7 @@ def test_measurements_that_are_no_changes_are_taken_at_every_measured_token(llam
     ]
     measurements = [Norm(), entropy("sum"), entropy("mean"), entropy("max"), TargetProbability(), LogitDifference(5, 7)]
     # This many branches are worth starting at their own tokens, where only changes are measured.
-    assert plan_for(model, branches, [40]).n_launches > 2
+    assert plan_for(model, branches, [40]).n_passes > 2
     results = run(model, ids, branches, measurements)
     for number in range(0, len(branches), 7):
         branch = branches[number]
@@ -372,7 +372,7 @@ def test_short_prompts_share_launches_and_give_the_same(family):
     branches += [Branch((Patch("resid_pre", 2, vectors(D), [-1]),), prompt=prompt) for prompt in range(12)]
     measurements = [*EFFECTS, TargetProbability()]
     together = run(model, many, branches, measurements)
-    assert together.launches < 12
+    assert together.passes < 12
     assert together.null_effect < 1e-5
     for prompt, ids in enumerate(many):
         mine = [n for n, branch in enumerate(branches) if branch.prompt == prompt]
@@ -393,7 +393,7 @@ def test_one_token(llama):
 def test_nothing_to_run(llama):
     _, model, ids = llama
     results = run(model, ids, [])
-    assert (results.launches, results.null_effect, results.layer, results.output) == (0, 0, {}, {})
+    assert (results.passes, results.null_effect, results.layer, results.output) == (0, 0, {}, {})
 
 
 def test_without_output_measurements_nothing_is_unembedded(llama, monkeypatch):
@@ -418,11 +418,11 @@ def test_all_skips_are_one_forward_call(monkeypatch, n_layers):
     calls = counting_forward(monkeypatch, model)
     skips = [Skip(layer) for layer in range(n_layers)]
     moved = []
-    results = run(model, prompts(1, T)[0], [Branch((skip,)) for skip in skips], on_launch=lambda: moved.append(1))
-    assert (len(calls), results.launches, len(moved)) == (1, 1, 1)
+    results = run(model, prompts(1, T)[0], [Branch((skip,)) for skip in skips], on_pass=lambda: moved.append(1))
+    assert (len(calls), results.passes, len(moved)) == (1, 1, 1)
     branches = [Branch((skip,), cut=cut) for skip in skips for cut in (None, 8, 12)]
-    results = run(model, prompts(1, T)[0], branches, on_launch=lambda: moved.append(1))
-    assert (len(calls), results.launches, len(moved)) == (4, 3, 4)
+    results = run(model, prompts(1, T)[0], branches, on_pass=lambda: moved.append(1))
+    assert (len(calls), results.passes, len(moved)) == (4, 3, 4)
 
 
 def test_forward_calls_are_those_of_the_plan(monkeypatch, llama):
@@ -430,7 +430,7 @@ def test_forward_calls_are_those_of_the_plan(monkeypatch, llama):
     calls = counting_forward(monkeypatch, model)
     branches = [make() for make in CASES.values()]
     results = run(model, ids, branches, max_rows=6)
-    assert results.launches == len(calls) == results.plan.n_launches
+    assert results.passes == len(calls) == results.plan.n_passes
     assert results.plan == plan_for(model, branches, [T], max_rows=6)
 
 
@@ -447,9 +447,9 @@ def test_logits_never_exist_at_once(monkeypatch, llama, cuts):
     most = 3 * (L + 2) * vocab
 
     def small(*args, **kwargs):
-        return launching.run_launch(*args, **{**kwargs, "logit_elements": most})
+        return launching.run_pass(*args, **{**kwargs, "logit_elements": most})
 
-    monkeypatch.setattr(branching, "run_launch", small)
+    monkeypatch.setattr(branching, "run_pass", small)
     chunked = run(model, ids, branches)
     assert sum(shape[1] for shape in held) == T + sum(T - cut for cut in cuts), "every position once"
     assert all(rows * tokens * vocab <= most for rows, tokens, _ in held)
@@ -463,14 +463,14 @@ def test_logits_never_exist_at_once(monkeypatch, llama, cuts):
 
 
 class Memory:
-    """Refuses launches of more than `rows` rows; keeps those that went through."""
+    """Refuses passes of more than `rows` rows; keeps those that went through."""
 
     def __init__(self, monkeypatch, rows, error=None):
         self.rows = rows
         self.error = error or torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
         self.through, self.refused, self.went_first = [], 0, 0
-        self.plain = launching.run_launch
-        monkeypatch.setattr(branching, "run_launch", self)
+        self.plain = launching.run_pass
+        monkeypatch.setattr(branching, "run_pass", self)
 
     def __call__(self, model, token_ids, table, *args, **kwargs):
         if len(table.slot) > self.rows:
@@ -478,7 +478,7 @@ class Memory:
             self.went_first = self.went_first or len(self.through)
             raise self.error
         result = self.plain(model, token_ids, table, *args, **kwargs)
-        self.through.append(table.launch)
+        self.through.append(table.pass_)
         return result
 
 
@@ -505,12 +505,12 @@ def test_out_of_memory(monkeypatch, llama, rows, error):
     undisturbed = run(model, many, branches)
     memory = Memory(monkeypatch, rows, error)
     moved = []
-    results = run(model, many, branches, on_launch=lambda: moved.append(1))
+    results = run(model, many, branches, on_pass=lambda: moved.append(1))
     assert memory.refused > 0
-    assert (memory.went_first > 0) == (rows == 25), "some launches went through before one did not"
-    measured = Counter(row for launch in memory.through for row in launch.measured)
-    assert measured == Counter(range(len(branches))), "every branch in one launch, no launch half used"
-    assert results.launches == len(moved) == len(memory.through)
+    assert (memory.went_first > 0) == (rows == 25), "some passes went through before one did not"
+    measured = Counter(row for pass_ in memory.through for row in pass_.measured)
+    assert measured == Counter(range(len(branches))), "every branch in one pass, no pass half used"
+    assert results.passes == len(moved) == len(memory.through)
     agree(results.layer["effect"], undisturbed.layer["effect"], 1e-5)
     agree(results.output["output"], undisturbed.output["output"], 1e-5)
     assert memory.refused <= 12, "a size that did not fit is halved, not nibbled at"
@@ -519,7 +519,7 @@ def test_out_of_memory(monkeypatch, llama, rows, error):
 def test_no_memory_at_all(monkeypatch, llama):
     _, model, ids = llama
     memory = Memory(monkeypatch, 0)
-    with pytest.raises(HookdepthError, match="not even one branch beside its trunk fits") as caught:
+    with pytest.raises(HookdepthError, match="not even one branch beside its clean run fits") as caught:
         run(model, ids, [Branch((skip,)) for skip in map(Skip, range(L))])
     assert caught.value.exit_status == 1
     assert not memory.through
@@ -610,10 +610,10 @@ def test_hooks_are_gone_after_a_run_and_the_users_own_stay(watched):
     before = hooks_of(hf)
     results = run(model, prompts(1, T)[0], ALL_KINDS)
     assert hooks_of(hf) == before
-    assert seen == ["mlp", "layer"] * results.launches
+    assert seen == ["mlp", "layer"] * results.passes
     with torch.no_grad():
         hf(torch.tensor([[1, 2]]))
-    assert len(seen) == 2 * results.launches + 2
+    assert len(seen) == 2 * results.passes + 2
 
 
 @pytest.mark.parametrize("error", [ValueError("broken"), KeyboardInterrupt(), RuntimeError("broken")])

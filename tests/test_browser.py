@@ -9,8 +9,8 @@ import subprocess
 import pytest
 from synthetic_results import write_folder
 
-from hookdepth.report import write_report
-from hookdepth.report_compare import write_comparison
+from hookdepth.report.compare_page import write_comparison
+from hookdepth.report.page import write_report
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 BROWSER = next(filter(None, map(shutil.which, NAMES)), None)

@@ -7,9 +7,9 @@ from test_branching import hooks_of
 from tiny_models import prompts, tiny_model
 
 import hookdepth
-from hookdepth.capturing import capture, each_layer
+from hookdepth.engine.reading import capture, each_layer
 from hookdepth.errors import HookdepthError
-from hookdepth.interventions import SITES
+from hookdepth.model.decoder import SITES
 
 L, D, T = 5, 64, 20
 

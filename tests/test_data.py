@@ -470,4 +470,4 @@ def test_data_stands_on_errors_alone():
     names = {node.module or "" for node in tree.body if isinstance(node, ast.ImportFrom)}
     names |= {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
     foreign = {name for name in names if name.split(".")[0] not in sys.stdlib_module_names}
-    assert foreign == {"hookdepth.errors", "hookdepth.hub"}
+    assert foreign == {"hookdepth.errors", "hookdepth.model.hub"}

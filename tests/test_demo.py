@@ -12,8 +12,9 @@ import hookdepth
 from hookdepth import Branch, LayerEffect, OutputEffect, Skip, run_branches
 from hookdepth.analyses import Inputs, Settings
 from hookdepth.data import make_probe
-from hookdepth.loading import demo_folder, load_model
-from hookdepth.runner import Run
+from hookdepth.model.demo import demo_folder
+from hookdepth.model.loading import load_model
+from hookdepth.runs.runner import Run
 
 pytestmark = pytest.mark.demo
 
@@ -44,7 +45,7 @@ def near(ours, expected, scale):
 def test_skip_current_is_the_notebooks_to_the_last_bit(run, golden):
     result = run("skip-current")
     assert result.metadata["null_effect"] == 0
-    assert result.metadata["launches"] == 2, "one for each prompt"
+    assert result.metadata["passes"] == 2, "one for each prompt"
     for name, expected in golden("skip-current").items():
         assert torch.equal(result.tensors[name], expected), (result.tensors[name] - expected).abs().max()
 
@@ -100,7 +101,7 @@ def test_skips_are_plain_passes(model, ids, skips):
     cut = 8
     branches = [Branch((skip,), cut=at) for skip in skips for at in (None, cut)]
     results = run_branches(model, [ids], branches, [LayerEffect(), OutputEffect()])
-    assert results.launches == 2
+    assert results.passes == 2
     with torch.no_grad():
         clean = naive.run_with(model.hf, ids)
     for number, branch in enumerate(branches):

@@ -14,7 +14,7 @@ import hookdepth
 from hookdepth.analyses import NAMES, Inputs, Settings, tasks_for
 from hookdepth.data import Probe
 from hookdepth.errors import HookdepthError
-from hookdepth.loading import load_model
+from hookdepth.model.loading import load_model
 
 FAMILIES = ("llama-untied", "gemma2")
 PROMPTS = tuple(tuple(ids) for ids in prompts(2, (30, 21)))
@@ -27,7 +27,7 @@ def measure(model, names=NAMES):
     settings = Settings(parts=("layer", "attn", "mlp"), ig_method="riemann", ig_steps=4)
     found = {}
     for task in tasks_for(names, model, INPUTS, settings):
-        finished = task.finish([task.run(unit, lambda: None) for unit in range(task.n_units)])
+        finished = task.finish([task.run(unit, lambda: None) for unit in range(task.n_chunks)])
         found |= {(name, key): value for name, tensors in finished.items() for key, value in tensors.items()}
     return found
 

@@ -30,10 +30,10 @@ import hookdepth.training
 from hookdepth import analyses, cli
 from hookdepth.analyses import Inputs, tasks_for
 from hookdepth.data import Probe
-from hookdepth.outline import load_outline
-from hookdepth.planning import make_plan
-from hookdepth.processes import Team
+from hookdepth.engine.planner import make_plan
 from hookdepth.results import Result
+from hookdepth.runs.outline import load_outline
+from hookdepth.runs.workers import Workers
 from hookdepth.training.reading import Reader
 from hookdepth.training.wrapping import gather, unwrap
 
@@ -85,23 +85,23 @@ RUNNABLE = [(name, number) for name, (value, _) in OWNED.items() for number in r
 # What is not run, and why not: the arguments are a module's own, made from one another; or a snippet needs a network,
 # a GPU or a launcher of several processes. A module stands for what is in it.
 NOT_RUN = {
-    "hookdepth.launching": "the engine's own arguments: tests/test_branching.py",
-    "hookdepth.hub": "asks the model hub: tests/test_bad_input.py",
+    "hookdepth.engine.forward": "the engine's own arguments: tests/test_branching.py",
+    "hookdepth.model.hub": "asks the model hub: tests/test_bad_input.py",
     "hookdepth.training.wrapping.unwrap": "DDP needs a process group: tests/test_training_processes.py",
 }
-READS_HISTORY = ["plots_training", "training.history"]
+READS_HISTORY = ["report.over_training", "training.history"]
 READS_RESULTS = [
     "cli",
-    "plots",
-    "plots_compare",
-    "plots_layers",
-    "plots_tokens",
-    "report",
-    "report_compare",
-    "report_values",
+    "report.compare",
+    "report.compare_page",
+    "report.figures",
+    "report.hover",
+    "report.layers",
+    "report.page",
+    "report.summary",
+    "report.tables",
+    "report.tokens",
     "results",
-    "summary",
-    "tables",
 ]
 
 
@@ -126,15 +126,15 @@ def test_snippets_run(name, number, words, folder, tmp_path, monkeypatch, caplog
     if where in READS_HISTORY:
         shutil.copytree(request.getfixturevalue("history"), tmp_path / "depth")
     tiny_config("llama").save_pretrained(tmp_path / "folder" / "with" / "config")
-    monkeypatch.setattr("hookdepth.outline.demo_folder", lambda: tmp_path / "folder" / "with" / "config")
-    for place in ("hookdepth.load_model", "hookdepth.api.load_model", "hookdepth.session.load_model"):
+    monkeypatch.setattr("hookdepth.runs.outline.demo_folder", lambda: tmp_path / "folder" / "with" / "config")
+    for place in ("hookdepth.load_model", "hookdepth.api.load_model", "hookdepth.runs.session.load_model"):
         monkeypatch.setattr(place, lambda name="demo", **options: words["model"])
     tiny = {name: words[name] for name in ("Settings", "load_model", "demo_folder")}
     if where.startswith("training") or where in READS_HISTORY:
         tiny |= request.getfixturevalue("training")
     if where in ("metrics", "training.statistics"):
         tiny["resid_pre"] = words["resid_pre"][0]
-    if name == "hookdepth.branching":
+    if name == "hookdepth.engine.passes":
         tiny["token_ids"] = words["ids"]
     code = snippets(value.__doc__)[number]
     if "raise HookdepthError" in code or "# HookdepthError:" in code:
@@ -208,11 +208,11 @@ def words(tmp_path_factory):
     partials = [task.run(0, lambda: None)]
     branches = [hookdepth.Branch((hookdepth.Skip(layer, part),)) for layer in (3, 5) for part in ("attn", "layer")]
     plan = make_plan(branches, [len(ids)], n_layers)
-    launch, extents, id, run_one_launch = plan.launches[0], plan.extents, 0, lambda: None
+    pass_, spans, id, run_one_pass = plan.passes[0], plan.spans, 0, lambda: None
 
     shape = tmp_path_factory.mktemp("config")
     hf_model.config.save_pretrained(shape)
-    outline, names, team = load_outline(str(shape), device="cpu"), ["skip-current"], Team()
+    outline, names, workers = load_outline(str(shape), device="cpu"), ["skip-current"], Workers()
     identities = {name: {"seed": 123} for name in analyses.NAMES}
 
     with hookdepth.capture(model, "resid_pre", "attn_out", "mlp_out", "resid_post") as acts, model.evaluating():
@@ -221,7 +221,7 @@ def words(tmp_path_factory):
     resid_post, layers = acts["resid_post", 0], [[acts[site, n] for site in SITES] for n in range(n_layers)]
     other_resid = clean_resid = resid_pre[:, 0]
     mean_resid = other_resid.mean(1)
-    trunk_contribution, branch_contribution = mlp_out, torch.cat([mlp_out, attn_out])
+    clean_contribution, branch_contribution = mlp_out, torch.cat([mlp_out, attn_out])
     c, steer, baseline = branch_contribution, torch.ones(width), torch.zeros(n_layers + 1, width)
     direction, effect, measured = steer, torch.ones(3, 4), torch.ones(3, 4) > 0
     paris_id, rome_id, kl, overlap = 5, 6, torch.ones(14), torch.ones(14)

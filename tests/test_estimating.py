@@ -8,14 +8,14 @@ from tiny_tokenizer import tiny_tokenizer
 from torch.utils.flop_counter import FlopCounterMode
 
 import hookdepth
-from hookdepth import launching
 from hookdepth.analyses import NAMES, Inputs, Settings, tasks_for
 from hookdepth.cli import main
 from hookdepth.data import Probe
-from hookdepth.estimating import describe, estimate
-from hookdepth.outline import load_outline
-from hookdepth.plans import launch_work
-from hookdepth.rates import LAYERS
+from hookdepth.engine import forward as launching
+from hookdepth.engine.plan import pass_work
+from hookdepth.runs.dry_run import describe, estimate
+from hookdepth.runs.outline import load_outline
+from hookdepth.runs.rates import LAYERS
 
 PROMPTS = tuple(tuple(ids) for ids in prompts(3, (30, 90, 21)))
 PROBES = tuple(
@@ -40,38 +40,38 @@ def outline(folder):
 
 @pytest.mark.parametrize("settings", [Settings(), Settings(parts=("attn", "mlp"), max_rows=9)])
 def test_the_work_is_that_of_the_run(outline, monkeypatch, settings):
-    """Counted where it is done: token-layers of every launch, and positions of rows that are unembedded."""
+    """Counted where it is done: token-layers of every pass, and positions of rows that are unembedded."""
     model = hookdepth.wrap(tiny_model("llama"))
     done = {"work": 0, "positions": 0}
-    plain_launch, plain_unembed = launching.run_launch, type(model).unembed
+    plain_launch, plain_unembed = launching.run_pass, type(model).unembed
 
     def count_launch(model, token_ids, table, branches, *arguments, **options):
-        extents = [launching_extents[0][row] for row in range(len(branches))]
-        done["work"] += launch_work(table.launch, extents, model.n_layers)
+        spans = [launching_extents[0][row] for row in range(len(branches))]
+        done["work"] += pass_work(table.pass_, spans, model.n_layers)
         return plain_launch(model, token_ids, table, branches, *arguments, **options)
 
     def count_unembed(self, hidden):
         done["positions"] += hidden[..., 0].numel()
         return plain_unembed(self, hidden)
 
-    import hookdepth.branching as branching
+    import hookdepth.engine.passes as branching
 
     launching_extents = [()]
     plain_table = branching.RowTable
 
-    def table(launch, branches, extents, *arguments):
-        launching_extents[0] = extents
-        return plain_table(launch, branches, extents, *arguments)
+    def table(pass_, branches, spans, *arguments):
+        launching_extents[0] = spans
+        return plain_table(pass_, branches, spans, *arguments)
 
     monkeypatch.setattr(branching, "RowTable", table)
-    monkeypatch.setattr(branching, "run_launch", count_launch)
+    monkeypatch.setattr(branching, "run_pass", count_launch)
     monkeypatch.setattr(type(model), "unembed", count_unembed)
     for one in estimate(outline, BRANCHING, INPUTS, settings, measure=False):
         (task,) = tasks_for(one.task.analyses, model, INPUTS, settings)
         done.update(work=0, positions=0)
-        launches = sum(task.run(unit, lambda: None).launches for unit in range(task.n_units))
+        passes = sum(task.run(chunk, lambda: None).passes for chunk in range(task.n_chunks))
         baseline = model.n_layers * sum(map(len, INPUTS.baseline)) if task.name == "residual-erasure" else 0
-        assert one.work.launches == launches
+        assert one.work.passes == passes
         assert one.work.token_layers == done["work"] + baseline
         assert one.work.positions == done["positions"]
         assert one.seconds == 0
@@ -94,10 +94,10 @@ def test_plain_analyses_and_gradients(outline):
 def test_many_units_are_taken_to_be_like_some(outline):
     def work(n):
         (one,) = estimate(outline, ["skip-current"], Inputs(PROMPTS[1:2] * n, ((),) * n), Settings(), measure=False)
-        return one.task.n_units, one.work.token_layers
+        return one.task.n_chunks, one.work.token_layers
 
-    (_, few), (units, many) = work(40), work(400)
-    assert units > 40
+    (_, few), (chunks, many) = work(40), work(400)
+    assert chunks > 40
     assert many == pytest.approx(10 * few, rel=0.05)
 
 
@@ -131,7 +131,7 @@ def test_estimates_are_right_where_the_clock_counts_products(tmp_path_factory, n
         )
     model = hookdepth.wrap(tiny_model("llama", **shape))
     (task,) = tasks_for([name], model, INPUTS, settings)
-    real = flops_of(lambda: [task.run(unit, lambda: None) for unit in range(task.n_units)])
+    real = flops_of(lambda: [task.run(chunk, lambda: None) for chunk in range(task.n_chunks)])
     assert 0.8 < estimated.seconds / real < 1.25
 
 
@@ -141,7 +141,7 @@ def test_the_command(folder, tmp_path, capsys):
     assert main([*command, "--dry-run"]) == 0
     printed = capsys.readouterr()
     assert printed.err == ""
-    for words in ("skip-current and skip-future", "launches", "TFLOP", "GiB of weights", "time: about"):
+    for words in ("skip-current and skip-future", "passes", "TFLOP", "GiB of weights", "time: about"):
         assert words in printed.out
     assert "adaptive integrated gradients take as many nodes as they need" in printed.out
     assert not (tmp_path / "out").exists()

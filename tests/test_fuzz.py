@@ -11,13 +11,13 @@ from safetensors.torch import save
 from synthetic_results import synthetic_results
 from tiny_tokenizer import tiny_tokenizer
 
-from hookdepth import plots_base
 from hookdepth.contract import violation
 from hookdepth.data import encode, load_examples, make_probe
 from hookdepth.errors import HookdepthError, choose, suggestion
-from hookdepth.report import write_report
+from hookdepth.report import style as plots_base
+from hookdepth.report.page import write_report
+from hookdepth.report.tables import describe
 from hookdepth.results import Result, load_folder, write_atomic
-from hookdepth.tables import describe
 
 # The same file is written again and again: no fixture need be made anew.
 many = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -73,7 +73,7 @@ def test_choices(given_word):
 
 
 KEYS_OF_METADATA = st.sampled_from(
-    ["model", "data", "settings", "versions", "probes", "null_effect", "wall_time_s", "launches", "seed", "null_where"]
+    ["model", "data", "settings", "versions", "probes", "null_effect", "wall_time_s", "passes", "seed", "null_where"]
 )
 INNER = st.dictionaries(
     st.sampled_from(["id", "n_layers", "n_parameters", "dtype", "name", "lengths", "n_prompts", "prompt", "tokens"]),

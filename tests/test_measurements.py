@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hookdepth import metrics
-from hookdepth.measurements import (
+from hookdepth.engine.measurements import (
     Custom,
     LayerEffect,
     LayerMeasurement,
@@ -54,13 +54,13 @@ def test_custom():
     assert measurement.values(output_view()).tolist() == [[2.0, 2.0], [2.0, 2.0]]
 
 
-@pytest.mark.parametrize("trunk", [None, [0, 1, 0, 1]])
-def test_layer_effect_compares_every_row_with_its_own_trunk(trunk):
+@pytest.mark.parametrize("clean", [None, [0, 1, 0, 1]])
+def test_layer_effect_compares_every_row_with_its_own_trunk(clean):
     pre, post = torch.zeros(4, 2, 3), torch.zeros(4, 2, 3)
     post[:, :, 0] = torch.tensor([[1.0, 1.0], [4.0, 4.0], [1.0, 3.0], [4.0, 6.0]])
-    trunks = 1 if trunk is None else 2
-    view = LayerView(0, pre, post, None if trunk is None else torch.tensor(trunk), trunks)
-    expected = [[0, 0], [3, 3], [0, 2], [3, 5]] if trunk is None else [[0, 0], [0, 0], [0, 2], [0, 0.5]]
+    n_clean = 1 if clean is None else 2
+    view = LayerView(0, pre, post, None if clean is None else torch.tensor(clean), n_clean)
+    expected = [[0, 0], [3, 3], [0, 2], [3, 5]] if clean is None else [[0, 0], [0, 0], [0, 2], [0, 0.5]]
     assert LayerEffect().values(view).tolist() == expected
 
 
@@ -107,7 +107,7 @@ def test_many_rows_go_in_blocks_and_give_the_same():
     pre, post = (torch.randn(9, 5, 1 << 15, generator=torch.Generator().manual_seed(k)) for k in range(2))
     assert len(list(metrics.blocks(9, 5 << 15, pre.device))) > 1
     change = post - pre
-    for trunk, own in ((None, change[:1]), (torch.tensor([0, 1, 0, 1, 1, 0, 0, 1, 1]), None)):
-        clean = change[trunk] if own is None else own
-        values = LayerEffect().values(LayerView(0, pre, post, trunk, 1 if trunk is None else 2))
+    for row, own in ((None, change[:1]), (torch.tensor([0, 1, 0, 1, 1, 0, 0, 1, 1]), None)):
+        clean = change[row] if own is None else own
+        values = LayerEffect().values(LayerView(0, pre, post, row, 1 if row is None else 2))
         torch.testing.assert_close(values, metrics.relative_change(clean, change))

@@ -13,10 +13,11 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaForCausalLM, set
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 import hookdepth
-from hookdepth import Branch, LayerEffect, OutputEffect, Skip, families, run_branches
-from hookdepth.checking import check
+from hookdepth import Branch, LayerEffect, OutputEffect, Skip, run_branches
 from hookdepth.errors import HookdepthError
-from hookdepth.models import Decoder
+from hookdepth.model import families
+from hookdepth.model.checking import check
+from hookdepth.model.decoder import Decoder
 
 L, D, T = 5, 64, 20
 

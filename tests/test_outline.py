@@ -10,8 +10,8 @@ from tiny_tokenizer import tiny_tokenizer
 
 from hookdepth.data import load_examples, make_probe
 from hookdepth.errors import HookdepthError
-from hookdepth.loading import load_model
-from hookdepth.outline import Words, load_outline, miniature, weight_bytes
+from hookdepth.model.loading import load_model
+from hookdepth.runs.outline import Words, load_outline, miniature, weight_bytes
 
 
 @pytest.fixture(scope="module")

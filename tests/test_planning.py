@@ -8,10 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hookdepth.branches import Branch
-from hookdepth.interventions import PARTS, SITES, Identity, Patch, Skip, Subtract
-from hookdepth.planning import make_plan
-from hookdepth.plans import extent_of, peak_rows
+from hookdepth.engine.branches import Branch
+from hookdepth.engine.interventions import Identity, Patch, Skip, Subtract
+from hookdepth.engine.plan import peak_rows, span_of
+from hookdepth.engine.planner import make_plan
+from hookdepth.model.decoder import PARTS, SITES
 
 L = 30
 CUTS = {20: (8, 12), 180: (160, 8, 104, 56)}
@@ -47,7 +48,7 @@ def erasures(length, measured, n_layers=L):
 
 
 def times_measured(plan):
-    return Counter(row for launch in plan.walk() for row in launch.measured)
+    return Counter(row for pass_ in plan.walk() for row in pass_.measured)
 
 
 def layers_of(branch, n_layers):
@@ -60,19 +61,19 @@ def layers_of(branch, n_layers):
 def recount(plan, branches, n_layers):
     """Work, counted a layer, a row and a token at a time."""
     work = 0
-    for launch in plan.walk():
+    for pass_ in plan.walk():
         for layer in range(n_layers):
-            rows = 2 * len(launch.prompts) + sum(layer in layers_of(branches[row], n_layers) for row in launch.rows)
-            work += rows * len(range(launch.start, launch.stop))
+            rows = 2 * len(pass_.prompts) + sum(layer in layers_of(branches[row], n_layers) for row in pass_.rows)
+            work += rows * len(range(pass_.start, pass_.stop))
     return work
 
 
 @pytest.mark.parametrize("length", [13, 20, 180])
 def test_skip_current_is_one_launch(length):
     plan = make_plan(skips(), [length], L)
-    (launch,) = plan.walk()
-    assert (launch.start, launch.stop, launch.prefix) == (0, length, "none")
-    assert launch.measured == frozenset(range(L))
+    (pass_,) = plan.walk()
+    assert (pass_.start, pass_.stop, pass_.prefix) == (0, length, "none")
+    assert pass_.measured == frozenset(range(L))
     assert plan.peak_row_tokens == (L + 2) * length
 
 
@@ -81,7 +82,7 @@ def test_every_cut_is_one_suffix_of_the_uncut_skips(current):
     cuts = CUTS[180]
     branches = skips(cuts, current=current)
     plan = make_plan(branches, [180], L)
-    (top,) = plan.launches
+    (top,) = plan.passes
     assert len(top.rows) == L
     assert top.record
     assert top.stop == (180 if current else max(cuts)), "nothing right of the last cut is needed"
@@ -96,7 +97,7 @@ def test_every_cut_is_one_suffix_of_the_uncut_skips(current):
 @pytest.mark.parametrize(
     "kind", ["current", "current+future", "all parts", "future", "local", "erasure", "erasure of a late answer"]
 )
-@pytest.mark.parametrize("limits", [{}, {"pack_row_tokens": 2048, "launch_cost": 8}])
+@pytest.mark.parametrize("limits", [{}, {"pack_row_tokens": 2048, "pass_cost": 8}])
 def test_work_is_close_to_the_least_possible(length, kind, limits):
     cuts = CUTS[length]
     branches = {
@@ -115,7 +116,7 @@ def test_work_is_close_to_the_least_possible(length, kind, limits):
 
 
 def test_least_of_skips_by_hand():
-    # Each trunk once, and the skip of layer s on tokens 1..19 of the layers after it.
+    # Each clean run once, and the skip of layer s on tokens 1..19 of the layers after it.
     assert make_plan(skips(), [20], L).least == L * 20 + sum(range(L)) * 19
     # A cut adds its tokens; what is left of it is the uncut branch's.
     assert make_plan(skips((8,)), [20], L).least == L * 20 + sum(range(L)) * (19 + 12)
@@ -125,21 +126,21 @@ def test_least_of_skips_by_hand():
 def test_local_branches_live_for_one_layer():
     branches = direct()
     plan = make_plan(branches, [180], L)
-    assert all(extent.layers == 1 for extent in plan.extents)
-    assert peak_rows(plan.extents) == L - 1  # those of the last layer, not all L(L−1)/2
-    (launch,) = plan.walk()
-    assert plan.rows_of(launch) == L + 1
+    assert all(span.layers == 1 for span in plan.spans)
+    assert peak_rows(plan.spans) == L - 1  # those of the last layer, not all L(L−1)/2
+    (pass_,) = plan.walk()
+    assert plan.rows_of(pass_) == L + 1
 
 
 def test_peak_rows_counts_what_lives_together():
-    def extent(layer, until):
-        return extent_of(Branch((Identity("resid_pre", layer),), until=until), 4, 10)
+    def span(layer, until):
+        return span_of(Branch((Identity("resid_pre", layer),), until=until), 4, 10)
 
     assert peak_rows([]) == 0
-    assert peak_rows([extent(n, n) for n in range(10)]) == 1
-    assert peak_rows([extent(0, 4), extent(4, 9), extent(5, None), extent(9, 9)]) == 3
+    assert peak_rows([span(n, n) for n in range(10)]) == 1
+    assert peak_rows([span(0, 4), span(4, 9), span(5, None), span(9, 9)]) == 3
     # Those that join at the last layer's output are there beside those that ran through it.
-    assert peak_rows(extent_of(branch, 4, 10) for branch in skips(n_layers=10)) == 10
+    assert peak_rows(span_of(branch, 4, 10) for branch in skips(n_layers=10)) == 10
 
 
 @pytest.mark.parametrize(
@@ -153,48 +154,48 @@ def test_peak_rows_counts_what_lives_together():
         (Branch((Skip(9), Identity("resid_pre", 2, [7, -18])), cut=8), (2, 0), range(2, L), (1, 20)),
     ],
 )
-def test_extents(branch, birth, layers, tokens):
-    extent = extent_of(branch, 20, L)
-    assert extent.birth == birth
-    assert range(extent.first, extent.last + 1) == layers
-    assert extent.layers == len(layers)
-    assert (extent.token, extent.stop) == tokens
+def test_extents(branch, joins, layers, tokens):
+    span = span_of(branch, 20, L)
+    assert span.joins == joins
+    assert range(span.first, span.last + 1) == layers
+    assert span.layers == len(layers)
+    assert (span.token, span.stop) == tokens
 
 
 def test_what_is_not_a_change_is_computed_wherever_it_is_measured():
     branch = Branch((Patch("resid_pre", 3, VECTOR, [15]),), measured=[2, 17])
-    assert extent_of(branch, 20, L).token == 15
-    assert extent_of(branch, 20, L, changes_only=False).token == 2
+    assert span_of(branch, 20, L).token == 15
+    assert span_of(branch, 20, L, changes_only=False).token == 2
     branches = erasures(100, [3, 98])
-    starts = [launch.start for launch in make_plan(branches, [100], L, changes_only=False).walk()]
+    starts = [pass_.start for pass_ in make_plan(branches, [100], L, changes_only=False).walk()]
     assert max(starts) <= 3
-    assert max(launch.start for launch in make_plan(branches, [100], L).walk()) > 50
+    assert max(pass_.start for pass_ in make_plan(branches, [100], L).walk()) > 50
 
 
 def test_erasure_groups_first_tokens():
     branches = erasures(40, [37, 38])
-    plan = make_plan(branches, [40], L, launch_cost=32)
-    (top,) = plan.launches
+    plan = make_plan(branches, [40], L, pass_cost=32)
+    (top,) = plan.passes
     assert top.rows == ()
     assert top.stop == max(suffix.start for suffix in top.suffixes)
-    assert 5 < len(top.suffixes) < 39, "several tokens a launch, several launches"
+    assert 5 < len(top.suffixes) < 39, "several tokens a pass, several passes"
     for suffix in top.suffixes:
-        assert suffix.prefix == "trunk"
+        assert suffix.prefix == "clean"
         assert suffix.stop == 39
-        assert suffix.rows == tuple(sorted(suffix.rows, key=lambda i: (plan.extents[i].birth, i)))
-    # A launch that costs nothing holds one token's branches; a dear one holds all.
-    assert len(make_plan(branches, [40], L, launch_cost=0).launches[0].suffixes) > len(top.suffixes)
-    assert make_plan(branches, [40], L, launch_cost=10_000, max_row_tokens=1 << 20).n_launches == 1
+        assert suffix.rows == tuple(sorted(suffix.rows, key=lambda i: (plan.spans[i].joins, i)))
+    # A pass that costs nothing holds one token's branches; a dear one holds all.
+    assert len(make_plan(branches, [40], L, pass_cost=0).passes[0].suffixes) > len(top.suffixes)
+    assert make_plan(branches, [40], L, pass_cost=10_000, max_row_tokens=1 << 20).n_passes == 1
 
 
-@pytest.mark.parametrize("launch_cost", [0, 1, 3])
+@pytest.mark.parametrize("pass_cost", [0, 1, 3])
 @pytest.mark.parametrize(("n_layers", "max_row_tokens"), [(4, 150), (4, 300), (4, 1 << 20), (8, 115)])
-def test_erasure_groups_are_the_best(launch_cost, n_layers, max_row_tokens):
+def test_erasure_groups_are_the_best(pass_cost, n_layers, max_row_tokens):
     """Against all 2¹¹ ways to divide twelve first tokens into runs; the last limit splits one token's branches."""
     length = 12
     branches = erasures(length, [length - 1], n_layers)
-    plan = make_plan(branches, [length], n_layers, launch_cost=launch_cost, max_row_tokens=max_row_tokens)
-    suffixes = plan.launches[0].suffixes
+    plan = make_plan(branches, [length], n_layers, pass_cost=pass_cost, max_row_tokens=max_row_tokens)
+    suffixes = plan.passes[0].suffixes
     assert suffixes, "there is something to divide"
     layers = sum(len(layers_of(b, n_layers)) for b in branches) // length  # of the branches of one token
 
@@ -203,26 +204,26 @@ def test_erasure_groups_are_the_best(launch_cost, n_layers, max_row_tokens):
         most = max(1, max_row_tokens // width - 2)
         if stop - start > 1 and rows > most:
             return float("inf")
-        launches = -(-rows // most)
-        own = width * (layers * (stop - start) + launches * 2 * n_layers)
-        return own + launches * launch_cost * n_layers
+        passes = -(-rows // most)
+        own = width * (layers * (stop - start) + passes * 2 * n_layers)
+        return own + passes * pass_cost * n_layers
 
     best = min(
         sum(cost(a, b) for a, b in zip((0, *inner), (*inner, length), strict=True))
         for n in range(length)
         for inner in combinations(range(1, length), n)
     )
-    base = 2 * n_layers * plan.launches[0].stop
-    assert plan.work - base + len(suffixes) * launch_cost * n_layers == best
+    base = 2 * n_layers * plan.passes[0].stop
+    assert plan.work - base + len(suffixes) * pass_cost * n_layers == best
 
 
 def test_trunk_prefix_only_where_it_saves():
     # All branches change token 0: starting anywhere else is impossible.
     everywhere = [Branch((Patch("resid_pre", layer, VECTOR),), measured=[-1]) for layer in range(L)]
-    assert [launch.prefix for launch in make_plan(everywhere, [50], L).walk()] == ["none"]
-    # All change the last ten tokens only: the rest is the trunk's, computed once.
+    assert [pass_.prefix for pass_ in make_plan(everywhere, [50], L).walk()] == ["none"]
+    # All change the last ten tokens only: the rest is the clean run's, computed once.
     late = [Branch((Patch("resid_pre", layer, VECTOR, slice(40, None)),)) for layer in range(L)]
-    assert [launch.prefix for launch in make_plan(late, [50], L).walk()] == ["none", "trunk"]
+    assert [pass_.prefix for pass_ in make_plan(late, [50], L).walk()] == ["none", "clean"]
 
 
 def test_short_prompts_share_launches():
@@ -235,17 +236,17 @@ def test_short_prompts_share_launches():
         for cut in (None, 4)
     ]
     together = make_plan(branches, lengths, L, pack_row_tokens=4096)
-    assert len(together.launches) == 1
-    assert together.launches[0].prompts == tuple(range(6))
-    assert together.launches[0].stop == 12
-    assert [s.prompts for s in together.launches[0].suffixes] == [tuple(range(6))]
+    assert len(together.passes) == 1
+    assert together.passes[0].prompts == tuple(range(6))
+    assert together.passes[0].stop == 12
+    assert [s.prompts for s in together.passes[0].suffixes] == [tuple(range(6))]
     alone = make_plan(branches, lengths, L, pack_row_tokens=1)
-    assert [launch.prompts for launch in alone.launches] == [(1,), (4,), (2,), (5,), (0,), (3,)]
-    assert [launch.stop for launch in alone.launches] == [5, 7, 9, 11, 12, 12]
+    assert [pass_.prompts for pass_ in alone.passes] == [(1,), (4,), (2,), (5,), (0,), (3,)]
+    assert [pass_.stop for pass_ in alone.passes] == [5, 7, 9, 11, 12, 12]
     some = make_plan(branches, lengths, L, pack_row_tokens=64 * 12)
-    assert all(len(launch.prompts) <= 2 for launch in some.launches)
-    assert len(some.launches) == 3
-    assert all(plan.rows_of(la) * la.stop <= 64 * 12 for plan in [some] for la in some.launches)
+    assert all(len(pass_.prompts) <= 2 for pass_ in some.passes)
+    assert len(some.passes) == 3
+    assert all(plan.rows_of(la) * la.stop <= 64 * 12 for plan in [some] for la in some.passes)
 
 
 def test_equal_branches_are_all_measured():
@@ -267,20 +268,20 @@ def test_limits_hold_for_the_suffixes_of_short_prefixes():
 def test_limits_hold_where_long_and_short_lives_mix():
     branches = [Branch((Skip(layer),), until=None if layer % 2 == 0 else layer + 1) for layer in range(12)]
     plan = make_plan(branches, [20], L, max_rows=6)
-    assert max(plan.rows_of(launch) for launch in plan.walk()) <= 6
+    assert max(plan.rows_of(pass_) for pass_ in plan.walk()) <= 6
 
 
 def test_launches_of_other_kinds_do_not_mix():
     branches = [*skips((8,)), *erasures(60, [58])]
     plan = make_plan(branches, [60], L)
-    assert {launch.prefix for launch in plan.walk()} == {"none", "own", "trunk"}
+    assert {pass_.prefix for pass_ in plan.walk()} == {"none", "own", "clean"}
     assert times_measured(plan) == Counter(range(len(branches)))
 
 
 def test_table_has_a_line_for_each_launch_and_the_totals():
     plan = make_plan(skips(CUTS[180]), [180], L)
     heading, *lines, total = plan.table().splitlines()
-    assert heading.split() == ["launch", "prompts", "prefix", "tokens", "rows", "token-layers"]
+    assert heading.split() == ["pass", "prompts", "prefix", "tokens", "rows", "token-layers"]
     assert [line.split()[2:5] for line in lines] == [
         ["none", "0..179", "32"],
         *(["own", f"{cut}..179", "32"] for cut in sorted(CUTS[180])),
@@ -294,7 +295,7 @@ def test_table_has_a_line_for_each_launch_and_the_totals():
 
 def test_nothing_to_plan():
     plan = make_plan([], [20], L)
-    assert (plan.n_launches, plan.work, plan.least, plan.peak_row_tokens) == (0, 0, 0, 0)
+    assert (plan.n_passes, plan.work, plan.least, plan.peak_row_tokens) == (0, 0, 0, 0)
     assert plan.table().splitlines()[-1].startswith("work 0")
 
 
@@ -337,7 +338,7 @@ def problems(draw):
         "max_row_tokens": draw(st.integers(1, 1200)),
         "max_rows": draw(st.none() | st.integers(3, 30)),
         "pack_row_tokens": draw(st.sampled_from([0, 200, 4096])),
-        "launch_cost": draw(st.sampled_from([0, 1, 8, 64])),
+        "pass_cost": draw(st.sampled_from([0, 1, 8, 64])),
         "changes_only": draw(st.booleans()),
     }
     only = draw(st.none() | st.sets(st.sampled_from(range(len(branches))), min_size=1))
@@ -352,30 +353,30 @@ def test_any_plan(problem):
     assert times_measured(plan) == Counter(range(len(branches)) if only is None else sorted(only))
     assert plan.work == recount(plan, branches, n_layers)
     assert plan.least <= plan.work
-    for top in plan.launches:
+    for top in plan.passes:
         assert top.prefix == "none"
         assert top.start == 0
-        for launch in top.walk():
-            check_launch(launch, top, branches, lengths, n_layers, limits["changes_only"])
-            check_limits(plan, launch, limits)
+        for pass_ in top.walk():
+            check_launch(pass_, top, branches, lengths, n_layers, limits["changes_only"])
+            check_limits(plan, pass_, limits)
 
 
-def check_launch(launch, top, branches, lengths, n_layers, changes_only):
-    assert 0 <= launch.start < launch.stop <= max(lengths[prompt] for prompt in launch.prompts)
-    assert launch.measured <= set(launch.rows)
-    assert launch.record == bool(launch.suffixes)
-    assert set(launch.prompts) >= {branches[row].prompt for row in launch.rows}
-    if launch is not top:
-        assert top.stop >= launch.start, "keys and values left of it are recorded"
-        assert set(top.prompts) >= set(launch.prompts)
-    births = [extent_of(branches[row], lengths[branches[row].prompt], n_layers).birth for row in launch.rows]
-    assert births == sorted(births), "rows in the order in which they join"
-    for row in launch.rows:
+def check_launch(pass_, top, branches, lengths, n_layers, changes_only):
+    assert 0 <= pass_.start < pass_.stop <= max(lengths[prompt] for prompt in pass_.prompts)
+    assert pass_.measured <= set(pass_.rows)
+    assert pass_.record == bool(pass_.suffixes)
+    assert set(pass_.prompts) >= {branches[row].prompt for row in pass_.rows}
+    if pass_ is not top:
+        assert top.stop >= pass_.start, "keys and values left of it are recorded"
+        assert set(top.prompts) >= set(pass_.prompts)
+    joining = [span_of(branches[row], lengths[branches[row].prompt], n_layers).joins for row in pass_.rows]
+    assert joining == sorted(joining), "rows in the order in which they join"
+    for row in pass_.rows:
         branch = branches[row]
         length = lengths[branch.prompt]
-        changed = extent_of(branch, length, n_layers).token
-        if launch.prefix == "own":
-            assert branch.cut == launch.start
+        changed = span_of(branch, length, n_layers).token
+        if pass_.prefix == "own":
+            assert branch.cut == pass_.start
             # Its keys left of the cut are those of a row with the same interventions that lives as long.
             lenders = [branches[other] for other in top.rows]
             assert any(
@@ -384,23 +385,23 @@ def check_launch(launch, top, branches, lengths, n_layers, changes_only):
                 and len(b.interventions) == len(branch.interventions)
                 for b in lenders
             )
-        elif row in launch.measured:
+        elif row in pass_.measured:
             assert branch.cut is None
-        if launch.prefix == "trunk":
+        if pass_.prefix == "clean":
             measured = branch.measured_positions(length)
-            assert changed >= launch.start or changed > max(measured), "left of it the branch is its trunk"
-        if row in launch.measured:
+            assert changed >= pass_.start or changed > max(measured), "left of it the branch is its clean run"
+        if row in pass_.measured:
             measured = branch.measured_positions(length)
-            assert max(measured) < launch.stop
+            assert max(measured) < pass_.stop
             if not changes_only:
-                assert min(measured) >= launch.start
+                assert min(measured) >= pass_.start
         else:
             assert branch.cut is not None
-            assert launch.stop >= branch.cut
+            assert pass_.stop >= branch.cut
 
 
-def check_limits(plan, launch, limits):
-    alone = len(launch.prompts) == 1 and peak_rows(plan.extents[row] for row in launch.rows) <= 1
+def check_limits(plan, pass_, limits):
+    alone = len(pass_.prompts) == 1 and peak_rows(plan.spans[row] for row in pass_.rows) <= 1
     if not alone:
-        assert plan.rows_of(launch) <= (limits["max_rows"] or 1 << 30)
-        assert plan.rows_of(launch) * (launch.stop - launch.start) <= limits["max_row_tokens"]
+        assert plan.rows_of(pass_) <= (limits["max_rows"] or 1 << 30)
+        assert plan.rows_of(pass_) * (pass_.stop - pass_.start) <= limits["max_row_tokens"]

@@ -9,8 +9,11 @@ import pytest
 import torch
 from synthetic_results import STRANGE, synthetic_results
 
-from hookdepth import plots_base, plots_compare, plots_layers, plots_tokens
-from hookdepth.plots import compare_figures, figures_for, render
+from hookdepth.report import compare as plots_compare
+from hookdepth.report import layers as plots_layers
+from hookdepth.report import style as plots_base
+from hookdepth.report import tokens as plots_tokens
+from hookdepth.report.figures import compare_figures, figures_for, render
 from hookdepth.results import Result
 
 

@@ -1,4 +1,4 @@
-"""Several processes at one run: each unit goes to one of them, and none waits for the dead."""
+"""Several processes at one run: each chunk goes to one of them, and none waits for the dead."""
 
 import multiprocessing
 import os
@@ -12,31 +12,32 @@ import pytest
 from tiny_models import tiny_model
 from tiny_tokenizer import CORPUS, tiny_tokenizer
 
-from hookdepth import processes
 from hookdepth.cli import main
 from hookdepth.errors import HookdepthError
-from hookdepth.processes import Team, joined, own_gpu
+from hookdepth.model.loading import own_gpu
 from hookdepth.results import load_folder
+from hookdepth.runs import workers as processes
+from hookdepth.runs.workers import Workers, joined
 
 # Children of a process that has imported everything and started no threads: they begin at once.
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["hookdepth.processes", "hookdepth.runner", "tiny_models"])
+FORKS.set_forkserver_preload(["hookdepth.runs.workers", "hookdepth.runs.runner", "tiny_models"])
 
 
 def test_a_team_of_one_needs_nobody():
-    team = Team()
-    assert team.first
-    assert list(team.claims("a", 3)) == [0, 1, 2]
-    assert list(team.claims("b", 2)) == [0, 1]
-    assert (team.count("c"), team.count("c", 4)) == (1, 5)
-    assert team.together(lambda: "here") == team.of_first(lambda: "here") == "here"
-    team.wait()
+    workers = Workers()
+    assert workers.first
+    assert list(workers.claims("a", 3)) == [0, 1, 2]
+    assert list(workers.claims("b", 2)) == [0, 1]
+    assert (workers.count("c"), workers.count("c", 4)) == (1, 5)
+    assert workers.together(lambda: "here") == workers.of_first(lambda: "here") == "here"
+    workers.wait()
 
 
 def test_without_a_launcher_there_is_one(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with joined() as team:
-        assert (team.rank, team.size) == (0, 1)
+    with joined() as workers:
+        assert (workers.rank, workers.size) == (0, 1)
 
 
 def test_a_launcher_that_says_too_little(monkeypatch):
@@ -56,14 +57,14 @@ def member(rank, size, port, work, answers):
     here = {"RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({key: str(value) for key, value in here.items()})
     try:
-        with joined() as team:
-            answers.put((rank, work(team)))
+        with joined() as workers:
+            answers.put((rank, work(workers)))
     except HookdepthError as error:
         answers.put((rank, (str(error), error.told)))
 
 
 def team_of(size, work):
-    """What each process of a team made of `work`, by rank; a process that dies gives nothing."""
+    """What each process of a workers made of `work`, by rank; a process that dies gives nothing."""
     port, answers = free_port(), FORKS.Queue()
     members = [FORKS.Process(target=member, args=(rank, size, port, work, answers)) for rank in range(size)]
     for one in members:
@@ -75,40 +76,40 @@ def team_of(size, work):
     return dict(answers.get(timeout=10) for _ in range(size - dead))
 
 
-def claim_all(team):
+def claim_all(workers):
     taken = []
-    for unit in team.claims("units", 40):
-        taken.append(unit)
+    for chunk in workers.claims("chunks", 40):
+        taken.append(chunk)
         time.sleep(0.002)
-    team.wait()
-    again = list(team.claims("others", 3))
-    return taken, again, team.count("done", 2)
+    workers.wait()
+    again = list(workers.claims("others", 3))
+    return taken, again, workers.count("done", 2)
 
 
 def test_each_unit_goes_to_one_process():
     found = team_of(3, claim_all)
-    assert sorted(unit for taken, _, _ in found.values() for unit in taken) == list(range(40))
+    assert sorted(chunk for taken, _, _ in found.values() for chunk in taken) == list(range(40))
     assert sum(bool(taken) for taken, _, _ in found.values()) > 1, "more than one of them works"
-    assert sorted(unit for _, again, _ in found.values() for unit in again) == [0, 1, 2]
+    assert sorted(chunk for _, again, _ in found.values() for chunk in again) == [0, 1, 2]
     assert max(count for _, _, count in found.values()) == 6
     assert all(taken == sorted(taken) for taken, _, _ in found.values())
 
 
-def hear_the_first(team):
-    return team.of_first(lambda: {"from": team.rank})
+def hear_the_first(workers):
+    return workers.of_first(lambda: {"from": workers.rank})
 
 
 def test_all_hear_the_first():
     assert team_of(2, hear_the_first) == {0: {"from": 0}, 1: {"from": 0}}
 
 
-def fail_on_the_last(team):
+def fail_on_the_last(workers):
     def load():
-        if team.rank == team.size - 1:
+        if workers.rank == workers.size - 1:
             raise HookdepthError("no room", "make some", 1)
         return "loaded"
 
-    return team.together(load)
+    return workers.together(load)
 
 
 def test_what_fails_for_one_fails_for_all_and_is_said_once():
@@ -116,10 +117,10 @@ def test_what_fails_for_one_fails_for_all_and_is_said_once():
     assert team_of(2, fail_on_the_last) == {0: (says, False), 1: (says, True)}
 
 
-def die_alone(team):
-    if team.rank == 1:
+def die_alone(workers):
+    if workers.rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
-    team.wait()
+    workers.wait()
 
 
 def test_nobody_waits_for_the_dead():
@@ -147,7 +148,7 @@ def test_each_process_has_its_gpu(monkeypatch, here, gpus, expected):
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("team")
+    folder = tmp_path_factory.mktemp("workers")
     tiny_model("llama").save_pretrained(folder / "model")
     tiny_tokenizer().save_pretrained(folder / "model")
     (folder / "prompts.txt").write_text("\n".join(text.splitlines()[0] * 6 for text in CORPUS * 2))
@@ -157,16 +158,16 @@ def command(tmp_path_factory):
 
 
 def start_team(command, out, log):
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launcher = [sys.executable, "-m", "accelerate.commands.pass", "--multi_gpu", "--num_processes", "2"]
     launcher += ["--main_process_port", "0", "-m", "hookdepth"]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen([*launcher, *command, "--out", str(out)], env=environment, stdout=log, stderr=log)
 
 
 def kill_a_worker(launcher, out):
-    """As soon as the first unit is there."""
+    """As soon as the first chunk is there."""
     deadline = time.monotonic() + 120
-    while not list(out.glob(".units/*.safetensors")):
+    while not list(out.glob(".chunks/*.safetensors")):
         assert launcher.poll() is None, "it ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -176,24 +177,24 @@ def kill_a_worker(launcher, out):
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for processes with ps")
 def test_two_processes_one_of_which_dies(command, tmp_path, capfd):
-    out = tmp_path / "team"
+    out = tmp_path / "workers"
     with open(tmp_path / "log", "w+") as log:
         launcher = start_team(command, out, log)
         kill_a_worker(launcher, out)
         assert launcher.wait(timeout=60) != 0, "promptly"
-        kept = {path.name: path.read_bytes() for path in out.glob(".units/*.safetensors")}
+        kept = {path.name: path.read_bytes() for path in out.glob(".chunks/*.safetensors")}
         assert kept
         assert not list(out.glob("*.html"))
         log.truncate(0)
         assert start_team(command, out, log).wait(timeout=120) == 0
         log.seek(0)
         assert log.read().count("report: ") == 1, "one of the two talks"
-    assert not (out / ".units").exists()
+    assert not (out / ".chunks").exists()
     assert main([*command, "--out", str(tmp_path / "alone")]) == 0
-    alone, team = load_folder(tmp_path / "alone"), load_folder(out)
-    assert set(team) == set(alone)
+    alone, workers = load_folder(tmp_path / "alone"), load_folder(out)
+    assert set(workers) == set(alone)
     for name, expected in alone.items():
-        assert {key: value.numpy().tobytes() for key, value in team[name].tensors.items()} == {
+        assert {key: value.numpy().tobytes() for key, value in workers[name].tensors.items()} == {
             key: value.numpy().tobytes() for key, value in expected.tensors.items()
         }
-        assert team[name].metadata["launches"] == expected.metadata["launches"]
+        assert workers[name].metadata["passes"] == expected.metadata["passes"]

@@ -8,7 +8,7 @@ from tiny_tokenizer import tiny_tokenizer
 from hookdepth import Branch, LayerEffect, OutputEffect, Skip, run_branches
 from hookdepth.cli import main
 from hookdepth.errors import HookdepthError
-from hookdepth.loading import load_model
+from hookdepth.model.loading import load_model
 from hookdepth.results import load_folder
 
 pytest.importorskip("bitsandbytes")

@@ -8,8 +8,8 @@ import torch
 from synthetic_results import synthetic_results, write_folder
 
 from hookdepth.errors import HookdepthError
-from hookdepth.report import write_report
-from hookdepth.report_compare import labels_of, write_comparison
+from hookdepth.report.compare_page import labels_of, write_comparison
+from hookdepth.report.page import write_report
 from hookdepth.results import Result
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}

@@ -7,8 +7,8 @@ import pytest
 import torch
 from synthetic_results import synthetic_results
 
-from hookdepth import plots
-from hookdepth.report_values import MOST_CELLS, compared, effect_map, overlay, tables, values_of
+from hookdepth.report import figures as plots
+from hookdepth.report.hover import MOST_CELLS, compared, effect_map, overlay, tables, values_of
 
 RESULTS = synthetic_results(n_layers=6, n_tokens=9, parts=("layer", "attn"))
 DRAWN = [(name, key) for name, result in RESULTS.items() for key in plots.figures_for(result)]

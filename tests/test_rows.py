@@ -1,21 +1,22 @@
-"""The rows of a launch, against a plain account of which branch lives where."""
+"""The rows of a pass, against a plain account of which branch lives where."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from test_planning import problems
 
-from hookdepth.branches import Branch
-from hookdepth.interventions import SITES, Identity, Patch, Skip
-from hookdepth.planning import make_plan
-from hookdepth.plans import NULL, TRUNK, family_of
-from hookdepth.rows import RowTable
+from hookdepth.engine.branches import Branch
+from hookdepth.engine.interventions import Identity, Patch, Skip
+from hookdepth.engine.plan import CLEAN, CONTROL, family_of
+from hookdepth.engine.planner import make_plan
+from hookdepth.engine.rows import RowTable
+from hookdepth.model.decoder import SITES
 
 CPU = torch.device("cpu")
 
 
-def table_of(launch, branches, plan):
-    return RowTable(launch, branches, plan.extents, plan.n_layers, lambda layer: CPU)
+def table_of(pass_, branches, plan):
+    return RowTable(pass_, branches, plan.spans, plan.n_layers, lambda layer: CPU)
 
 
 def born(branch, prefix):
@@ -31,23 +32,23 @@ def born(branch, prefix):
 def test_rows_join_and_leave_where_their_branches_say(problem):
     branches, lengths, n_layers, limits, only = problem
     plan = make_plan(branches, lengths, n_layers, only=only, **limits)
-    for top in plan.launches:
+    for top in plan.passes:
         parent = table_of(top, branches, plan)
-        for launch in top.walk():
-            table = table_of(launch, branches, plan)
-            trunks = len(launch.prompts)
-            of = {2 * trunks + n: branches[row] for n, row in enumerate(launch.rows)}  # row id → branch
-            assert [launch.prompts[slot] for slot in table.slot] == [
-                *launch.prompts,
-                *launch.prompts,
+        for pass_ in top.walk():
+            table = table_of(pass_, branches, plan)
+            n_clean = len(pass_.prompts)
+            of = {2 * n_clean + n: branches[row] for n, row in enumerate(pass_.rows)}  # row id → branch
+            assert [pass_.prompts[slot] for slot in table.slot] == [
+                *pass_.prompts,
+                *pass_.prompts,
                 *(branch.prompt for branch in of.values()),
             ]
             for layer, rows in enumerate(table.layers):
-                always = set(range(2 * trunks))
+                always = set(range(2 * n_clean))
                 until = {n: n_layers if b.until is None else b.until for n, b in of.items()}
-                alive = {n for n, b in of.items() if born(b, launch.prefix) < (layer, 0) and layer <= until[n]}
-                joining = [{n for n, b in of.items() if born(b, launch.prefix) == (layer, s)} for s in range(3)]
-                nulls = set(range(trunks, 2 * trunks)) if layer == 0 else set()
+                alive = {n for n, b in of.items() if born(b, pass_.prefix) < (layer, 0) and layer <= until[n]}
+                joining = [{n for n, b in of.items() if born(b, pass_.prefix) == (layer, s)} for s in range(3)]
+                nulls = set(range(n_clean, 2 * n_clean)) if layer == 0 else set()
                 assert set(rows.born_pre) == joining[0] | nulls
                 assert (set(rows.born_attn), set(rows.born_post)) == (joining[1], joining[2])
                 assert set(rows.inside) == always | alive | joining[0] | joining[1]
@@ -60,27 +61,27 @@ def test_rows_join_and_leave_where_their_branches_say(problem):
                 assert rows.ids.tolist() == rows.outside
                 kept = rows.outside if rows.keep is None else [rows.outside[n] for n in rows.keep.tolist()]
                 assert kept == going_on
-                assert rows.outside[:trunks] == list(range(trunks)), "trunks come first"
-                if trunks > 1:
-                    assert rows.trunk.tolist() == [table.slot[id_] for id_ in rows.outside]
+                assert rows.outside[:n_clean] == list(range(n_clean)), "clean runs come first"
+                if n_clean > 1:
+                    assert rows.clean_row.tolist() == [table.slot[id_] for id_ in rows.outside]
                 else:
-                    assert rows.trunk is None
-                assert len(rows.inside) <= plan.rows_of(launch)
-                if launch.prefix == "own":
-                    check_own_prefix(launch, table, parent, branches, layer)
-                if launch.prefix == "trunk":
+                    assert rows.clean_row is None
+                assert len(rows.inside) <= plan.rows_of(pass_)
+                if pass_.prefix == "own":
+                    check_own_prefix(pass_, table, parent, branches, layer)
+                if pass_.prefix == "clean":
                     recorded = [
                         parent.keys[parent.layers[layer].attending[n]] for n in table.prefix_rows(layer, parent)
                     ]
-                    assert recorded == [(launch.prompts[table.slot[id_]], TRUNK) for id_ in rows.attending]
+                    assert recorded == [(pass_.prompts[table.slot[id_]], CLEAN) for id_ in rows.attending]
             assert set(table.final) == always | {n for n, b in of.items() if b.until in (None, n_layers - 1)}
 
 
-def check_own_prefix(launch, table, parent, branches, layer):
+def check_own_prefix(pass_, table, parent, branches, layer):
     wanted = [
-        (launch.prompts[table.slot[id_]], (TRUNK, NULL)[id_ // len(launch.prompts)])
-        if id_ < 2 * len(launch.prompts)
-        else family_of(branches[launch.rows[id_ - 2 * len(launch.prompts)]])
+        (pass_.prompts[table.slot[id_]], (CLEAN, CONTROL)[id_ // len(pass_.prompts)])
+        if id_ < 2 * len(pass_.prompts)
+        else family_of(branches[pass_.rows[id_ - 2 * len(pass_.prompts)]])
         for id_ in table.layers[layer].attending
     ]
     assert [parent.keys[parent.layers[layer].attending[n]] for n in table.prefix_rows(layer, parent)] == wanted
@@ -90,13 +91,13 @@ def test_edits_are_listed_where_they_happen():
     first, second, third = Identity("resid_pre", 1), Skip(1, "attn"), Identity("attn_out", 1)
     branches = [Branch((first, second)), Branch((third, second))]
     plan = make_plan(branches, [8], 3)
-    table = table_of(plan.launches[0], branches, plan)
+    table = table_of(plan.passes[0], branches, plan)
     assert table.edits == {(1, "resid_pre"): [(2, [first])], (1, "attn_out"): [(2, [second]), (3, [third, second])]}
 
 
 def test_nothing_is_changed_right_of_a_cut():
     branches = [Branch((Skip(1),), cut=4)]
-    (top,) = make_plan(branches, [8], 3).launches
+    (top,) = make_plan(branches, [8], 3).passes
     plan = make_plan(branches, [8], 3)
     assert table_of(top, branches, plan).edits
     assert not table_of(top.suffixes[0], branches, plan).edits
@@ -106,6 +107,6 @@ def test_nothing_is_changed_right_of_a_cut():
 def test_sites_and_stages(site, stage):
     branches = [Branch((Patch(site, 1, torch.zeros(2)),))]
     plan = make_plan(branches, [8], 3)
-    rows = table_of(plan.launches[0], branches, plan).layers[1]
+    rows = table_of(plan.passes[0], branches, plan).layers[1]
     assert [rows.born_pre, rows.born_attn, rows.born_post][stage] == [2]
     assert len(rows.attending) == (3 if stage == 0 else 2)

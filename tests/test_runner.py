@@ -9,14 +9,14 @@ import torch
 from tiny_models import prompts, tiny_model
 
 import hookdepth
-from hookdepth import runner
 from hookdepth.analyses import NAMES, Inputs, Settings
 from hookdepth.data import Probe
 from hookdepth.errors import HookdepthError
 from hookdepth.results import Result
-from hookdepth.runner import UNITS, Run
+from hookdepth.runs import runner
+from hookdepth.runs.runner import UNITS, Run
 
-PROMPTS = tuple(tuple(ids) for ids in prompts(3, (300, 310, 305)))  # too long to share a unit
+PROMPTS = tuple(tuple(ids) for ids in prompts(3, (300, 310, 305)))  # too long to share a chunk
 CUTS = ((64,), (128, 8), (16,))
 PROBES = tuple(
     Probe("", "", tuple(ids), tuple(map(str, ids)), (len(ids) - 2, len(ids) - 1)) for ids in prompts(2, (9, 7), seed=4)
@@ -44,23 +44,23 @@ def tensor_bytes(path):
     return {name: value.numpy().tobytes() for name, value in Result.load(path).tensors.items()}
 
 
-def units(run):
+def chunks(run):
     return sorted(path.name for path in (run.out / UNITS).glob("*.safetensors"))
 
 
 class Stop:
-    """Lets `after` units of each task through, then raises; counts the units that ran."""
+    """Lets `after` chunks of each task through, then raises; counts the chunks that ran."""
 
     def __init__(self, monkeypatch, after=10**6, error=KeyboardInterrupt):
         self.ran = []
         plain = runner.tasks_for
 
         def wrapped(task):
-            def run(unit, on_launch):
+            def run(chunk, on_pass):
                 if len([one for one in self.ran if one[0] == task.analyses]) >= after:
                     raise error
-                self.ran.append((task.analyses, unit))
-                return task.run(unit, on_launch)
+                self.ran.append((task.analyses, chunk))
+                return task.run(chunk, on_pass)
 
             return dataclasses.replace(task, run=run)
 
@@ -93,7 +93,7 @@ def test_all_analyses_leave_their_files_and_nothing_else(make):
         assert metadata["model"]["id"] == "tiny"
         assert metadata["data"]["name"] == "some"
         assert metadata["seed"] == 123
-        assert metadata["launches"] > 0
+        assert metadata["passes"] > 0
         assert 0 < metadata["wall_time_s"] < elapsed
         assert set(metadata["versions"]) == {"hookdepth", "torch", "transformers", "python"}
         assert ("null_effect" in metadata) == (result.analysis not in ("residual-stats", "logit-lens"))
@@ -117,18 +117,18 @@ def test_a_stopped_run_goes_on_where_it_stopped(make, whole, monkeypatch, after,
         with pytest.raises((KeyboardInterrupt, HookdepthError, OSError)) as caught:
             run.execute(SKIPS)
         assert caught.type is (error if isinstance(error, type) else type(error))
-        assert [unit for _, unit in stop.ran] == list(range(after))
-    assert len(units(run)) == after
+        assert [chunk for _, chunk in stop.ran] == list(range(after))
+    assert len(chunks(run)) == after
     assert not list(run.out.glob("*.safetensors"))
     rest = Stop(monkeypatch)
     results = make().execute(SKIPS)
-    assert [unit for _, unit in rest.ran] == list(range(after, 3)), "what was measured is not measured again"
+    assert [chunk for _, chunk in rest.ran] == list(range(after, 3)), "what was measured is not measured again"
     assert {name: tensor_bytes(run.out / f"{name}.safetensors") for name in SKIPS} == whole[SKIPS]
     assert not (run.out / UNITS).exists()
     undisturbed = make("other").execute(SKIPS)
     for one, other in zip(results, undisturbed, strict=True):
-        for key in ("launches", "null_effect", "null_where"):
-            assert one.metadata[key] == other.metadata[key], "counted over all units, also those read back"
+        for key in ("passes", "null_effect", "null_where"):
+            assert one.metadata[key] == other.metadata[key], "counted over all chunks, also those read back"
 
 
 def test_a_finished_run_computes_nothing(make, monkeypatch):
@@ -143,7 +143,7 @@ def test_a_finished_run_computes_nothing(make, monkeypatch):
     assert all(torch.equal(a.tensors[k], b.tensors[k]) for a, b in zip(first, second, strict=True) for k in a.tensors)
 
 
-# Analyses that share their launches.
+# Analyses that share their passes.
 
 
 @pytest.mark.parametrize("done", SKIPS)
@@ -154,7 +154,7 @@ def test_one_of_two_is_done_already(make, whole, monkeypatch, done):
     before = (run.out / f"{done}.safetensors").read_bytes()
     stop = Stop(monkeypatch)
     results = make().execute(SKIPS)
-    assert stop.ran == [((other,), unit) for unit in range(3)]
+    assert stop.ran == [((other,), chunk) for chunk in range(3)]
     assert (run.out / f"{done}.safetensors").read_bytes() == before
     assert {result.analysis for result in results} == set(SKIPS)
     assert tensor_bytes(run.out / f"{other}.safetensors") == whole[other,][other]
@@ -164,7 +164,7 @@ def test_one_of_two_is_done_already(make, whole, monkeypatch, done):
     ("first", "then"), [(SKIPS, ("skip-future",)), (("skip-current",), SKIPS), (SKIPS[:1], SKIPS[1:])]
 )
 def test_stopped_with_some_analyses_and_continued_with_others(make, whole, monkeypatch, first, then):
-    """Units of several analyses are not those of one: other tensors, from other launches."""
+    """Chunks of several analyses are not those of one: other tensors, from other passes."""
     run = make()
     with monkeypatch.context() as patched:
         Stop(patched, after=2)
@@ -193,7 +193,7 @@ def test_stopped_between_two_results_of_the_same_launches(make, whole, monkeypat
     assert [path.name for path in run.out.glob("*.safetensors")] == ["skip-current.safetensors"]
     stop = Stop(monkeypatch)
     make().execute(SKIPS)
-    assert not stop.ran, "all units were there"
+    assert not stop.ran, "all chunks were there"
     assert {name: tensor_bytes(run.out / f"{name}.safetensors") for name in SKIPS} == whole[SKIPS]
     assert not (run.out / UNITS).exists()
 
@@ -266,12 +266,12 @@ def test_a_spoilt_unit_is_measured_again(make, whole, monkeypatch, spoil):
         Stop(patched, after=2)
         with pytest.raises(KeyboardInterrupt):
             run.execute(SKIPS)
-    path = run.out / UNITS / units(run)[1]
+    path = run.out / UNITS / chunks(run)[1]
     spoil(path)
     lines = []
     rest = Stop(monkeypatch)
     make(warn=lines.append).execute(SKIPS)
-    assert [unit for _, unit in rest.ran] == [1, 2]
+    assert [chunk for _, chunk in rest.ran] == [1, 2]
     assert len(lines) == 1
     assert f"{str(path)!r} is not a readable safetensors file" in lines[0]
     assert {name: tensor_bytes(run.out / f"{name}.safetensors") for name in SKIPS} == whole[SKIPS]
@@ -303,8 +303,8 @@ def test_a_noise_floor_is_announced(make, monkeypatch):
     plain = runner.tasks_for
 
     def noisy(task):
-        def run(unit, on_launch):
-            return dataclasses.replace(task.run(unit, on_launch), null_effect=0.25 * unit, null_where=f"layer {unit}")
+        def run(chunk, on_pass):
+            return dataclasses.replace(task.run(chunk, on_pass), null_effect=0.25 * chunk, null_where=f"layer {chunk}")
 
         return dataclasses.replace(task, run=run)
 

@@ -12,9 +12,9 @@ import pytest
 from synthetic_results import synthetic_results
 
 import hookdepth
-from hookdepth import loading
-from hookdepth.report import write_report
-from hookdepth.report_compare import write_comparison
+from hookdepth.model import demo
+from hookdepth.report.compare_page import write_comparison
+from hookdepth.report.page import write_report
 
 PACKAGE = Path(hookdepth.__file__).parent
 TREES = {path.name: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(PACKAGE.rglob("*.py"))}
@@ -73,12 +73,12 @@ def test_a_pickle_is_not_opened(tmp_path):
 
 
 def test_the_demo_is_pinned():
-    assert len(loading._DEMO_SHA256) == 64
-    folder = loading.cache_folder() / f"{loading.DEMO_NAME}-{loading._DEMO_VERSION}"
-    spec = loading.importlib.util.find_spec(loading._DEMO_PACKAGE)
+    assert len(demo._DEMO_SHA256) == 64
+    folder = demo.cache_folder() / f"{demo.DEMO_NAME}-{demo._DEMO_VERSION}"
+    spec = demo.importlib.util.find_spec(demo._DEMO_PACKAGE)
     if spec is None:
-        pytest.skip(f"{loading._DEMO_PACKAGE} is not installed")
-    loading._check_package(Path(spec.origin).parent)
+        pytest.skip(f"{demo._DEMO_PACKAGE} is not installed")
+    demo._check_package(Path(spec.origin).parent)
     assert folder.name.endswith("0.1.2")
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from synthetic_results import synthetic_results
 
-from hookdepth import summary
+from hookdepth.report import summary
 from hookdepth.results import Result
 
 
@@ -123,7 +123,7 @@ def test_summary_is_json_and_complete(n_layers):
     assert list(whole["analyses"]) == list(summary.ANALYSES)
     skip = whole["analyses"]["skip-current"]
     assert skip["file"] == "skip-current.safetensors"
-    assert (skip["null_effect"], skip["launches"], skip["wall_time_s"]) == (2e-6, 7, 12.345)
+    assert (skip["null_effect"], skip["passes"], skip["wall_time_s"]) == (2e-6, 7, 12.345)
     assert (skip["n_prompts"], skip["n_tokens"]) == (3, 321)
     assert whole["model"]["n_layers"] == n_layers
     assert whole["mixed"] == []

@@ -5,8 +5,8 @@ import torch
 from synthetic_results import write_folder
 
 from hookdepth.errors import HookdepthError
+from hookdepth.report.tables import describe, flatten, shorten, statistics
 from hookdepth.results import Result
-from hookdepth.tables import describe, flatten, shorten, statistics
 
 
 def test_a_file_shows_metadata_and_tensors(tmp_path):

@@ -1,4 +1,4 @@
-"""Tokens: which a prompt's positions are meant, and where they lie in a launch."""
+"""Tokens: which a prompt's positions are meant, and where they lie in a pass_."""
 
 import pytest
 import torch
@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from token_choices import LENGTH, some_tokens
 
+from hookdepth.engine.tokens import locate, positions
 from hookdepth.errors import HookdepthError
-from hookdepth.tokens import locate, positions
 
 
 @given(some_tokens(), st.integers(0, LENGTH), st.integers(0, LENGTH))

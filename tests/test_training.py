@@ -158,7 +158,7 @@ def _cheap():
 
 def test_probes_measure_what_the_run_measures_before_the_step():
     from hookdepth.analyses.lens import lens_sums
-    from hookdepth.models import Decoder
+    from hookdepth.model.decoder import Decoder
 
     model = fresh_model()
     exact = lens_sums(Decoder(copy.deepcopy(model)), IDS)["kl"] / len(IDS)

@@ -7,7 +7,7 @@ from accelerate.state import AcceleratorState
 from training_runs import assert_close, assert_same, expected_stats, fresh_model, make_batches, n_hooks, train
 
 from hookdepth.analyses.lens import lens_sums
-from hookdepth.models import Decoder
+from hookdepth.model.decoder import Decoder
 from hookdepth.training import DepthMonitor
 from hookdepth.training.wrapping import unwrap
 

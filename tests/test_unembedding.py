@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from hookdepth.unembedding import most_logits, product
+from hookdepth.model.unembedding import most_logits, product
 
 
 def head(vocab=4000, bias=False, dtype=torch.float32):

@@ -21,13 +21,13 @@ from hookdepth import results
 from hookdepth.analyses import Inputs, Partial, Settings
 from hookdepth.errors import HookdepthError
 from hookdepth.results import Result
-from hookdepth.runner import UNITS, Run
-from hookdepth.units import LOCK, Units, forget, locked
+from hookdepth.runs.runner import UNITS, Run
+from hookdepth.runs.store import LOCK, Chunks, forget, locked
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["hookdepth.processes", "hookdepth.runner", "tiny_models"])
+FORKS.set_forkserver_preload(["hookdepth.runs.workers", "hookdepth.runs.runner", "tiny_models"])
 NAMES = ("residual-stats", "logit-lens", "skip-current", "skip-future")
-LENGTHS = (300, 310, 305, 40, 290)  # but for one too long to share a unit
+LENGTHS = (300, 310, 305, 40, 290)  # but for one too long to share a chunk
 N_FILES = 3 * len(LENGTHS)
 
 
@@ -127,7 +127,7 @@ def test_a_file_that_the_system_refuses(tmp_path, whole):
     path = tmp_path / "residual-stats.safetensors"
     assert message == f"cannot write {str(path)!r} (File too large); free some space, then run again"
     assert status == 1
-    assert len(files(tmp_path)) == len(LENGTHS), "its units"
+    assert len(files(tmp_path)) == len(LENGTHS), "its chunks"
     assert not list(tmp_path.rglob("*.tmp"))
     work(tmp_path)
     assert tensor_bytes(tmp_path) == whole
@@ -188,59 +188,59 @@ def test_a_folder_that_cannot_be_made(tmp_path):
 # Whose they are.
 
 
-def units_of(folder, analyses=("a", "b"), setting=1, **more):
+def chunks_of(folder, analyses=("a", "b"), setting=1, **more):
     identity = {"settings": {"x": setting, "list": list(range(setting, setting + 20))}}
-    return Units(folder, analyses, dict.fromkeys(analyses, identity), **more)
+    return Chunks(folder, analyses, dict.fromkeys(analyses, identity), **more)
 
 
 PARTIAL = Partial({"value": torch.arange(3.0)}, 2, 0.5, "layer 1")
 
 
 def test_units_come_back_as_they_were(tmp_path):
-    units = units_of(tmp_path)
-    units.claim()
-    assert (units.count(), units.launches(0)) == (0, None)
-    units.save(0, PARTIAL, 1.5)
-    assert (units.count(), units.launches(0)) == (1, 2)
-    partial, seconds = units_of(tmp_path).load(0)
+    chunks = chunks_of(tmp_path)
+    chunks.claim()
+    assert (chunks.count(), chunks.passes(0)) == (0, None)
+    chunks.save(0, PARTIAL, 1.5)
+    assert (chunks.count(), chunks.passes(0)) == (1, 2)
+    partial, seconds = chunks_of(tmp_path).load(0)
     assert torch.equal(partial.tensors["value"], PARTIAL.tensors["value"])
-    assert (partial.launches, partial.null_effect, partial.null_where, seconds) == (2, 0.5, "layer 1", 1.5)
-    units.clear()
+    assert (partial.passes, partial.null_effect, partial.null_where, seconds) == (2, 0.5, "layer 1", 1.5)
+    chunks.clear()
     assert not list(tmp_path.iterdir())
 
 
 def test_units_of_other_settings_are_refused(tmp_path):
-    units_of(tmp_path).claim()
-    units_of(tmp_path, setting=2).claim()  # nothing was measured yet
-    units_of(tmp_path, setting=2).save(0, PARTIAL, 0.0)
+    chunks_of(tmp_path).claim()
+    chunks_of(tmp_path, setting=2).claim()  # nothing was measured yet
+    chunks_of(tmp_path, setting=2).save(0, PARTIAL, 0.0)
     with pytest.raises(HookdepthError, match=r"a\.settings\.x = 2, this run has 1; give another --out folder"):
-        units_of(tmp_path).claim()
+        chunks_of(tmp_path).claim()
     with pytest.raises(HookdepthError, match="is of a run with other settings"):
-        units_of(tmp_path).launches(0)
+        chunks_of(tmp_path).passes(0)
     with pytest.raises(HookdepthError, match="is of a run with other settings"):
-        units_of(tmp_path).load(0)
+        chunks_of(tmp_path).load(0)
 
 
 def test_a_difference_deep_in_a_long_list_can_be_told(tmp_path):
     same, other = {"cuts": [[8]] * 1000}, {"cuts": [[8]] * 999 + [[16]]}
-    units = Units(tmp_path, ("a",), {"a": same})
-    units.claim()
-    units.save(0, PARTIAL, 0.0)
+    chunks = Chunks(tmp_path, ("a",), {"a": same})
+    chunks.claim()
+    chunks.save(0, PARTIAL, 0.0)
     with pytest.raises(HookdepthError, match=r"a\.cuts\[999\] = \[8\], this run has \[16\]"):
-        Units(tmp_path, ("a",), {"a": other}).claim()
+        Chunks(tmp_path, ("a",), {"a": other}).claim()
 
 
 def test_what_is_kept_once_does_not_grow_with_every_unit(tmp_path):
-    units = Units(tmp_path, ("a",), {"a": {"lengths": list(range(5000))}})
-    units.claim()
-    units.save(0, PARTIAL, 0.0)
-    assert units.path(0).stat().st_size < 1000
+    chunks = Chunks(tmp_path, ("a",), {"a": {"lengths": list(range(5000))}})
+    chunks.claim()
+    chunks.save(0, PARTIAL, 0.0)
+    assert chunks.path(0).stat().st_size < 1000
 
 
 def test_forgetting_takes_only_what_is_named(tmp_path):
     for analyses in (("a",), ("a", "b"), ("c",), ("a-c",)):
-        units_of(tmp_path, analyses).claim()
-        units_of(tmp_path, analyses).save(0, PARTIAL, 0.0)
+        chunks_of(tmp_path, analyses).claim()
+        chunks_of(tmp_path, analyses).save(0, PARTIAL, 0.0)
     (tmp_path / LOCK).touch()
     forget(tmp_path, ["a"])
     assert {path.name.partition("-0")[0].partition("-settings")[0] for path in tmp_path.iterdir()} == {"c", "a-c", LOCK}
@@ -255,29 +255,29 @@ def test_memory_does_not_grow_with_the_prompts(tmp_path, monkeypatch):
     inputs = Inputs(tuple(tuple(ids) for ids in prompts(1000, (6, 9, 4))), ((),) * 1000)
     run = Run(model, inputs, Settings(), {"name": "some", "prompts_sha256": "0"}, 123, tmp_path)
     monkeypatch.setattr(results.os, "fsync", lambda handle: None)
-    alive, save = [], Units.save
+    alive, save = [], Chunks.save
 
-    def count(units, unit, partial, seconds):
-        save(units, unit, partial, seconds)
-        if unit in (100, 900):
+    def count(chunks, chunk, partial, seconds):
+        save(chunks, chunk, partial, seconds)
+        if chunk in (100, 900):
             gc.collect()
             alive.append(sum(issubclass(type(one), torch.Tensor) for one in gc.get_objects()))
 
-    monkeypatch.setattr(Units, "save", count)
+    monkeypatch.setattr(Chunks, "save", count)
     run.execute(["residual-stats"])
     assert len(alive) == 2
-    assert alive[1] <= alive[0] + 20, "a unit's tensors go with it"
+    assert alive[1] <= alive[0] + 20, "a chunk's tensors go with it"
 
 
 def test_a_unit_that_vanished_is_missed_at_once_or_awaited(tmp_path, monkeypatch):
-    alone = Units(tmp_path, ["logit-lens"], {"logit-lens": {}})
+    alone = Chunks(tmp_path, ["logit-lens"], {"logit-lens": {}})
     with monkeypatch.context() as patch:
         patch.setattr(time, "sleep", lambda _: pytest.fail("nobody else could bring it"))
         with pytest.raises(HookdepthError, match="which was measured, is not there; give --out"):
             alone.load(0)
-    units = Units(tmp_path, ["logit-lens"], {"logit-lens": {}}, patience=60)
-    late = threading.Timer(0.1, lambda: units.save(0, Partial({"kl": torch.ones(2)}, 1), 1.5))
+    chunks = Chunks(tmp_path, ["logit-lens"], {"logit-lens": {}}, patience=60)
+    late = threading.Timer(0.1, lambda: chunks.save(0, Partial({"kl": torch.ones(2)}, 1), 1.5))
     late.start()
-    partial, seconds = units.load(0)
+    partial, seconds = chunks.load(0)
     late.join()
-    assert (partial.tensors["kl"].tolist(), partial.launches, seconds) == ([1.0, 1.0], 1, 1.5)
+    assert (partial.tensors["kl"].tolist(), partial.passes, seconds) == ([1.0, 1.0], 1, 1.5)

@@ -16,7 +16,7 @@ def warn_from(module, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("module", ["hookdepth", "hookdepth.loading", "hookdepth.analyses.skip"])
+@pytest.mark.parametrize("module", ["hookdepth", "hookdepth.model.loading", "hookdepth.analyses.skip"])
 def test_ours_are_errors(module, kind):
     with pytest.raises(kind):
         warn_from(module, kind)

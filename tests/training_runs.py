@@ -10,7 +10,7 @@ import torch
 from tiny_models import tiny_model
 
 from hookdepth.analyses.stats import residual_sums
-from hookdepth.models import Decoder
+from hookdepth.model.decoder import Decoder
 from hookdepth.results import Result
 
 LAYERS = 3

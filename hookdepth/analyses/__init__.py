@@ -3,7 +3,7 @@
 from hookdepth.analyses import NAMES, tasks_for
 
 for task in tasks_for(["skip-current", "skip-future"], model, inputs, settings):
-    parts = [task.run(unit, lambda: None) for unit in range(task.n_units)]
+    parts = [task.run(chunk, lambda: None) for chunk in range(task.n_chunks)]
     task.finish(parts)["skip-current"]["layer.effect"]   # [L, L]
 """
 
@@ -11,18 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from hookdepth.analyses import erasure, integrated_gradients, lens, local, skip, stats
-from hookdepth.analyses.task import BASELINE_PROMPTS, Inputs, Partial, Settings, Task, noise_floor
-from hookdepth.models import Decoder
+from hookdepth.analyses import erasure, gradients, lens, local, skip, stats
+from hookdepth.analyses.base import BASELINE_PROMPTS, Inputs, Partial, Settings, Task, noise_floor
+from hookdepth.model.decoder import Decoder
 
-# In the order in which they run and are reported; modules that serve several analyses share their launches.
+# In the order in which they run and are reported; modules that serve several analyses share their passes.
 _MODULES = (
     (stats, ("residual-stats",)),
     (lens, ("logit-lens",)),
     (skip, ("skip-current", "skip-future")),
     (local, ("local-current", "local-future")),
     (erasure, ("residual-erasure",)),
-    (integrated_gradients, ("integrated-gradients",)),
+    (gradients, ("integrated-gradients",)),
 )
 NAMES = tuple(name for _, names in _MODULES for name in names)
 NEED_CUTS = ("skip-future", "local-future")
@@ -30,7 +30,7 @@ NEED_PROBES = ("residual-erasure", "integrated-gradients")
 
 
 def tasks_for(names: Iterable[str], model: Decoder, inputs: Inputs, settings: Settings) -> list[Task]:
-    """The tasks that compute the named analyses, sharing launches where they can.
+    """The tasks that compute the named analyses, sharing passes where they can.
 
     [task.name for task in tasks_for(["skip-future", "logit-lens"], model, inputs, settings)]
     """

@@ -16,39 +16,39 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hookdepth.analyses.task import Inputs, OnLaunch, Partial, Settings, Task, Tensors, partial_of
-from hookdepth.branches import Branch
-from hookdepth.branching import run_branches
-from hookdepth.capturing import LayerSites, each_layer
+from hookdepth.analyses.base import Inputs, OnPass, Partial, Settings, Task, Tensors, partial_of
 from hookdepth.data import Probe
-from hookdepth.interventions import Patch
-from hookdepth.measurements import OutputEffect
-from hookdepth.models import Decoder
+from hookdepth.engine.branches import Branch
+from hookdepth.engine.interventions import Patch
+from hookdepth.engine.measurements import OutputEffect
+from hookdepth.engine.passes import run_branches
+from hookdepth.engine.reading import LayerSites, each_layer
+from hookdepth.model.decoder import Decoder
 
 
 def task(model: Decoder, inputs: Inputs, settings: Settings, analyses: tuple[str, ...]) -> Task:
-    """One unit a probe. The baseline is computed once, by whoever asks first."""
+    """One chunk a probe. The baseline is computed once, by whoever asks first."""
 
     @cache
     def baseline() -> Tensor:
         return uninformative_residual(model, inputs.baseline)
 
-    def branches(unit: int) -> tuple[list[Branch], list[int]]:
+    def branches(chunk: int) -> tuple[list[Branch], list[int]]:
         empty = torch.zeros(model.n_layers + 1, model.d_model)
-        return erasure_branches(inputs.probes[unit], empty), [len(inputs.probes[unit].token_ids)]
+        return erasure_branches(inputs.probes[chunk], empty), [len(inputs.probes[chunk].token_ids)]
 
-    def run(unit: int, on_launch: OnLaunch) -> Partial:
-        probe = inputs.probes[unit]
+    def run(chunk: int, on_pass: OnPass) -> Partial:
+        probe = inputs.probes[chunk]
         listed = erasure_branches(probe, baseline())
         prompts = [probe.token_ids]
         measured = [OutputEffect()]
-        results = run_branches(model, prompts, listed, measured, max_rows=settings.max_rows, on_launch=on_launch)
+        results = run_branches(model, prompts, listed, measured, max_rows=settings.max_rows, on_pass=on_pass)
         effect = torch.zeros(model.n_layers + 1, len(probe.token_ids))
         effect[:, : 1 + _last_predicting(probe)] = results.output["output"].view(model.n_layers + 1, -1)
         return partial_of(results, {"effect": effect})
 
     def finish(partials: Sequence[Partial]) -> dict[str, Tensors]:
-        tensors = {f"effect.{unit}": partial.tensors["effect"] for unit, partial in enumerate(partials)}
+        tensors = {f"effect.{chunk}": partial.tensors["effect"] for chunk, partial in enumerate(partials)}
         return {"residual-erasure": {**tensors, "baseline": baseline()}}
 
     return Task("residual-erasure", analyses, len(inputs.probes), run, finish, branches)

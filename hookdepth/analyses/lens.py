@@ -15,21 +15,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hookdepth.analyses.task import Inputs, OnLaunch, Partial, Settings, Task, Tensors
-from hookdepth.capturing import capture
+from hookdepth.analyses.base import Inputs, OnPass, Partial, Settings, Task, Tensors
+from hookdepth.engine.reading import capture
 from hookdepth.metrics import blocks, kl_divergence, topk_overlap
-from hookdepth.models import Decoder
-from hookdepth.unembedding import most_logits
+from hookdepth.model.decoder import Decoder
+from hookdepth.model.unembedding import most_logits
 
 TOP_K = 5
 
 
 def task(model: Decoder, inputs: Inputs, settings: Settings, analyses: tuple[str, ...]) -> Task:
-    """One unit a prompt."""
+    """One chunk a prompt."""
 
-    def run(unit: int, on_launch: OnLaunch) -> Partial:
-        sums = lens_sums(model, inputs.prompts[unit])
-        on_launch()
+    def run(chunk: int, on_pass: OnPass) -> Partial:
+        sums = lens_sums(model, inputs.prompts[chunk])
+        on_pass()
         return Partial(sums, 1)
 
     def finish(partials: Sequence[Partial]) -> dict[str, Tensors]:

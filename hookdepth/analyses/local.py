@@ -13,40 +13,40 @@ from collections.abc import Sequence
 
 import torch
 
+from hookdepth.analyses.base import Inputs, OnPass, Partial, Settings, Task, Tensors, chunks_of, partial_of
 from hookdepth.analyses.skip import finish_effects
-from hookdepth.analyses.task import Inputs, OnLaunch, Partial, Settings, Task, Tensors, partial_of, units_of
-from hookdepth.branches import Branch
-from hookdepth.branching import run_branches
-from hookdepth.interventions import Subtract
-from hookdepth.measurements import LayerEffect
-from hookdepth.models import Decoder
+from hookdepth.engine.branches import Branch
+from hookdepth.engine.interventions import Subtract
+from hookdepth.engine.measurements import LayerEffect
+from hookdepth.engine.passes import run_branches
+from hookdepth.model.decoder import Decoder
 
 
 def task(model: Decoder, inputs: Inputs, settings: Settings, analyses: tuple[str, ...]) -> Task:
-    """One unit for each prompt, or for a few short ones."""
+    """One chunk for each prompt, or for a few short ones."""
     lengths = [len(prompt) for prompt in inputs.prompts]
-    units = units_of(lengths, model.n_layers + 2)
+    chunks = chunks_of(lengths, model.n_layers + 2)
     wants = {"current": "local-current" in analyses, "future": "local-future" in analyses}
 
-    def branches(unit: int) -> tuple[list[Branch], list[int]]:
+    def branches(chunk: int) -> tuple[list[Branch], list[int]]:
         listed = [
             Branch((subtract,), prompt=local, cut=cut, until=layer)
-            for local, prompt in enumerate(units[unit])
+            for local, prompt in enumerate(chunks[chunk])
             for layer in range(1, model.n_layers)
             for source in range(layer)
             for subtract in [Subtract(source, layer, slice(settings.keep_front, None))]
             for cut in ([None] if wants["current"] else []) + list(inputs.cuts[prompt] if wants["future"] else ())
         ]
-        return listed, [lengths[prompt] for prompt in units[unit]]
+        return listed, [lengths[prompt] for prompt in chunks[chunk]]
 
-    def run(unit: int, on_launch: OnLaunch) -> Partial:
-        listed, _ = branches(unit)
-        shape = (len(units[unit]), model.n_layers, model.n_layers)
+    def run(chunk: int, on_pass: OnPass) -> Partial:
+        listed, _ = branches(chunk)
+        shape = (len(chunks[chunk]), model.n_layers, model.n_layers)
         tensors = {f"{name}.layer.effect": torch.zeros(shape) for name in analyses}
         if not listed:  # a single layer has no later one
             return Partial(tensors, 0, 0.0)
-        prompts = [inputs.prompts[prompt] for prompt in units[unit]]
-        results = run_branches(model, prompts, listed, [LayerEffect()], max_rows=settings.max_rows, on_launch=on_launch)
+        prompts = [inputs.prompts[prompt] for prompt in chunks[chunk]]
+        results = run_branches(model, prompts, listed, [LayerEffect()], max_rows=settings.max_rows, on_pass=on_pass)
         for number, branch in enumerate(listed):
             (subtract,) = branch.interventions
             assert isinstance(subtract, Subtract)
@@ -58,4 +58,4 @@ def task(model: Decoder, inputs: Inputs, settings: Settings, analyses: tuple[str
     def finish(partials: Sequence[Partial]) -> dict[str, Tensors]:
         return finish_effects(analyses, partials)
 
-    return Task("local", analyses, len(units), run, finish, branches)
+    return Task("local", analyses, len(chunks), run, finish, branches)

@@ -5,7 +5,7 @@
 Row s of an effect: layer s skipped; column i: max over tokens of ‖c_i − c̄_i‖/‖c_i‖. Output: max over
 tokens of ‖softmax(z) − softmax(z̄)‖₂. *current* skips all tokens from `keep_front` on and measures all;
 *future* skips those left of a cut and measures those right of it, max over the prompt's cuts. Both come from
-the same launches: the skips without a cut lend their keys and values to every cut.
+the same passes: the skips without a cut lend their keys and values to every cut.
 """
 
 from __future__ import annotations
@@ -14,42 +14,42 @@ from collections.abc import Sequence
 
 import torch
 
-from hookdepth.analyses.task import Inputs, OnLaunch, Partial, Settings, Task, Tensors, partial_of, units_of
-from hookdepth.branches import Branch
-from hookdepth.branching import run_branches
-from hookdepth.interventions import Skip
-from hookdepth.measurements import LayerEffect, Measurement, OutputEffect
-from hookdepth.models import Decoder
+from hookdepth.analyses.base import Inputs, OnPass, Partial, Settings, Task, Tensors, chunks_of, partial_of
+from hookdepth.engine.branches import Branch
+from hookdepth.engine.interventions import Skip
+from hookdepth.engine.measurements import LayerEffect, Measurement, OutputEffect
+from hookdepth.engine.passes import run_branches
+from hookdepth.model.decoder import Decoder
 
 
 def task(model: Decoder, inputs: Inputs, settings: Settings, analyses: tuple[str, ...]) -> Task:
-    """One unit for each prompt, or for a few short ones."""
+    """One chunk for each prompt, or for a few short ones."""
     lengths = [len(prompt) for prompt in inputs.prompts]
-    units = units_of(lengths, (model.n_layers + 2) * len(settings.parts))
+    chunks = chunks_of(lengths, (model.n_layers + 2) * len(settings.parts))
     wants = {"current": "skip-current" in analyses, "future": "skip-future" in analyses}
 
-    def branches(unit: int) -> tuple[list[Branch], list[int]]:
+    def branches(chunk: int) -> tuple[list[Branch], list[int]]:
         listed = [
             Branch((skip,), prompt=local, cut=cut)
-            for local, prompt in enumerate(units[unit])
+            for local, prompt in enumerate(chunks[chunk])
             for part in settings.parts
             for layer in range(model.n_layers)
             for skip in [Skip(layer, part, slice(settings.keep_front, None))]
             for cut in ([None] if wants["current"] else []) + list(inputs.cuts[prompt] if wants["future"] else ())
         ]
-        return listed, [lengths[prompt] for prompt in units[unit]]
+        return listed, [lengths[prompt] for prompt in chunks[chunk]]
 
-    def run(unit: int, on_launch: OnLaunch) -> Partial:
-        listed, _ = branches(unit)
+    def run(chunk: int, on_pass: OnPass) -> Partial:
+        listed, _ = branches(chunk)
         tensors = {
-            f"{name}.{part}.{kind}": torch.zeros(len(units[unit]), model.n_layers, *shape)
+            f"{name}.{part}.{kind}": torch.zeros(len(chunks[chunk]), model.n_layers, *shape)
             for name in analyses
             for part in settings.parts
             for kind, shape in (("effect", (model.n_layers,)), ("output", ()))
         }
-        prompts = [inputs.prompts[prompt] for prompt in units[unit]]
+        prompts = [inputs.prompts[prompt] for prompt in chunks[chunk]]
         measured: list[Measurement] = [LayerEffect(), OutputEffect()]
-        results = run_branches(model, prompts, listed, measured, max_rows=settings.max_rows, on_launch=on_launch)
+        results = run_branches(model, prompts, listed, measured, max_rows=settings.max_rows, on_pass=on_pass)
         for number, branch in enumerate(listed):
             (skip,) = branch.interventions
             assert isinstance(skip, Skip)
@@ -59,11 +59,11 @@ def task(model: Decoder, inputs: Inputs, settings: Settings, analyses: tuple[str
                 torch.maximum(cell, values[number], out=cell)
         return partial_of(results, tensors)
 
-    return Task("skip", analyses, len(units), run, lambda partials: finish_effects(analyses, partials), branches)
+    return Task("skip", analyses, len(chunks), run, lambda partials: finish_effects(analyses, partials), branches)
 
 
 def finish_effects(analyses: Sequence[str], partials: Sequence[Partial]) -> dict[str, Tensors]:
-    """Per-prompt effects of all units, and their maximum over prompts.
+    """Per-prompt effects of all chunks, and their maximum over prompts.
 
     finish_effects(["skip-current"], partials)["skip-current"]["layer.per_prompt_effect"]   # [N, L, L]
     """

@@ -13,20 +13,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hookdepth.analyses.task import Inputs, OnLaunch, Partial, Settings, Task, Tensors
-from hookdepth.capturing import LayerSites, each_layer
+from hookdepth.analyses.base import Inputs, OnPass, Partial, Settings, Task, Tensors
+from hookdepth.engine.reading import LayerSites, each_layer
 from hookdepth.metrics import cosine, relative_norm
-from hookdepth.models import Decoder
+from hookdepth.model.decoder import Decoder
 
 _PARTS = ("attn", "mlp", "layer")
 
 
 def task(model: Decoder, inputs: Inputs, settings: Settings, analyses: tuple[str, ...]) -> Task:
-    """One unit a prompt: sums over its tokens, on the device, from one forward pass."""
+    """One chunk a prompt: sums over its tokens, on the device, from one forward pass."""
 
-    def run(unit: int, on_launch: OnLaunch) -> Partial:
-        sums = residual_sums(model, inputs.prompts[unit])
-        on_launch()
+    def run(chunk: int, on_pass: OnPass) -> Partial:
+        sums = residual_sums(model, inputs.prompts[chunk])
+        on_pass()
         return Partial(sums, 1)
 
     def finish(partials: Sequence[Partial]) -> dict[str, Tensors]:

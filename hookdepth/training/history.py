@@ -43,7 +43,7 @@ def save_picture(folder: str | os.PathLike[str], path: str | os.PathLike[str]) -
     Raises:
         HookdepthError: as `load_history`, or the file cannot be written.
     """
-    from hookdepth.plots_training import render, training_figure  # imports matplotlib, which training need not
+    from hookdepth.report.over_training import render, training_figure  # imports matplotlib, which training need not
 
     kind = Path(path).suffix.lstrip(".").lower()
     if kind not in ("png", "svg"):

@@ -32,8 +32,8 @@ from torch import nn
 from hookdepth._version import __version__
 from hookdepth.analyses import Settings
 from hookdepth.errors import HookdepthError
+from hookdepth.report.summary import depth_score, depth_scores, effective_depth
 from hookdepth.results import SUFFIX, Result
-from hookdepth.summary import depth_score, depth_scores, effective_depth
 from hookdepth.training.history import STEP
 from hookdepth.training.probing import Probes, Prompt
 from hookdepth.training.reading import Mask, Reader, padding_mask
@@ -225,7 +225,7 @@ def metrics_of(results: Mapping[str, Result], per_layer: bool = False) -> dict[s
 
     Of residual-stats: the mean over layers of every relative contribution and cosine, and `contribution_depth`, the
     mean layer weighted by its relative contribution (0 to L − 1). Of probes: effective depths (ratios) and depth
-    scores, where they exist: see `hookdepth.summary`.
+    scores, where they exist: see `hookdepth.report.summary`.
 
     Args:
         per_layer: also relative contribution and cosine of every layer, and the norm of its input.

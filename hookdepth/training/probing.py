@@ -76,8 +76,8 @@ class Probes:
             whole_weights(target),
         ):
             for task in tasks_for(self.names, decoder, self.inputs, self.settings):
-                partials = [task.run(unit, lambda: None) for unit in range(task.n_units)]
-                metadata = {"launches": sum(partial.launches for partial in partials), **noise_floor(partials)}
+                partials = [task.run(chunk, lambda: None) for chunk in range(task.n_chunks)]
+                metadata = {"passes": sum(partial.passes for partial in partials), **noise_floor(partials)}
                 for name, tensors in task.finish(partials).items():
                     results[name] = {"tensors": tensors, **metadata, **self._facts(name)}
         return results

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from hookdepth.errors import HookdepthError
-from hookdepth.models import Decoder
+from hookdepth.model.decoder import Decoder
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,291 @@
+"""integrated-gradients: which tokens, at which layer, the answer is made of (2505.13898, Fig. 6a).
+
+    task(model, inputs, Settings(), ("integrated-gradients",)).run(0, print).tensors["attribution"]   # [L, T]
+
+f = Σ p(answer token); path: from the prompt's own token mean of resid_post[l] (or attn_out, mlp_out) to the
+activation itself; attribution of a token: ∫ of ∂f/∂activation · (activation − mean) along the path
+(Sundararajan et al., 1703.01365). They add up to f(x) − f(baseline) where the integral has converged.
+
+A node of the path is a branch that is born where the activation is replaced. Nodes of all layers share
+passes; parameters are frozen, gradients reach the interpolated activations and stop there, and only the
+positions that predict the answer are unembedded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hookdepth.analyses import quadrature
+from hookdepth.analyses.base import Inputs, OnPass, Partial, Settings, Task, Tensors
+from hookdepth.analyses.quadrature import AdaptivePath
+from hookdepth.data import Probe
+from hookdepth.engine.branches import Branch
+from hookdepth.engine.interventions import Patch
+from hookdepth.engine.measurements import TargetProbability
+from hookdepth.engine.memory import fits, memory_room
+from hookdepth.engine.passes import run_top
+from hookdepth.engine.planner import make_plan
+from hookdepth.engine.reading import capture
+from hookdepth.errors import HookdepthError, NotFiniteError
+from hookdepth.model.decoder import Decoder
+
+METHODS = ("adaptive", "riemann", "gauss-legendre")
+_SITES = {"layer": "resid_post", "attn": "attn_out", "mlp": "mlp_out"}
+_MAX_ROWS = 128  # the logits of a pass's rows are kept for the backward pass
+
+Node = tuple[int, float]
+"""(layer, position on the path)."""
+
+
+def task(model: Decoder, inputs: Inputs, settings: Settings, analyses: tuple[str, ...]) -> Task:
+    """One chunk for each probe and part."""
+    chunks = [(number, part) for number in range(len(inputs.probes)) for part in settings.parts]
+
+    def run(chunk: int, on_pass: OnPass) -> Partial:
+        number, part = chunks[chunk]
+        path = Path(model, inputs.probes[number], part, settings.max_rows, on_pass)
+        if model.describe()["quantization"] != "none":
+            check_gradients(path)
+        tensors = attribute(path, settings)
+        return Partial(tensors, path.passes, path.null_effect, path.null_where)
+
+    def finish(partials: Sequence[Partial]) -> dict[str, Tensors]:
+        result: Tensors = {}
+        for (number, part), partial in zip(chunks, partials, strict=True):
+            prefix = "" if part == "layer" else f"{part}."
+            result |= {f"{prefix}{name}.{number}": values for name, values in partial.tensors.items()}
+        return {"integrated-gradients": result}
+
+    return Task("integrated-gradients", analyses, len(chunks), run, finish)
+
+
+class Path:
+    """f and its derivative along the paths of one probe, at any nodes of any layers.
+
+        path = Path(model, probe, "layer")
+        for (layer, alpha), f, gradient in path.evaluate([(0, 0.0), (0, 1.0), (3, 0.5)]): ...
+
+    Attributes:
+        f_input: f(x), of the clean run.
+        passes, null_effect, null_where: so far.
+    """
+
+    def __init__(
+        self,
+        model: Decoder,
+        probe: Probe,
+        part: str,
+        max_rows: int | None = None,
+        on_pass: Callable[[], object] = lambda: None,
+    ) -> None:
+        self.model, self.probe, self.site = model, probe, _SITES[part]
+        self.on_pass = on_pass
+        self.max_rows = most_rows(max_rows)
+        self.measured = [position - 1 for position in probe.answer_positions]
+        self.f_input: float | None = None
+        self.passes, self.null_effect = 0, 0.0
+        self.null_where: str | None = None
+        with model.evaluating(), capture(model, self.site) as acts:
+            model.forward(torch.tensor([list(probe.token_ids)], device=model.device))
+        self.activation = [acts[self.site, layer][0].float() for layer in range(model.n_layers)]
+        self.layer_tokens = most_layer_tokens(model)
+
+    def baseline(self, layer: int) -> Float[Tensor, " width"]:
+        """The prompt's own token mean."""
+        return self.activation[layer].mean(0)
+
+    def evaluate(self, nodes: Sequence[Node]) -> Iterator[tuple[Node, float, Float[Tensor, " token"]]]:
+        """f and its derivative along the path, split over tokens, at each node; order as given."""
+        pending = list(nodes)
+        done: list[tuple[Node, float, Tensor]] = []
+
+        def run_pending() -> None:
+            while pending:
+                chunk = self._chunk(pending)
+                done.extend(zip(chunk, *self._pass(chunk), strict=True))
+                del pending[: len(chunk)]
+
+        while not fits(run_pending):
+            if len(self._chunk(pending)) == 1:
+                raise HookdepthError(
+                    "not even one node of the path fits into memory with its gradients",
+                    "use a shorter probe, a smaller dtype or --device-map auto",
+                    1,
+                )
+            self.max_rows = len(self._chunk(pending)) // 2
+        yield from done
+
+    def _chunk(self, pending: Sequence[Node]) -> list[Node]:
+        tokens = max(self.measured) + 1
+        chunk: list[Node] = []
+        used = 0
+        for node in pending[: self.max_rows]:
+            used += (self.model.n_layers - node[0]) * tokens
+            if chunk and used > self.layer_tokens:
+                break
+            chunk.append(node)
+        return chunk
+
+    def _pass(self, nodes: Sequence[Node]) -> tuple[list[float], list[Tensor]]:
+        # The notebook's order of operations: at layer 0 of the demo model another rounding of the points alone moves
+        # a sum of 32 steps by 6e-4 of its largest entry. It also gives both ends exactly.
+        ends = [(self.activation[layer], self.baseline(layer)) for layer, _ in nodes]
+        points = [
+            (layer, x * alpha + mean * (1 - alpha)) for (layer, alpha), (x, mean) in zip(nodes, ends, strict=True)
+        ]
+        f, gradients = self.value_and_gradient(points)
+        return f, [(g * (x - mean)).sum(-1).cpu() for g, (x, mean) in zip(gradients, ends, strict=True)]
+
+    def value_and_gradient(
+        self, points: Sequence[tuple[int, Float[Tensor, "token width"]]]
+    ) -> tuple[list[float], list[Float[Tensor, "token width"]]]:
+        """f, and its gradient in float32, with a layer's activation replaced: all points in one pass_."""
+        model = self.model
+        leaves = [value.detach().requires_grad_() for _, value in points]
+        branches = [
+            Branch((Patch(self.site, layer, leaf),), measured=self.measured)
+            for (layer, _), leaf in zip(points, leaves, strict=True)
+        ]
+        prompts = [self.probe.token_ids]
+        plan = make_plan(branches, [len(self.probe.token_ids)], model.n_layers, max_row_tokens=1 << 40)
+        with model.evaluating(grad=True):
+            (result,) = run_top(model, prompts, branches, plan, plan.passes[0], [TargetProbability()])
+            f = result.output["target_probability"]  # clean run, null, branches as they joined
+            gradients = torch.autograd.grad(f[2:].sum(), leaves)
+        values = f.detach().float().cpu()
+        self._note(values)
+        rows = {row: n for n, row in enumerate(plan.passes[0].rows, start=2)}
+        return [values[rows[n]].item() for n in range(len(points))], [gradient.float() for gradient in gradients]
+
+    def _note(self, values: Tensor) -> None:
+        if not torch.isfinite(values).all():
+            raise NotFiniteError(
+                "integrated gradients met a non-finite probability", "use --dtype float32 or bfloat16", 1
+            )
+        self.passes += 1
+        if self.f_input is None:
+            self.f_input = values[0].item()
+        floor = abs(values[1] - values[0]).item()
+        if floor > self.null_effect:
+            self.null_effect, self.null_where = floor, f"f in pass {self.passes} of {len(values)} rows"
+        self.on_pass()
+
+
+def attribute(path: Path, settings: Settings, layers: Sequence[int] | None = None) -> Tensors:
+    """Attributions of all layers, or of some, with what they miss.
+
+        attribute(Path(model, probe, "layer"), Settings())["completeness_error"]   # [L]
+
+    Returns:
+        attribution [L, T], completeness_error [L], evaluations [L], f_input [], f_baseline [L], converged [L]
+        (1 where |Σ attribution − (f(x) − f(baseline))| ≤ tolerance · max(|f(x) − f(baseline)|, 0.01)).
+    """
+    chosen = list(range(path.model.n_layers)) if layers is None else list(layers)
+    if settings.ig_method == "adaptive":
+        attribution, f_baseline, evaluations = _adaptive(path, chosen, settings)
+    else:
+        rule = quadrature.riemann if settings.ig_method == "riemann" else quadrature.gauss_legendre
+        attribution, f_baseline, evaluations = _fixed(path, chosen, *rule(settings.ig_steps))
+    assert path.f_input is not None
+    change = path.f_input - f_baseline
+    error = (attribution.sum(-1) - change).abs()
+    return {
+        "attribution": attribution.float(),
+        "completeness_error": error.float(),
+        "evaluations": evaluations,
+        "f_input": torch.tensor(path.f_input),
+        "f_baseline": f_baseline.float(),
+        "converged": (error <= settings.ig_tolerance * change.abs().clamp(min=quadrature.FLOOR)).float(),
+    }
+
+
+def _fixed(path: Path, layers: list[int], nodes: list[float], weights: list[float]) -> tuple[Tensor, Tensor, Tensor]:
+    # f(baseline) is a node of the Riemann sum already.
+    extra = [] if 0.0 in nodes else [0.0]
+    weight_of = dict(zip(nodes, weights, strict=True))
+    place = {layer: n for n, layer in enumerate(layers)}
+    attribution = torch.zeros(len(layers), len(path.probe.token_ids), dtype=torch.float64)
+    f_baseline = torch.zeros(len(layers), dtype=torch.float64)
+    listed = [(layer, alpha) for layer in layers for alpha in [*nodes, *extra]]
+    for (layer, alpha), f, gradient in path.evaluate(listed):
+        attribution[place[layer]] += weight_of.get(alpha, 0.0) * gradient.double()
+        if alpha == 0.0:
+            f_baseline[place[layer]] = f
+    return attribution, f_baseline, torch.full((len(layers),), float(len(nodes) + len(extra)))
+
+
+def _adaptive(path: Path, layers: list[int], settings: Settings) -> tuple[Tensor, Tensor, Tensor]:
+    tolerance, narrowest = settings.ig_tolerance, torch.finfo(path.model.dtype).eps
+    settled = tolerance / 2 if path.model.dtype == torch.float32 else math.inf  # tokens; noise of 16 bits never settles
+    by_layer = {
+        layer: AdaptivePath(tolerance, settings.ig_max_evaluations, narrowest, token_tolerance=settled)
+        for layer in layers
+    }
+    paths = list(by_layer.values())
+    while nodes := [(layer, alpha) for layer, own in by_layer.items() for alpha in own.wanted()]:
+        for (layer, alpha), f, gradient in path.evaluate(nodes):
+            by_layer[layer].accept(alpha, f, gradient)
+    return (
+        torch.stack([own.integral() for own in paths]),
+        torch.tensor([own.values[0.0][0] for own in paths], dtype=torch.float64),
+        torch.tensor([float(own.evaluations) for own in paths]),
+    )
+
+
+def most_rows(max_rows: int | None) -> int:
+    """Nodes that a pass may have beside clean run and null branch, of `max_rows` rows: most_rows(34) is 32."""
+    return min(max_rows - 2 if max_rows else _MAX_ROWS, _MAX_ROWS)
+
+
+def most_layer_tokens(model: Decoder) -> int:
+    """Tokens of nodes × layers that they run through, in a pass: the backward pass needs all their activations.
+
+    A third of the room: on a CPU more only falls out of its caches.
+    """
+    return max(1, memory_room(model) // (3 * kept_bytes(model)))
+
+
+def kept_bytes(model: Decoder) -> int:
+    """What autograd keeps of one token in one layer."""
+    inner = int(getattr(model.config, "intermediate_size", 4 * model.d_model))
+    return model.dtype.itemsize * (16 * model.d_model + 5 * inner)
+
+
+def default_tolerance(model: Decoder) -> float:
+    """0.01; less than float32 cannot hold a tighter one than its own noise allows: 0.1 in bfloat16 and float16."""
+    return 0.01 if model.dtype == torch.float32 else 0.1
+
+
+def check_gradients(path: Path) -> None:
+    """Compare gradients with finite differences: some quantised kernels give wrong ones, with only a warning.
+
+    A step along the gradient changes f by the gradient's norm, if it is the gradient. Steps of several sizes
+    are tried at three layers: one that is neither drowned in noise nor bent by curvature is enough for each.
+
+    Raises:
+        HookdepthError: at some layer no step changes f as the gradient says.
+    """
+    for layer in sorted({0, path.model.n_layers // 2, path.model.n_layers - 1}):
+        x = path.activation[layer]
+        _, (gradient,) = path.value_and_gradient([(layer, x)])
+        slope = gradient.norm().item()
+        size = x.norm(dim=-1).median().item()
+        steps = [size * 2.0**-k for k in range(1, 9)]
+        direction = gradient / max(slope, 1e-30)
+        values, _ = path.value_and_gradient(
+            [(layer, x + sign * step * direction) for step in steps for sign in (1, -1)]
+        )
+        found = [(up - down) / (2 * step) for up, down, step in zip(values[::2], values[1::2], steps, strict=True)]
+        if not any(0.8 * slope <= difference <= 1.25 * slope for difference in found):
+            nearest = min(found, key=lambda difference: abs(difference - slope))
+            raise HookdepthError(
+                f"the gradient at layer {layer} promises a slope of {slope:.3g}, finite differences find {nearest:.3g}:"
+                f" this model's {path.model.describe()['quantization']} kernels are not differentiable as they are",
+                "leave integrated-gradients out, or use --quantize none",
+                1,
+            )

@@ -1,0 +1,75 @@
+"""What a counterfactual run is: interventions on one prompt, how long it lives, and where it is measured.
+
+    Branch((Skip(4),), cut=16)     # skipped on tokens < 16, measured at tokens ≥ 16
+
+`branching.run_branches` runs any list of branches in shared passes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hookdepth.engine.interventions import Intervention
+from hookdepth.engine.tokens import Tokens, positions
+from hookdepth.errors import HookdepthError
+from hookdepth.model.decoder import SITES
+
+
+@dataclass(frozen=True, eq=False)
+class Branch:
+    """One counterfactual run of one prompt.
+
+        skip = Skip(4)
+        Branch((skip,))                        # propagated to the end, measured everywhere
+        Branch((skip,), cut=16)                # only on tokens < 16, measured at tokens ≥ 16
+        Branch((skip,), prompt=2, until=9)     # dropped after layer 9
+
+    Branches of a prompt that hold the same intervention objects and differ in `cut` share their states
+    left of the cuts.
+
+    Attributes:
+        interventions: what it changes; at least one.
+        prompt: index of the prompt it belongs to.
+        cut: intervene on tokens < cut only, and measure at tokens ≥ cut.
+        until: last layer it lives through; None for all of them and the output.
+        measured: positions at which measurements read; default all from the cut on.
+
+    Raises:
+        HookdepthError: no interventions; what does not fit model or prompt is refused by `run_branches`.
+    """
+
+    interventions: tuple[Intervention, ...]
+    prompt: int = 0
+    cut: int | None = None
+    until: int | None = None
+    measured: Tokens | None = None
+
+    def __post_init__(self) -> None:
+        if not self.interventions:
+            raise HookdepthError("a branch without interventions", "give at least one, e.g. Identity('resid_pre', 0)")
+
+    def joins(self) -> tuple[int, str]:
+        """(layer, site) of its first intervention: before that the branch is the clean run."""
+        first = min(self.interventions, key=lambda i: (i.layer, SITES.index(i.site)))
+        return first.layer, first.site
+
+    def check(self, n_layers: int, length: int, width: int) -> None:
+        """Raise where the branch does not fit the model or the prompt."""
+        for intervention in self.interventions:
+            intervention.check(n_layers, length, width)
+        if self.cut is not None and not 0 < self.cut < length:
+            raise HookdepthError(f"a cut at {self.cut} in a prompt of {length} tokens", f"give 1 to {length - 1}")
+        last = max(i.layer for i in self.interventions)
+        if self.until is not None and not last <= self.until < n_layers:
+            raise HookdepthError(
+                f"a branch until layer {self.until} that intervenes at layer {last} of {n_layers}",
+                "let it live at least through the layer of its last intervention",
+            )
+        if not self.measured_positions(length):
+            raise HookdepthError("a branch that is measured nowhere", "measure at least one token, from its cut on")
+
+    def measured_positions(self, length: int) -> list[int]:
+        """The positions at which it is measured, in a prompt of `length` tokens."""
+        first = self.cut or 0
+        chosen = positions(self.measured if self.measured is not None else slice(None), length)
+        return [position for position in chosen if position >= first]

@@ -1,0 +1,338 @@
+"""One pass: the decoder's own forward call, whose batch the hooks grow and shrink.
+
+    result = run_pass(model, padded_ids, table, branches, measurements, lengths)
+    result.layer["effect"]     # [rows of the pass, L]
+
+Within a pass every row meets the same kernels, so differences between rows are effects of what the
+branches change and not of the batch they ran in. Hooks only slice, append and reduce; nothing of size
+[rows, token, width] outlives its layer, except the keys and values that a suffix pass asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from hookdepth.engine.branches import Branch
+from hookdepth.engine.interventions import Intervention
+from hookdepth.engine.kv_cache import KeysValues, PrefixCache
+from hookdepth.engine.measurements import LayerMeasurement, LayerView, Measurement, OutputMeasurement, OutputView
+from hookdepth.engine.rows import RowTable
+from hookdepth.engine.tokens import Where, locate
+from hookdepth.metrics import masked_reduce
+from hookdepth.model.decoder import Decoder
+from hookdepth.model.unembedding import most_logits
+
+
+@dataclass
+class PassResult:
+    """What a pass measured, on the devices where it was measured.
+
+    Attributes:
+        table: its rows.
+        layer: measurement → [row, L]; before a branch is born, its clean run's value.
+        output: measurement → [row]; for branches that did not live to the end, their clean run's value.
+        recorded: layer → keys and values, where suffix passes need them.
+    """
+
+    table: RowTable
+    layer: dict[str, Float[Tensor, "row layer"]]
+    output: dict[str, Float[Tensor, " row"]]
+    recorded: dict[int, KeysValues] = field(default_factory=dict)
+
+
+def run_pass(
+    model: Decoder,
+    token_ids: Int[Tensor, "prompt token"],
+    table: RowTable,
+    branches: Sequence[Branch],
+    measurements: Sequence[Measurement],
+    lengths: Sequence[int],
+    *,
+    parent: PassResult | None = None,
+    logit_elements: int | None = None,
+) -> PassResult:
+    """Run one pass and measure it.
+
+        run_pass(model, ids, RowTable(pass, …), branches, [LayerEffect()], lengths)
+
+    Args:
+        token_ids: the pass's prompts, whole, padded on the right.
+        table: its rows.
+        branches: all of the plan.
+        measurements: what to measure on branches that the pass measures.
+        lengths: tokens of the pass's prompts.
+        parent: the pass whose keys and values lie left of this one.
+        logit_elements: most logits held at once; default `most_logits`.
+    """
+    pass_ = table.pass_
+    cache = PrefixCache(pass_.start, _prefix(table, parent) if parent else None, pass_.record)
+    wanted = measurements if pass_.measured else ()
+    forward = _Pass(model, table, branches, lengths, [m for m in wanted if isinstance(m, LayerMeasurement)])
+    with ExitStack() as hooks:
+        forward.register(hooks)
+        forward.leave_out_unread(hooks)
+        hidden = model.forward(token_ids[:, pass_.start : pass_.stop], cache)
+    outputs = [m for m in wanted if isinstance(m, OutputMeasurement)]
+    elements = logit_elements or most_logits(model.device)
+    output = _measure_output(model, hidden, token_ids, table, forward.mask, outputs, elements) if outputs else {}
+    return PassResult(table, forward.layer_results(), output, cache.recorded)
+
+
+def _prefix(table: RowTable, parent: PassResult) -> Callable[[int], KeysValues]:
+    """Layer → the keys and values left of the pass, one row for each attending row."""
+    start = table.pass_.start
+    rows = [table.prefix_rows(layer, parent.table) for layer in range(table.n_layers)]
+
+    def prefix(layer: int) -> KeysValues:
+        keys, values = (states[:, :, :start] for states in parent.recorded[layer])
+        chosen = rows[layer]
+        if chosen == list(range(keys.shape[0])):
+            return keys, values
+        if len(set(chosen)) == 1:
+            row = slice(chosen[0], chosen[0] + 1)
+            return keys[row].expand(len(chosen), -1, -1, -1), values[row].expand(len(chosen), -1, -1, -1)
+        index = torch.tensor(chosen, device=keys.device)
+        return keys.index_select(0, index), values.index_select(0, index)
+
+    return prefix
+
+
+class _Around:
+    """What an intervention may read: see `interventions.Surroundings`."""
+
+    def __init__(self, resid_pre: Tensor | None, contributions: dict[int, Tensor], slot: int) -> None:
+        self._resid_pre, self._contributions, self._slot = resid_pre, contributions, slot
+
+    def resid_pre(self) -> Tensor:
+        assert self._resid_pre is not None, "asked for resid_pre before the layer's input is complete"
+        return self._resid_pre
+
+    def contribution(self, layer: int) -> Tensor:
+        return self._contributions[layer][self._slot]
+
+
+class _Pass:
+    """The hooks of one forward call and what they remember between two of them."""
+
+    def __init__(
+        self,
+        model: Decoder,
+        table: RowTable,
+        branches: Sequence[Branch],
+        lengths: Sequence[int],
+        measurements: Sequence[LayerMeasurement],
+    ) -> None:
+        self.model, self.table, self.lengths, self.measurements = model, table, lengths, measurements
+        self.measured = _measured_mask(table, branches, lengths)
+        self.mask = self.measured.to(model.device)
+        self.slots = torch.tensor(table.slot, device=model.device)
+        self.values: dict[str, list[Tensor]] = {m.name: [] for m in measurements}
+        self.pre = self.attn = self.mlp = torch.empty(0)
+        self.contributions: dict[int, Tensor] = {}
+        self.sources = {
+            source for edits in table.edits.values() for _, own in edits for i in own for source in i.sources()
+        }
+
+    def register(self, hooks: ExitStack) -> None:
+        """Hook the layers where something happens; the stack takes the hooks off again."""
+        model, table = self.model, self.table
+        for layer in range(model.n_layers):
+            rows = table.layers[layer]
+
+            def add(site: str, layer: int = layer) -> None:
+                body = getattr(self, site)
+                handle = getattr(model, f"on_{site}")(layer, lambda value: body(layer, value))
+                hooks.callback(handle.remove)
+
+            after_mlp = (layer, "mlp_out") in table.edits and bool(rows.born_post)
+            add("resid_pre")
+            if rows.born_attn:
+                add("attn_in")
+            if rows.born_attn or after_mlp or (layer, "attn_out") in table.edits:
+                add("attn_out")
+            if (layer, "mlp_out") in table.edits:
+                add("mlp_out")
+            add("resid_post")
+
+    def leave_out_unread(self, hooks: ExitStack) -> None:
+        """The last layer's MLP runs only at tokens that are unembedded: nothing else reads it. In erasure and
+        integrated gradients, where few are, this saves some 5 % of all products."""
+        last = self.table.n_layers - 1
+        edits = [self.table.edits.get((last, site), []) for site in ("mlp_out", "resid_post")]
+        tokenwise = all(i.tokenwise for site in edits for _, own in site for i in own)
+        read = self.measured.any(0)
+        if self.measurements or not tokenwise or read.all():
+            return
+        tokens = read.nonzero().flatten() if read.any() else torch.zeros(1, dtype=torch.long)
+        for handle in self.model.mlp_only_at(last, tokens.to(self.model.layer_device(last))):
+            hooks.callback(handle.remove)
+
+    def resid_pre(self, layer: int, hidden: Tensor) -> Tensor | None:
+        """A layer's input: branches born here or in the attention join."""
+        rows = self.table.layers[layer]
+        edited = self._edit_rows(layer, "resid_pre", hidden, rows.inside)
+        born = [self._born(layer, "resid_pre", hidden, id_) for id_ in rows.born_pre]
+        born += [hidden[self.table.slot[id_]] for id_ in rows.born_attn]
+        self.pre = _append(edited, born)
+        return None if self.pre is hidden else self.pre
+
+    def attn_in(self, layer: int, hidden: Tensor) -> Tensor:
+        """Rows born in the attention take the clean run's: theirs need not be computed."""
+        return hidden[: len(self.table.layers[layer].attending)]
+
+    def attn_out(self, layer: int, value: Tensor) -> Tensor | None:
+        """What attention adds, for every row of the layer."""
+        rows = self.table.layers[layer]
+        edited = self._edit_rows(layer, "attn_out", value, rows.attending)
+        attn = _append(edited, [self._born(layer, "attn_out", value, id_) for id_ in rows.born_attn])
+        self.attn = value if attn is value else self.model.landed(attn)
+        return None if attn is value else attn
+
+    def mlp_out(self, layer: int, value: Tensor) -> Tensor | None:
+        """What the MLP adds; branches born here join at the layer's output."""
+        mlp = self._edit_rows(layer, "mlp_out", value, self.table.layers[layer].inside)
+        self.mlp = value if mlp is value else self.model.landed(mlp)
+        return None if mlp is value else mlp
+
+    def resid_post(self, layer: int, hidden: Tensor) -> Tensor | None:
+        """A layer's output: the last to be born join, all are measured, and those whose time is up leave."""
+        rows, n_clean = self.table.layers[layer], self.table.n_prompts
+        if layer in self.sources:
+            self.contributions[layer] = hidden[:n_clean].float() - self.pre[:n_clean].float()
+        edited = self._edit_rows(layer, "resid_post", hidden, rows.inside)
+        after = _append(edited, [self._born_post(layer, hidden, id_) for id_ in rows.born_post])
+        if self.measurements:
+            before = _append(self.pre, [self.pre[self.table.slot[id_]] for id_ in rows.born_post])
+            view = LayerView(layer, before, after, rows.clean_row, n_clean)
+            mask = self.mask.to(hidden.device)
+            # Clean runs come first: a branch that is not here is its clean run, measured where the branch is.
+            here = torch.arange(len(rows.outside), device=hidden.device)
+            source = self.slots.to(hidden.device).index_copy(0, rows.ids, here)
+            for measurement in self.measurements:
+                values = measurement.values(view).index_select(0, source)
+                self.values[measurement.name].append(masked_reduce(values, mask, measurement.reduce))
+        self.pre = self.attn = self.mlp = torch.empty(0)
+        if rows.keep is not None:
+            after = after.index_select(0, rows.keep)
+        return None if after is hidden else after
+
+    def _born_post(self, layer: int, hidden: Tensor, id_: int) -> Tensor:
+        slot = self.table.slot[id_]
+        row = hidden[slot]
+        if any(owner == id_ for owner, _ in self.table.edits.get((layer, "mlp_out"), ())):
+            mlp = self._born(layer, "mlp_out", self.mlp, id_)
+            row = (self.pre[slot] + self.attn[slot]) + mlp  # the layer's own order of adding
+        return self._apply(layer, "resid_post", row, id_, self.pre[slot])
+
+    def _born(self, layer: int, site: str, values: Tensor, id_: int) -> Tensor:
+        """A new row: its clean run's, with what its branch changes here."""
+        slot = self.table.slot[id_]
+        return self._apply(layer, site, values[slot], id_, self.pre[slot] if site != "resid_pre" else None)
+
+    def _apply(self, layer: int, site: str, row: Tensor, id_: int, resid_pre: Tensor | None) -> Tensor:
+        own = next((own for owner, own in self.table.edits.get((layer, site), ()) if owner == id_), None)
+        return row if own is None else self._change(row, own, self.table.slot[id_], resid_pre)
+
+    def _edit_rows(self, layer: int, site: str, values: Tensor, present: list[int]) -> Tensor:
+        """Apply further interventions of branches that were born before."""
+        edits = self.table.edits.get((layer, site))
+        if edits is None:
+            return values
+        rows = self.table.layers[layer]
+        newborn = {*rows.born_pre} if site == "resid_pre" else {*rows.born_attn} if site == "attn_out" else set()
+        place = {id_: n for n, id_ in enumerate(present) if id_ not in newborn}
+        changed = values
+        for id_, own in edits:
+            if id_ in place:
+                changed = values.clone() if changed is values else changed
+                n = place[id_]
+                resid_pre = None if site == "resid_pre" else self.pre[n]
+                changed[n] = self._change(values[n], own, self.table.slot[id_], resid_pre)
+        return changed
+
+    def _change(self, row: Tensor, own: list[Intervention], slot: int, resid_pre: Tensor | None) -> Tensor:
+        pass_ = self.table.pass_
+        around = _Around(resid_pre, self.contributions, slot)
+        row = row.clone()
+        for intervention in own:
+            where: Where = locate(intervention.tokens, self.lengths[slot], pass_.start, pass_.stop)
+            intervention.apply(row, where, around)
+        return row
+
+    def layer_results(self) -> dict[str, Tensor]:
+        """Measurement → [row, L], gathered on the first device."""
+        device = self.model.device
+        return {name: torch.stack([v.to(device) for v in values], dim=1) for name, values in self.values.items()}
+
+
+def _append(rows: Tensor, born: list[Tensor]) -> Tensor:
+    return torch.cat([rows, *(row[None] for row in born)]) if born else rows
+
+
+def _measured_mask(table: RowTable, branches: Sequence[Branch], lengths: Sequence[int]) -> Tensor:
+    """[row, token of the pass]: where each row is measured; clean runs and null branches wherever any branch is."""
+    pass_ = table.pass_
+    mask = torch.zeros(len(table.slot), pass_.stop - pass_.start, dtype=torch.bool)
+    for id_, row in enumerate(pass_.rows, start=2 * table.n_prompts):
+        if row in pass_.measured:
+            slot = table.slot[id_]
+            measured = branches[row].measured_positions(lengths[slot])
+            inside = [p - pass_.start for p in measured if pass_.start <= p < pass_.stop]
+            mask[id_, inside] = True
+            mask[slot] |= mask[id_]
+    mask[table.n_prompts : 2 * table.n_prompts] = mask[: table.n_prompts]
+    return mask
+
+
+def _measure_output(
+    model: Decoder,
+    hidden: Float[Tensor, "row token width"],
+    token_ids: Int[Tensor, "prompt token"],
+    table: RowTable,
+    mask: Tensor,
+    measurements: Sequence[OutputMeasurement],
+    logit_elements: int,
+) -> dict[str, Tensor]:
+    """Unembed, in chunks and only where something is measured."""
+    start, vocab = table.pass_.start, int(model.config.vocab_size)
+    per_row: dict[str, list[Tensor]] = {m.name: [torch.empty(0)] * len(table.slot) for m in measurements}
+    for slot, prompt in enumerate(table.pass_.prompts):
+        places = [n for n, id_ in enumerate(table.final) if table.slot[id_] == slot]
+        own = [id_ for id_ in range(len(table.slot)) if table.slot[id_] == slot]
+        place = {table.final[n]: order for order, n in enumerate(places)}
+        source = [place.get(id_, 0) for id_ in own]  # a branch that did not live to the end is its clean run
+        used = torch.nonzero(mask[slot].cpu()).flatten().tolist()
+        rows = hidden if len(places) == hidden.shape[0] else hidden.index_select(0, _index(places, hidden.device))
+        collected: dict[str, list[Tensor]] = {m.name: [] for m in measurements}
+        size = max(1, logit_elements // (len(places) * vocab))
+        for begin in range(0, len(used), size):
+            chunk = used[begin : begin + size]
+            index = _index(chunk, hidden.device)
+            logits = model.unembed(rows.index_select(1, index))
+            following = [min(start + p + 1, token_ids.shape[1] - 1) for p in chunk]
+            targets = token_ids[slot].to(logits.device).index_select(0, _index(following, logits.device))
+            view = OutputView(logits, [start + p for p in chunk], targets, prompt)
+            for measurement in measurements:
+                collected[measurement.name].append(measurement.values(view))
+            del view, logits
+        measured = mask.index_select(0, _index(own, mask.device)).index_select(1, _index(used, mask.device))
+        for measurement in measurements:
+            if used:
+                values = torch.cat(collected[measurement.name], dim=1)
+                values = values.index_select(0, _index(source, values.device))
+                reduced = masked_reduce(values, measured.to(values.device), measurement.reduce)
+            else:
+                reduced = torch.zeros(len(own), device=model.device)
+            for n, id_ in enumerate(own):
+                per_row[measurement.name][id_] = reduced[n]
+    return {name: torch.stack(values) for name, values in per_row.items()}
+
+
+def _index(places: list[int], device: torch.device) -> Tensor:
+    return torch.tensor(places, dtype=torch.long, device=device)

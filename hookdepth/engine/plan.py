@@ -1,0 +1,171 @@
+"""Passes and plans as data: what `planning` makes, `rows` reads and `branching` runs.
+
+    from hookdepth.engine.planner import make_plan
+
+    plan = make_plan([Branch((Skip(s),)) for s in range(30)], lengths=[180], n_layers=30)
+    for pass in plan.walk():
+        pass_.start, pass_.stop, plan.rows_of(pass)     # 0, 180, 32
+
+Nothing here needs a model or a tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from hookdepth.engine.branches import Branch
+from hookdepth.engine.tokens import positions
+
+CLEAN, CONTROL = -2, -1
+"""Row numbers of a prompt's clean run and null branch, where other rows carry a branch's index."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where a branch differs from its clean run.
+
+    Attributes:
+        birth: (layer, 0 resid_pre | 1 attn_out | 2 after the MLP): where its row joins.
+        first, last: first and last layer that it runs through (last < first: output only).
+        token, stop: first token that differs, one past the last that is measured.
+    """
+
+    joins: tuple[int, int]
+    first: int
+    last: int
+    token: int
+    stop: int
+
+    @property
+    def layers(self) -> int:
+        """Layers its row runs through."""
+        return max(0, self.last + 1 - self.first)
+
+
+def span_of(branch: Branch, length: int, n_layers: int, changes_only: bool = True) -> Span:
+    """The span of a branch in a prompt of `length` tokens; `changes_only` as in `make_plan`.
+
+    span_of(Branch((Skip(3),)), 20, 30)   # born after layer 3, runs through 4..29, tokens 1..19
+    """
+    layer, site = branch.joins()
+    order = {"resid_pre": 0, "attn_out": 1}.get(site, 2)
+    changed = [min(where) for i in branch.interventions if (where := positions(i.tokens, length))]
+    measured = branch.measured_positions(length)
+    if not changes_only:
+        changed += measured
+    stop = 1 + max(measured) if measured else (branch.cut or 0)
+    last = n_layers - 1 if branch.until is None else branch.until
+    return Span((layer, order), layer + (order == 2), last, min(changed, default=length), stop)
+
+
+def family_of(branch: Branch) -> tuple[int, ...]:
+    """Branches of one family hold the same intervention objects and live as long: their states left of a cut
+    are the same."""
+    until = -1 if branch.until is None else branch.until
+    return (branch.prompt, until, *(id(intervention) for intervention in branch.interventions))
+
+
+@dataclass(frozen=True)
+class ForwardPass:
+    """One forward call.
+
+    Attributes:
+        prompts: the prompts whose clean runs are its first rows.
+        start, stop: the tokens it computes; keys and values left of `start` are handed in.
+        rows: indices of branches, in the order in which they join.
+        measured: those of `rows` whose measurements are wanted; the others only lend keys and values.
+        prefix: "none", "clean" or "own" (see the module).
+        suffixes: passes that start from what this one recorded.
+    """
+
+    prompts: tuple[int, ...]
+    start: int
+    stop: int
+    rows: tuple[int, ...]
+    measured: frozenset[int]
+    prefix: str = "none"
+    suffixes: tuple[ForwardPass, ...] = ()
+
+    @property
+    def record(self) -> bool:
+        """Whether other passes start from its keys and values."""
+        return bool(self.suffixes)
+
+    def walk(self) -> Iterator[ForwardPass]:
+        """This pass and those that start from it, in the order in which they run."""
+        yield self
+        for suffix in self.suffixes:
+            yield from suffix.walk()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Passes for a list of branches, with the work that they do.
+
+    Attributes:
+        passes: those that start at token 0 of their prompts; each with its suffixes.
+        work: token-layers computed (one token through one layer), null branches and clean runs included.
+        least: token-layers in which a branch can differ from its clean run, plus each clean run once.
+        spans: per branch.
+    """
+
+    passes: tuple[ForwardPass, ...]
+    work: int
+    least: int
+    n_layers: int
+    spans: tuple[Span, ...] = field(repr=False)
+
+    def walk(self) -> Iterator[ForwardPass]:
+        """All passes, in the order in which they run."""
+        for top in self.passes:
+            yield from top.walk()
+
+    @property
+    def n_passes(self) -> int:
+        """Forward calls in all."""
+        return sum(1 for _ in self.walk())
+
+    @property
+    def peak_row_tokens(self) -> int:
+        """Largest rows × tokens of a pass: what memory grows with."""
+        return max((self.rows_of(pass_) * (pass_.stop - pass_.start) for pass_ in self.walk()), default=0)
+
+    def rows_of(self, pass_: ForwardPass) -> int:
+        """Most rows that a pass has at any layer: clean runs, null branches and branches."""
+        return 2 * len(pass_.prompts) + peak_rows([self.spans[row] for row in pass_.rows])
+
+    def table(self) -> str:
+        """One line a pass, then the totals.
+
+        print(plan.table())
+        """
+        lines = [f"{'pass_':>6}  {'prompts':>7}  {'prefix':>6}  {'tokens':>11}  {'rows':>5}  {'token-layers':>12}"]
+        for number, pass_ in enumerate(self.walk()):
+            span = f"{pass_.start}..{pass_.stop - 1}"
+            work = pass_work(pass_, self.spans, self.n_layers)
+            head = f"{number:>6}  {len(pass_.prompts):>7}  {pass_.prefix:>6}  {span:>11}"
+            lines.append(f"{head}  {self.rows_of(pass_):>5}  {work:>12,}")
+        ratio = self.work / max(self.least, 1)
+        lines.append(f"work {self.work:,} token-layers, least possible {self.least:,}: {ratio:.2f} times")
+        return "\n".join(lines)
+
+
+def peak_rows(spans: Iterable[Span]) -> int:
+    """Most branches alive at one layer: those that live for a layer do not add up."""
+    change: dict[int, int] = {}
+    for span in spans:
+        first = min(span.first, span.last)  # one that runs through no layer joins at the last one's output
+        change[first] = change.get(first, 0) + 1
+        change[span.last + 1] = change.get(span.last + 1, 0) - 1
+    peak = alive = 0
+    for layer in sorted(change):
+        alive += change[layer]
+        peak = max(peak, alive)
+    return peak
+
+
+def pass_work(pass_: ForwardPass, spans: Sequence[Span], n_layers: int) -> int:
+    """Token-layers that a pass computes."""
+    layers = 2 * len(pass_.prompts) * n_layers + sum(spans[row].layers for row in pass_.rows)
+    return layers * (pass_.stop - pass_.start)

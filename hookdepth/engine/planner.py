@@ -1,0 +1,234 @@
+"""From branches to passes: which rows run together, from which token on, at which cost.
+
+    plan = make_plan(branches, lengths=[180, 120], n_layers=30)
+    print(plan.table())           # passes, rows, token-layers, work against the least possible
+    plan.work / plan.least        # 1.06
+
+Nothing here needs a model or a tensor. A pass is one forward call of the decoder; its rows are, for each
+of its prompts, the clean run, a null branch that changes nothing, and branches, which join
+where they first differ from their clean run. There are three kinds of pass:
+
+* *whole*: starts at token 0. It may record keys and values for others.
+* *own prefix*: the tokens ≥ t of branches with a cut t. By causality their states left of t are those of the
+  same branches without a cut, so a whole pass of the uncut branches serves every cut.
+* *clean prefix*: branches that change nothing left of some token start there, with the clean run's keys and
+  values in front. Which tokens share a pass is chosen by dynamic programming over the work done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from hookdepth.engine.branches import Branch
+from hookdepth.engine.plan import ForwardPass, Plan, Span, family_of, pass_work, peak_rows, span_of
+
+_MIN_SAVING = 0.9  # starting right of token 0 must do at most this share of the whole pass's work
+
+
+def make_plan(
+    branches: Sequence[Branch],
+    lengths: Sequence[int],
+    n_layers: int,
+    *,
+    max_row_tokens: int = 1 << 15,
+    max_rows: int | None = None,
+    pack_row_tokens: int = 4096,
+    pass_cost: int = 32,
+    changes_only: bool = True,
+    only: Iterable[int] | None = None,
+) -> Plan:
+    """Pack branches into passes.
+
+        make_plan([Branch((Skip(s),)) for s in range(30)], [180], 30).n_passes   # 1
+
+    Args:
+        branches: any, of any of the prompts.
+        lengths: tokens per prompt.
+        n_layers: L.
+        max_row_tokens: most rows × tokens of a pass (a single branch with its clean run is always allowed).
+        max_rows: most rows of a pass_.
+        pack_row_tokens: prompts whose rows × tokens stay below this share a pass, padded on the right.
+        pass_cost: what one more pass costs, in tokens through all layers.
+        changes_only: what is measured is 0 left of the first token that a branch changes, so that these tokens
+            need not be computed; otherwise all that is measured is.
+        only: plan these indices alone (what is left after a pass did not fit).
+    """
+    chosen = list(range(len(branches))) if only is None else sorted(only)
+    spans = tuple(span_of(branch, lengths[branch.prompt], n_layers, changes_only) for branch in branches)
+    limits = _Limits(max_row_tokens, max_rows or 1 << 30, pack_row_tokens, pass_cost * n_layers)
+    builder = _Builder(branches, lengths, spans, n_layers, limits)
+    by_prompt: dict[int, list[int]] = {}
+    for index in chosen:
+        by_prompt.setdefault(branches[index].prompt, []).append(index)
+    passes = [pass_ for pack in builder.packs(by_prompt) for pass_ in builder.passes(pack)]
+    work = sum(pass_work(pass_, spans, n_layers) for top in passes for pass_ in top.walk())
+    return Plan(tuple(passes), work, builder.least(by_prompt), n_layers, spans)
+
+
+@dataclass(frozen=True)
+class _Limits:
+    row_tokens: int
+    rows: int
+    pack: int
+    pass_cost: int
+
+    def branches(self, tokens: int, prompts: int) -> int:
+        """How many branches fit beside the clean runs and null branches of `prompts`; at least one."""
+        return max(1, min(self.rows, self.row_tokens // max(tokens, 1)) - 2 * prompts)
+
+
+@dataclass
+class _Builder:
+    branches: Sequence[Branch]
+    lengths: Sequence[int]
+    spans: Sequence[Span]
+    n_layers: int
+    limits: _Limits
+
+    def packs(self, by_prompt: dict[int, list[int]]) -> Iterator[dict[int, list[int]]]:
+        """Group short prompts, of similar length, so that they fill a pass together."""
+        pack: dict[int, list[int]] = {}
+        rows = longest = 0
+        most = min(self.limits.pack, self.limits.row_tokens)
+        for prompt in sorted(by_prompt, key=lambda p: (self.lengths[p], p)):
+            families = self._families(by_prompt[prompt])
+            mine = 2 + peak_rows(self.spans[group[0]] for group in families.values())
+            longest = self.lengths[prompt]
+            if pack and ((rows + mine) * longest > most or rows + mine > self.limits.rows):
+                yield pack
+                pack, rows = {}, 0
+            pack[prompt] = by_prompt[prompt]
+            rows += mine
+        if pack:
+            yield pack
+
+    def passes(self, pack: dict[int, list[int]]) -> list[ForwardPass]:
+        """All passes of a pack of prompts."""
+        cut_families = set()
+        for indices in pack.values():
+            cut_families |= {self._family(i) for i in indices if self.branches[i].cut is not None}
+        free = [i for indices in pack.values() for i in indices if self._family(i) not in cut_families]
+        tied = [i for indices in pack.values() for i in indices if self._family(i) in cut_families]
+        shared = self._clean_prefixed(free) if free else None
+        if shared is None:
+            return self._whole(tied + free)
+        return ([*self._whole(tied)] if tied else []) + [shared]
+
+    def _family(self, index: int) -> tuple[int, ...]:
+        return family_of(self.branches[index])
+
+    def _families(self, indices: Sequence[int]) -> dict[tuple[int, ...], list[int]]:
+        """Branches that share a row: each of another cut. Equal ones (measured elsewhere) get rows of their own."""
+        families: dict[tuple[int, ...], list[int]] = {}
+        for index in indices:
+            key, cut = self._family(index), self.branches[index].cut
+            while any(self.branches[other].cut == cut for other in families.get(key, ())):
+                key = (*key, 0)
+            families.setdefault(key, []).append(index)
+        return families
+
+    def _whole(self, indices: Sequence[int]) -> list[ForwardPass]:
+        """Passes from token 0, with a suffix pass for every cut of their branches."""
+        families = self._families(indices)
+        # A family's row is its uncut branch, or, where only cut ones are wanted, the first of these.
+        carrier = {k: min(group, key=lambda i: (self.branches[i].cut is not None, i)) for k, group in families.items()}
+        order = sorted(families, key=lambda key: (self.spans[carrier[key]].joins, carrier[key]))
+        # The suffix passes of a cut hold as many rows, on tokens that may be more than those left of it.
+        tokens = max(max(self._stop(families[key]), self._widest_suffix(families[key])) for key in order)
+        size = self.limits.branches(tokens, len({self.branches[i].prompt for i in indices}))
+        lives = [self.spans[carrier[key]] for key in order]
+        chunks = -(-peak_rows(lives) // size)
+        while any(peak_rows(lives[number::chunks]) > size for number in range(chunks)):
+            chunks += 1
+        return [
+            self._whole_pass([(carrier[key], families[key]) for key in order[number::chunks]])
+            for number in range(chunks)
+        ]
+
+    def _widest_suffix(self, group: Sequence[int]) -> int:
+        cuts = [(cut, self.spans[i].stop) for i in group if (cut := self.branches[i].cut) is not None]
+        return max((stop - cut for cut, stop in cuts), default=0)
+
+    def _stop(self, group: Sequence[int]) -> int:
+        """One past the last token that a family's row must compute from token 0."""
+        return max(self.branches[i].cut or self.spans[i].stop for i in group)
+
+    def _whole_pass(self, members: Sequence[tuple[int, list[int]]]) -> ForwardPass:
+        uncut = frozenset(i for _, group in members for i in group if self.branches[i].cut is None)
+        cuts = sorted({cut for _, group in members for i in group if (cut := self.branches[i].cut) is not None})
+        suffixes = []
+        for cut in cuts:
+            at_cut = [i for _, group in members for i in group if self.branches[i].cut == cut]
+            stop = max(self.spans[i].stop for i in at_cut)
+            suffixes.append(ForwardPass(self._prompts(at_cut), cut, stop, tuple(at_cut), frozenset(at_cut), "own"))
+        stop = max(self._stop(group) for _, group in members)
+        rows = tuple(row for row, _ in members)
+        return ForwardPass(self._prompts(rows), 0, stop, rows, uncut, "none", tuple(suffixes))
+
+    def _prompts(self, indices: Iterable[int]) -> tuple[int, ...]:
+        return tuple(sorted({self.branches[i].prompt for i in indices}))
+
+    def _clean_prefixed(self, indices: Sequence[int]) -> ForwardPass | None:
+        """The clean run alone, then its branches grouped by first token; None where that saves too little."""
+        stop = max(self.spans[i].stop for i in indices)
+        prompts = self._prompts(indices)
+        by_token: dict[int, list[int]] = {}
+        for index in indices:
+            by_token.setdefault(min(self.spans[index].token, max(stop - 1, 0)), []).append(index)
+        groups, cost = self._group(by_token, stop, len(prompts))
+        overhead = 2 * len(prompts) * self.n_layers
+        whole = stop * (overhead + sum(self.spans[i].layers for i in indices)) + self.limits.pass_cost
+        if cost + stop * overhead + self.limits.pass_cost > _MIN_SAVING * whole:
+            return None
+        suffixes = []
+        for start, members in groups:
+            size = self.limits.branches(stop - start, len(prompts))
+            chunks = -(-len(members) // size)
+            for number in range(chunks):
+                rows = tuple(sorted(members[number::chunks], key=lambda i: (self.spans[i].joins, i)))
+                suffixes.append(ForwardPass(self._prompts(rows), start, stop, rows, frozenset(rows), "clean"))
+        return ForwardPass(prompts, 0, max(start for start, _ in groups), (), frozenset(), "none", tuple(suffixes))
+
+    def _group(
+        self, by_token: dict[int, list[int]], stop: int, prompts: int
+    ) -> tuple[list[tuple[int, list[int]]], int]:
+        """Split the first tokens into runs, a pass each, that cost least together (token-layers)."""
+        tokens = sorted(by_token)
+        overhead = 2 * prompts * self.n_layers
+        best = [0] + [1 << 62] * len(tokens)
+        previous = [0] * (len(tokens) + 1)
+        for end in range(1, len(tokens) + 1):
+            rows = layers = 0
+            for begin in range(end - 1, -1, -1):
+                members = by_token[tokens[begin]]
+                rows += len(members)
+                layers += sum(self.spans[i].layers for i in members)
+                width = stop - tokens[begin]
+                if begin < end - 1 and rows > self.limits.branches(width, prompts):
+                    break
+                passes = -(-rows // self.limits.branches(width, prompts))
+                cost = best[begin] + width * (layers + passes * overhead) + passes * self.limits.pass_cost
+                if cost < best[end]:
+                    best[end], previous[end] = cost, begin
+        runs, end = [], len(tokens)
+        while end:
+            begin = previous[end]
+            runs.append((tokens[begin], [i for token in tokens[begin:end] for i in by_token[token]]))
+            end = begin
+        return runs[::-1], best[-1]
+
+    def least(self, by_prompt: dict[int, list[int]]) -> int:
+        """Token-layers in which states can differ from the clean run's, and each clean run once."""
+        total = 0
+        for indices in by_prompt.values():
+            total += self.n_layers * max(self.spans[i].stop for i in indices)
+            for group in self._families(indices).values():
+                for index in group:
+                    span, cut = self.spans[index], self.branches[index].cut
+                    total += span.layers * max(0, span.stop - (span.token if cut is None else cut))
+                cuts = [cut for i in group if (cut := self.branches[i].cut) is not None]
+                if cuts and len(cuts) == len(group):  # only cut branches: their prefix is needed as well
+                    span = self.spans[group[0]]
+                    total += span.layers * max(0, max(cuts) - span.token)
+        return total

@@ -1,0 +1,134 @@
+"""Hooks that read, and are gone afterwards whatever happens.
+
+from hookdepth.engine.reading import capture
+
+with capture(model, "resid_post", "attn_out", layers=[3, 4]) as acts:
+    model.forward(token_ids)
+acts["resid_post", 3]            # [row, token, width]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hookdepth.errors import HookdepthError, choose
+from hookdepth.model.decoder import SITES, Decoder
+
+
+class Activations(dict[tuple[str, int], Tensor]):
+    """Captured values by (site, layer): those of the last forward pass.
+
+    acts["resid_pre", 0]         # [row, token, width]
+    acts.stack("resid_pre")      # [layer, row, token, width], captured layers in order
+    """
+
+    def stack(self, site: str) -> Float[Tensor, "layer row token width"]:
+        """All captured layers of a site, in order, on the device of the first.
+
+        acts.stack("resid_pre")[3]      # [row, token, width]
+        """
+        layers = [self[key] for key in sorted(self) if key[0] == site]
+        return torch.stack([value.to(layers[0].device) for value in layers])
+
+
+@contextmanager
+def capture(model: Decoder, *sites: str, layers: Iterable[int] | None = None) -> Iterator[Activations]:
+    """Keep what passes the named sites while the block runs.
+
+        with capture(model, "mlp_out") as acts:
+            model.hf(input_ids)
+        acts["mlp_out", 7]
+
+    Args:
+        model: from `load_model` or `wrap`.
+        sites: of resid_pre, attn_out, mlp_out, resid_post; at least one.
+        layers: default all.
+
+    Yields:
+        Activations, detached, on the devices where they arose.
+
+    Raises:
+        HookdepthError: unknown site, or a layer that the model does not have.
+    """
+    if not sites:
+        raise HookdepthError("capture was given no site", f"name one or more of {', '.join(SITES)}")
+    for site in sites:
+        choose("site", site, SITES)
+    chosen = list(range(model.n_layers)) if layers is None else list(layers)
+    for layer in chosen:
+        if not 0 <= layer < model.n_layers:
+            raise HookdepthError(f"layer {layer} of a model of {model.n_layers}", f"give 0 to {model.n_layers - 1}")
+    acts = Activations()
+
+    def keep(key: tuple[str, int], value: Tensor) -> None:
+        acts[key] = value.detach()
+
+    with ExitStack() as hooks:
+        for site in sites:
+            for layer in chosen:
+                handle = getattr(model, f"on_{site}")(layer, partial(keep, (site, layer)))
+                hooks.callback(handle.remove)
+        yield acts
+
+
+@dataclass
+class LayerSites:
+    """What one layer read, added and gave: each [row, token, width], in the model's dtype."""
+
+    resid_pre: Tensor
+    attn_out: Tensor
+    mlp_out: Tensor
+    resid_post: Tensor
+
+
+def first_not_finite(model: Decoder, token_ids: Sequence[int]) -> int | None:
+    """The first layer whose output on a prompt is not finite, L where only the logits are not; None where all is well.
+
+    first_not_finite(model, ids)   # 3
+    """
+    bad: list[int] = []
+
+    def look(layer: int, sites: LayerSites) -> None:
+        if not torch.isfinite(sites.resid_post).all():
+            bad.append(layer)
+
+    with model.evaluating(), each_layer(model, look):
+        hidden = model.forward(torch.tensor([list(token_ids)], device=model.device))
+    with model.evaluating():
+        if not bad and not torch.isfinite(model.unembed(hidden[:, -1])).all():
+            bad.append(model.n_layers)
+    return min(bad, default=None)
+
+
+@contextmanager
+def each_layer(model: Decoder, body: Callable[[int, LayerSites], None]) -> Iterator[None]:
+    """Call `body(layer, sites)` whenever a layer is done: reduce there, where the data is.
+
+    norms = {}
+    with each_layer(model, lambda l, sites: norms.update({l: sites.resid_post.float().norm(dim=-1).mean()})):
+        model.forward(token_ids)
+    """
+    seen: dict[str, Tensor] = {}
+
+    def note(site: str, value: Tensor) -> None:
+        seen[site] = value
+
+    def finish(layer: int, resid_post: Tensor) -> None:
+        sites = LayerSites(seen["resid_pre"], seen["attn_out"], seen["mlp_out"], resid_post)
+        seen.clear()
+        body(layer, sites)
+
+    with ExitStack() as hooks:
+        for layer in range(model.n_layers):
+            for site in ("resid_pre", "attn_out", "mlp_out"):
+                handle = getattr(model, f"on_{site}")(layer, partial(note, site))
+                hooks.callback(handle.remove)
+            hooks.callback(model.on_resid_post(layer, partial(finish, layer)).remove)
+        yield

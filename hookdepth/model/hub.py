@@ -1,0 +1,106 @@
+"""The model hub, asked once whether it is there, so that a machine without a network need not wait for retries.
+
+    with hub_or_cache() as online:
+        AutoTokenizer.from_pretrained("org/name", local_files_only=not online)
+
+The hub's own libraries retry every file five times with growing pauses: about 25 s before they give up. What was
+downloaded before is found without the network, too.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from hookdepth.errors import HookdepthError
+
+TIMEOUT_S = 10.0
+
+
+def reachable(address: str, timeout: float = TIMEOUT_S) -> bool:
+    """Whether anything answers at an address, by one request, through the proxy of the environment if there is one.
+
+    reachable("https://huggingface.co")   # False in an aeroplane
+    """
+    try:
+        urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=timeout).close()
+    except urllib.error.HTTPError:
+        return True  # a refusal is an answer
+    except urllib.error.URLError as error:
+        return isinstance(error.reason, ssl.SSLError)  # so is a certificate; the hub's library may know its issuer
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+@contextmanager
+def hub_or_cache() -> Iterator[bool]:
+    """Yield whether the hub can be reached; where it cannot, its libraries look only at what was downloaded before.
+
+    with hub_or_cache() as online:
+        datasets.load_dataset("openai/gsm8k", "main", split="test")
+    """
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        yield False
+        return
+    if reachable(constants.ENDPOINT):
+        yield True
+        return
+    with ExitStack() as stack:
+        # Read by the libraries at every request; `datasets` keeps a copy of its own.
+        for module in (constants, sys.modules.get("datasets.config")):
+            if module is not None:
+                stack.callback(_set_offline(module))
+        yield False
+
+
+def _set_offline(module: Any) -> Any:
+    before = getattr(module, "HF_HUB_OFFLINE", False)
+    module.HF_HUB_OFFLINE = True
+    return lambda: setattr(module, "HF_HUB_OFFLINE", before)
+
+
+def check_source(source: str) -> None:
+    """Refuse what can only be meant as a folder, and is none."""
+    wanted = source.startswith((".", "/", "~")) or source.count("/") > 1 or not source.strip()
+    if wanted and not is_folder(source):
+        shown = source if len(source) <= 200 else f"{source[:197]}…"
+        raise HookdepthError(f"no model folder {shown!r}", "give an existing folder, a hub id, or demo")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' bars and warnings: ours says what matters."""
+    from transformers.utils import logging as of_transformers
+
+    verbosity, bars = of_transformers.get_verbosity(), of_transformers.is_progress_bar_enabled()
+    of_transformers.set_verbosity_error()
+    of_transformers.disable_progress_bar()
+    try:
+        yield
+    finally:
+        of_transformers.set_verbosity(verbosity)
+        if bars:
+            of_transformers.enable_progress_bar()
+
+
+def one_line(what: str, error: BaseException) -> str:
+    """The first line of what a library said, behind what was tried."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{what} ({lines[0][:300] if lines else type(error).__name__})"
+
+
+def is_folder(name: str) -> bool:
+    """Whether a model's name is a folder that is there; any string may be asked for.
+
+    is_folder("org/name")   # False
+    """
+    return os.path.isdir(name)  # takes any string; the method of Path does not

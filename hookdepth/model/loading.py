@@ -1,0 +1,208 @@
+"""Load a model by name: the demo model, a hub id or a local folder.
+
+    model = hookdepth.load_model("demo")
+    model = hookdepth.load_model("meta-llama/Llama-3.2-1B", dtype="bfloat16", device="cuda")
+
+Weights are read from safetensors only, and code that comes with a checkpoint is never run.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import os
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hookdepth.errors import DoesNotRunError, HookdepthError, choose, suggestion
+from hookdepth.model.checking import wrap
+from hookdepth.model.decoder import Decoder
+from hookdepth.model.demo import DEMO_NAME, demo_folder
+from hookdepth.model.hub import check_source, hub_or_cache, is_folder, one_line, quiet
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
+QUANTIZATIONS = ("none", "8bit", "4bit")
+ALSO_DTYPE = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32"}
+ALSO_BITS = {"8": "8bit", "int8": "8bit", "4": "4bit", "int4": "4bit", "nf4": "4bit", "fp4": "4bit", "no": "none"}
+
+
+def load_model(
+    name: str = "demo",
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    device_map: str | Mapping[str, Any] | None = None,
+    quantize: str = "none",
+    attn_implementation: str | None = None,
+    revision: str | None = None,
+) -> Decoder:
+    """Load a model and wrap it.
+
+        model = load_model("demo", dtype="float32")
+
+    Args:
+        name: `demo`, a folder, or a hub id.
+        dtype: auto is the checkpoint's on a GPU, float32 on a CPU.
+        device: auto, cpu, cuda or cuda:N.
+        device_map: for a model larger than one device: auto (or another of accelerate's), module → device, or a
+            JSON file of that; devices are numbers of GPUs, cpu and disk. Excludes `device`.
+        quantize: none, 8bit or 4bit, through bitsandbytes.
+        attn_implementation: as transformers names them (sdpa, eager, …); default transformers' choice.
+        revision: of a hub id.
+
+    Raises:
+        HookdepthError: unknown option, no such model, hub unreachable, no such device, unsupported family.
+    """
+    choose("dtype", dtype, DTYPES, ALSO_DTYPE)
+    choose("quantisation", quantize, QUANTIZATIONS, ALSO_BITS)
+    if revision is not None and (name == "demo" or is_folder(name)):
+        raise HookdepthError(f"--revision {revision!r} is of a hub id, and {name!r} is none", "leave it out")
+    if device_map is not None and device != "auto":
+        raise HookdepthError(f"both --device {device} and --device-map {device_map} are given", "give one of them")
+    spread = None if device_map is None else _device_map(device_map)
+    place = place_of(device, spread is not None)
+    wanted = wanted_dtype(dtype, place)
+    source = str(demo_folder()) if name == "demo" else name
+    options: dict[str, Any] = {"dtype": wanted, "device_map": spread or {"": str(place)}}
+    if attn_implementation is not None:
+        options["attn_implementation"] = attn_implementation
+    if revision is not None:
+        options["revision"] = revision
+    if quantize != "none":
+        options["quantization_config"] = bitsandbytes_config(quantize, torch.bfloat16 if wanted == "auto" else wanted)
+    hf, tokenizer = _from_pretrained(name, source, revision, options)
+    try:
+        return wrap(hf, tokenizer, name=DEMO_NAME if name == "demo" else name, revision=revision)
+    except (RuntimeError, KeyError, DoesNotRunError) as error:
+        # A kernel that does not take these shapes, a map that parts tied weights.
+        raise HookdepthError(
+            one_line(f"the model {name!r} is loaded, but does not run", error.__cause__ or error),
+            "try another --dtype, --device or --attn-implementation" + (", or no --quantize" * (quantize != "none")),
+            1,
+        ) from error
+
+
+def _device_map(given: str | Mapping[str, Any]) -> Any:
+    if not isinstance(given, str):
+        return dict(given)
+    if given in DEVICE_MAPS:
+        return given
+    example = '{"model.embed_tokens": 0, "model.layers.0": 0, "model.layers.1": "cpu", …}'
+    remedy = f"use one of {', '.join(DEVICE_MAPS)}, or a JSON file such as {example}"
+    if not given.endswith(".json"):
+        choose("device map", given, (*DEVICE_MAPS, "FILE.json"))
+    try:
+        read = json.loads(Path(given).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise HookdepthError(one_line(f"cannot read the device map {given!r}", error), remedy) from error
+    if not isinstance(read, dict) or not all(isinstance(place, int | str) for place in read.values()) or not read:
+        raise HookdepthError(f"the device map {given!r} is no object of modules and devices", remedy)
+    return read
+
+
+def _from_pretrained(name: str, source: str, revision: str | None, options: dict[str, Any]) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    local = is_folder(source)
+    shown = name if len(name) <= 200 else f"{name[:197]}…"
+    check_source(source)
+    attention = options.get("attn_implementation")
+    online = True
+    try:
+        with quiet(), nullcontext(True) if local else hub_or_cache() as online:
+            there: dict[str, Any] = {"trust_remote_code": False, "local_files_only": not online}
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                source, use_safetensors=True, output_loading_info=True, **there, **options
+            )
+            tokenizer = AutoTokenizer.from_pretrained(source, revision=revision or "main", **there)
+    except Exception as error:  # whatever a broken checkpoint makes of transformers, its validators or the hub's
+        if attention is not None and "ttention" in str(error):
+            what = one_line(f"cannot use --attn-implementation {attention!r} with {shown!r}", error)
+            raise HookdepthError(what, "use sdpa or eager, or leave it out") from error
+        if not online:
+            what = f"cannot load the model {shown!r} (the hub cannot be reached, and it was not downloaded before)"
+        else:
+            what = one_line(f"cannot load the model {shown!r}", error)
+        raise HookdepthError(what, _remedy(source, local, error)) from error
+    hf, info = loaded
+    missing = sorted(info["missing_keys"])
+    if missing:  # transformers makes them up at random
+        raise HookdepthError(
+            f"the checkpoint {name!r} lacks {len(missing)} of the model's tensors ({', '.join(missing[:3])})",
+            "give a complete checkpoint of a causal language model",
+        )
+    return hf, tokenizer
+
+
+def _remedy(source: str, local: bool, error: BaseException) -> str:
+    if isinstance(error, torch.OutOfMemoryError):
+        return "use a smaller model, --quantize 8bit or --device-map auto"
+    if local:
+        return "give a folder with config.json, tokenizer files and safetensors weights of a causal language model"
+    near = "did you mean demo? else " if "/" not in source and suggestion(source, ["demo"]) else ""
+    return f"{near}check the id and the network, give a local folder, or use --model demo, which needs no network"
+
+
+def wanted_dtype(dtype: str, place: torch.device) -> Any:
+    """A torch dtype, or "auto": the checkpoint's."""
+    if dtype == "auto":
+        return "auto" if place.type == "cuda" else torch.float32
+    return getattr(torch, dtype)
+
+
+def place_of(device: str, spread: bool = False) -> torch.device:
+    """The device that --device means in this process; `spread`: a device map says where the model goes."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not spread and (own := own_gpu()) is not None:
+        device = f"cuda:{own}"
+    kind, _, number = device.partition(":")
+    if device != "cpu" and not (kind == "cuda" and (device == "cuda" or (number.isascii() and number.isdecimal()))):
+        choose("device", device, ("auto", "cpu", "cuda", "cuda:N"), {"gpu": "cuda", "nvidia": "cuda"})
+        raise HookdepthError("the N of 'cuda:N' stands for a number", "give e.g. cuda:0")
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:  # a number that no GPU could have
+        raise HookdepthError(f"there is no device {device!r}", "use --device cpu or another GPU") from error
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise HookdepthError(
+            f"there is no device {device!r} ({torch.cuda.device_count()} GPUs seen)", "use --device cpu or another GPU"
+        )
+    return place
+
+
+def bitsandbytes_config(quantize: str, compute: torch.dtype) -> Any:
+    """What transformers takes for 8bit or 4bit, with products in `compute`."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise HookdepthError(f"--quantize {quantize} needs bitsandbytes", "pip install 'hookdepth[quantize]'")
+    from transformers import BitsAndBytesConfig
+
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it says at every product that it casts
+    if quantize == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=compute)
+
+
+def own_gpu() -> int | None:
+    """The GPU of this process, where a launcher started several on this machine; None where it is alone.
+
+        own_gpu()   # 1, for the second process
+
+    Raises:
+        HookdepthError: there are fewer GPUs than processes.
+    """
+    here = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+    if here == 1:
+        return None
+    if here > torch.cuda.device_count():
+        raise HookdepthError(
+            f"{here} processes on this machine, and {torch.cuda.device_count()} GPUs",
+            "start one process a GPU, or name the device with --device",
+        )
+    return int(os.environ["LOCAL_RANK"])

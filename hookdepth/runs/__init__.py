@@ -1,0 +1,1 @@
+"""From options to result files: in one process or many, stopped and resumed."""

@@ -1,0 +1,183 @@
+"""A model of which only the shape is known: its config, perhaps its tokenizer, no weights.
+
+    outline = load_outline("folder/with/config", device="cpu")     # or a hub id: reads a few kilobytes
+    outline.n_layers, weight_bytes(outline)
+    small = miniature(outline, 2)                                     # two of its layers, random weights
+
+An outline plans as the model would. A miniature runs as one slice of it would, on the same device, in the
+same dtype and with the same kernels: what a `--dry-run` measures.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+import tempfile
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from hookdepth.errors import HookdepthError, choose
+from hookdepth.model.decoder import Decoder
+from hookdepth.model.demo import DEMO_NAME, demo_folder
+from hookdepth.model.hub import check_source, hub_or_cache, is_folder, one_line, quiet
+from hookdepth.model.loading import (
+    ALSO_BITS,
+    ALSO_DTYPE,
+    DTYPES,
+    QUANTIZATIONS,
+    bitsandbytes_config,
+    place_of,
+    wanted_dtype,
+)
+
+_BYTES = {"8bit": 1.0, "4bit": 0.5 + 4 / 64}  # 4 bit: and a scale for every 64 weights
+_VOCAB = 1 << 15  # a miniature's; what unembedding costs is proportional
+
+
+class Outline(Decoder):
+    """A decoder without weights, that says where its weights would be.
+
+    Args:
+        hf: on the meta device.
+        tokenizer: its own, or `Words`.
+        place: the device that it is planned for.
+        quantize: none, 8bit or 4bit.
+    """
+
+    def __init__(self, hf: nn.Module, tokenizer: Any, place: torch.device, quantize: str, name: str) -> None:
+        super().__init__(hf, tokenizer, name=name)
+        self.place, self.quantize = place, quantize
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model would be."""
+        return self.place
+
+    def layer_device(self, layer: int) -> torch.device:
+        """Where its layers would be: on one device."""
+        return self.place
+
+
+class Words:
+    """Stands in for a tokenizer that is not there: a word, with the space before it, a digit or a sign a token.
+
+    len(Words()("5 + 7 = 12")["input_ids"])   # 8
+    """
+
+    is_fast = True
+    all_special_ids: tuple[int, ...] = ()
+
+    def __call__(self, text: str, return_offsets_mapping: bool = False, **_options: Any) -> dict[str, Any]:
+        """Token ids that mean nothing; as many as a tokenizer would give, more or less."""
+        spans = [found.span() for found in re.finditer(r" ?[^\W\d_]+|\d| ?[^\w\s]|\s|_", text)]
+        encoding: dict[str, Any] = {"input_ids": [1] * len(spans)}
+        return {**encoding, "offset_mapping": spans} if return_offsets_mapping else encoding
+
+    def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
+        """Nothing to read."""
+        return ["?"] * len(ids)
+
+
+def load_outline(
+    name: str = "demo",
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    quantize: str = "none",
+    attn_implementation: str | None = None,
+    revision: str | None = None,
+) -> Outline:
+    """The outline of a model; a folder or repository with config.json is enough.
+
+        load_outline("folder/with/config", dtype="bfloat16").n_layers
+
+    Args:
+        name, dtype, device, quantize, attn_implementation, revision: as `load_model` takes them.
+
+    Raises:
+        HookdepthError: unknown option, no config there, no such device, unsupported family.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    choose("dtype", dtype, DTYPES, ALSO_DTYPE)
+    choose("quantisation", quantize, QUANTIZATIONS, ALSO_BITS)
+    place = place_of(device)
+    source = str(demo_folder()) if name == "demo" else name
+    check_source(source)
+    options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    try:
+        with quiet(), nullcontext(True) if is_folder(source) else hub_or_cache() as online:
+            there: dict[str, Any] = {"trust_remote_code": False, "local_files_only": not online}
+            config: Any = AutoConfig.from_pretrained(source, revision=revision or "main", **there)
+            if (stored := getattr(config, "quantization_config", None)) is not None:
+                quantize = _bits(stored)
+                del config.quantization_config
+            wanted = wanted_dtype(dtype, place)
+            if wanted == "auto":
+                wanted = getattr(config, "dtype", None) or torch.float32
+            with torch.device("meta"):
+                hf = AutoModelForCausalLM.from_config(config, dtype=wanted, **options)
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
+        remedy = "give a folder or hub id with the config.json of a causal language model"
+        raise HookdepthError(one_line(f"cannot plan for the model {name!r}", error), remedy) from error
+    try:
+        with quiet():
+            tokenizer: Any = AutoTokenizer.from_pretrained(source, revision=revision or "main", **there)
+    except (OSError, ValueError, ImportError, KeyError):  # a plan does not need the very tokens
+        tokenizer = Words()
+    return Outline(hf, tokenizer, place, quantize, DEMO_NAME if name == "demo" else name)
+
+
+def _bits(config: Any) -> str:
+    stored = config if isinstance(config, dict) else config.to_dict()
+    if stored.get("load_in_8bit"):
+        return "8bit"
+    if stored.get("load_in_4bit"):
+        return "4bit"
+    raise ValueError(f"a checkpoint quantised by {stored.get('quant_method')} cannot be planned for")
+
+
+def weight_bytes(outline: Outline) -> int:
+    """What the weights take; of a quantised model all matrices of its layers are."""
+    total = 0.0
+    layers = {id(parameter) for parameter in outline.layers.parameters() if parameter.ndim == 2}
+    for parameter in outline.hf.parameters():
+        small = outline.quantize != "none" and id(parameter) in layers
+        total += parameter.numel() * (_BYTES[outline.quantize] if small else parameter.element_size())
+    return int(total)
+
+
+def miniature(outline: Outline, n_layers: int) -> Decoder:
+    """The first layers of a model with random weights, on its device, in its dtype, quantised as it would be.
+
+    miniature(load_outline("demo"), 3).n_layers   # 3
+    """
+    from transformers import AutoModelForCausalLM
+
+    config = copy.deepcopy(outline.config)
+    whole = outline.n_layers
+    for key, value in list(vars(config).items()):
+        if isinstance(value, list) and len(value) == whole:  # the kind of each layer
+            setattr(config, key, value[:n_layers])
+    config.num_hidden_layers = n_layers
+    config.vocab_size = min(_VOCAB, config.vocab_size)
+    for token in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        setattr(config, token, None)
+    attention = config._attn_implementation
+    with quiet(), torch.random.fork_rng():
+        with outline.place:
+            hf = AutoModelForCausalLM.from_config(config, dtype=outline.dtype, attn_implementation=attention)
+        if outline.quantize != "none":
+            with tempfile.TemporaryDirectory() as folder:
+                hf.save_pretrained(folder)
+                hf = AutoModelForCausalLM.from_pretrained(
+                    folder,
+                    dtype=outline.dtype,
+                    attn_implementation=attention,
+                    device_map={"": str(outline.place)},
+                    quantization_config=bitsandbytes_config(outline.quantize, outline.dtype),
+                )
+    return Decoder(hf.eval(), name=f"{n_layers} layers of {outline.name}")

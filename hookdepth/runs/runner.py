@@ -1,0 +1,266 @@
+"""From inputs to result files: chunks one by one, each kept as soon as it is there, then reduced.
+
+    run = Run(model, inputs, settings, data={"name": "demo", …}, seed=123, out=Path("out"))
+    run.execute(["logit-lens", "skip-current"])      # writes out/logit-lens.safetensors, …
+
+Every chunk's numbers are written to `out/.chunks` when they are measured, and read back from there when all
+are: so a run in one piece, a run that was stopped, however it was stopped, and went on with the same command,
+and a run of several processes end with the same bytes, and none holds more than one chunk at a time in
+memory before the end. Chunks of other settings are refused, never mixed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import shutil
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from hookdepth._version import __version__
+from hookdepth.analyses import Inputs, Partial, Settings, Task, noise_floor, tasks_for
+from hookdepth.engine.passes import plan_for
+from hookdepth.engine.reading import first_not_finite
+from hookdepth.errors import HookdepthError, NotFiniteError
+from hookdepth.model.decoder import Decoder
+from hookdepth.results import SCHEMA, SUFFIX, Result, check_contents, sweep
+from hookdepth.runs.store import LOCK, VISIBLE_S, Chunks, appears, forget, locked, refuse_other
+from hookdepth.runs.workers import Workers
+
+UNITS = ".chunks"
+_PLANNED = 16  # chunks whose passes are counted for the bar; it takes the others to be like them
+
+
+@dataclass
+class Run:
+    """One model, its inputs and settings, and the folder that the results go to.
+
+        Run(model, inputs, Settings(), {"name": "demo"}, 123, Path("out")).execute(["logit-lens"])
+
+    Attributes:
+        data: what results say about the data set: its `name` and `prompts_sha256`.
+        overwrite: start afresh where results of other settings lie in `out`.
+        warn: called with one line where something deserves attention.
+        workers: the processes that share the work; all must make the same `Run`.
+    """
+
+    model: Decoder
+    inputs: Inputs
+    settings: Settings
+    data: dict[str, Any]
+    seed: int
+    out: Path
+    overwrite: bool = False
+    warn: Callable[[str], None] = field(default=lambda line: None)
+    workers: Workers = field(default_factory=Workers)
+
+    def execute(self, names: Iterable[str]) -> list[Result]:
+        """Compute, or complete, the named analyses and write their files; what is returned, the first process has.
+
+        Raises:
+            HookdepthError: the folder holds results of other settings, cannot be written or is in use by another
+                run, or an analysis failed; what was computed before stays.
+        """
+        identities = {name: self.identity(name) for task in self._tasks(names) for name in task.analyses}
+        results: list[Result] = []
+        with ExitStack() as held:
+            steps = self.workers.of_first(lambda: self._prepare(identities, results, held))
+            self.workers.together(self._see_folder)
+            for shared, wanted in steps:
+                (task,) = self._tasks(shared)
+                chunks = self._chunks(shared, identities)
+                self._measure(task, chunks)
+                if self.workers.first:
+                    results += self._reduce(task, chunks, wanted)
+            self.workers.wait()
+        return results
+
+    def _tidy(self) -> None:
+        """However a run ends: where no chunk is kept, neither is their folder."""
+        if not list((self.out / UNITS).glob(f"*{SUFFIX}")):
+            shutil.rmtree(self.out / UNITS, ignore_errors=True)
+
+    def _tasks(self, names: Iterable[str]) -> list[Task]:
+        return tasks_for(names, self.model, self.inputs, self.settings)
+
+    def _chunks(self, analyses: Iterable[str], identities: dict[str, dict[str, Any]]) -> Chunks:
+        patience = VISIBLE_S if self.workers.size > 1 else 0.0
+        return Chunks(self.out / UNITS, analyses, identities, self.warn, patience)
+
+    def _prepare(
+        self, identities: dict[str, dict[str, Any]], results: list[Result], held: ExitStack
+    ) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+        """What is left: (analyses that share passes, those of them that are wanted). Adds what is there."""
+        held.enter_context(locked(self.out / UNITS))
+        held.callback(self._tidy)
+        sweep(self.out)
+        sweep(self.out / UNITS)
+        if self.overwrite:
+            for name in identities:
+                (self.out / f"{name}{SUFFIX}").unlink(missing_ok=True)
+            forget(self.out / UNITS, identities)
+        done = self._finished(identities)
+        results += done.values()
+        steps = []
+        for task in self._tasks(identities):
+            missing = tuple(name for name in task.analyses if name not in done)
+            if missing:
+                # What was stopped between the results of shared passes goes on with these passes.
+                shared = task.analyses if self._chunks(task.analyses, identities).count() else missing
+                self._chunks(shared, identities).claim()
+                steps.append((shared, missing))
+        return steps
+
+    def _see_folder(self) -> None:
+        if not appears(self.out / UNITS / LOCK, VISIBLE_S):
+            raise HookdepthError(
+                f"the folder {str(self.out)!r} that the first process writes to is not there",
+                "give --out on a file system that all machines share, under the same path",
+            )
+
+    def identity(self, name: str) -> dict[str, Any]:
+        """Everything that the numbers of an analysis depend on: goes into its metadata."""
+        over_prompts = name not in ("residual-erasure", "integrated-gradients")
+        settings: dict[str, Any] = {"keep_front": self.settings.keep_front, "max_rows": self.settings.max_rows}
+        if name.startswith("skip"):
+            settings["parts"] = list(self.settings.parts)
+        if name in ("skip-future", "local-future"):
+            settings["cuts"] = [list(cuts) for cuts in self.inputs.cuts]
+        if name in ("residual-stats", "logit-lens"):
+            settings = {}
+        if name == "integrated-gradients":
+            own = {key: value for key, value in asdict(self.settings).items() if key.startswith("ig_")}
+            settings = {**own, "parts": list(self.settings.parts), "max_rows": self.settings.max_rows}
+        identity = {
+            "settings": settings,
+            "model": self.model.describe(),
+            "seed": self.seed,
+            "versions": {
+                "hookdepth": __version__,
+                "torch": torch.__version__,
+                "transformers": version("transformers"),
+                "python": platform.python_version(),
+            },
+        }
+        prompts = self.inputs.prompts if over_prompts else self.inputs.baseline
+        identity["data"] = {
+            **self.data,
+            "n_prompts": len(prompts),
+            "lengths": [len(prompt) for prompt in prompts],
+            "tokens_sha256": hashlib.sha256(json.dumps(prompts).encode()).hexdigest(),
+        }
+        if not over_prompts:
+            identity["probes"] = [asdict(probe) for probe in self.inputs.probes]
+        # As it reads back from a file: tuples are lists there.
+        return dict(json.loads(json.dumps(identity)))
+
+    def _finished(self, identities: dict[str, dict[str, Any]]) -> dict[str, Result]:
+        done = {}
+        for name, identity in identities.items():
+            path = self.out / f"{name}{SUFFIX}"
+            if path.exists():
+                result = Result.load(path)
+                check_contents(result, path)
+                if result.analysis != name:
+                    raise HookdepthError(f"{str(path)!r} holds {result.analysis}", "move it away, or use --overwrite")
+                refuse_other(path, result.metadata, identity)
+                done[name] = result
+        return done
+
+    def _measure(self, task: Task, chunks: Chunks) -> None:
+        """Run those chunks that are not there yet, and leave each in its file."""
+        with _bar(task, self.model, self.settings, self.workers.first) as bar:
+
+            def move(passes: int = 1) -> None:
+                if self.workers.size > 1:  # one bar, for all
+                    passes = self.workers.count(f"passes {chunks.prefix}", passes) - int(bar.n)
+                bar.update(passes)
+
+            for chunk in self.workers.claims(chunks.prefix, task.n_chunks):
+                there = chunks.passes(chunk)
+                if there is None:
+                    begin = time.perf_counter()
+                    partial = self._run(task, chunk, move)
+                    chunks.save(chunk, partial, time.perf_counter() - begin)
+                else:
+                    move(there)
+            self.workers.wait(lambda: move(0))
+
+    def _reduce(self, task: Task, chunks: Chunks, wanted: Sequence[str]) -> list[Result]:
+        """Read all chunks back, write the results, and only then let the chunks go."""
+        loaded = [chunks.load(chunk) for chunk in range(task.n_chunks)]
+        partials = [partial for partial, _ in loaded]
+        results = []
+        finished = task.finish(partials)
+        for name in wanted:
+            metadata = {
+                **chunks.identity[name],
+                "wall_time_s": round(sum(seconds for _, seconds in loaded), 3),
+                "passes": sum(partial.passes for partial in partials),
+                **noise_floor(partials),
+            }
+            _announce_floor(name, metadata, finished[name], self.warn)
+            result = Result(name, finished[name], {"schema": SCHEMA, "analysis": name, **metadata})
+            result.save(self.out / f"{name}{SUFFIX}")
+            results.append(result)
+        chunks.clear()
+        return results
+
+    def _run(self, task: Task, chunk: int, move: Callable[..., None]) -> Partial:
+        try:
+            partial = task.run(chunk, move)
+        except NotFiniteError:
+            self._blame(task)
+            raise
+        if not all(torch.isfinite(value).all() for value in partial.tensors.values()):
+            self._blame(task)
+            self.warn(f"{task.name}: some values are not finite; they are grey in the figures")
+        return partial
+
+    def _blame(self, task: Task) -> None:
+        """Raise, naming prompt and layer, where the clean run gives values that are not finite."""
+        inputs = {"prompt": self.inputs.prompts, "baseline prompt": self.inputs.baseline}
+        inputs["probe"] = tuple(probe.token_ids for probe in self.inputs.probes)
+        for what, prompts in inputs.items():
+            for number, prompt in enumerate(prompts):
+                layer = first_not_finite(self.model, prompt)
+                if layer is not None:
+                    place = f"from layer {layer} onward" if layer < self.model.n_layers else "in the logits"
+                    raise HookdepthError(
+                        f"{task.name}: {self.model.name!r} on {what} {number}: non-finite values {place}",
+                        "check the checkpoint's weights, load it with another --dtype, or leave that text out",
+                        1,
+                    )
+
+
+def _bar(task: Task, model: Decoder, settings: Settings, shown: bool) -> tqdm[Any]:
+    """A bar over passes; it shows itself only where stderr is a terminal."""
+    total = task.n_chunks
+    if task.branches is not None and total:
+        passes = 0
+        chosen = range(0, total, -(-total // _PLANNED))
+        for chunk in chosen:
+            branches, lengths = task.branches(chunk)
+            passes += plan_for(model, branches, lengths, max_rows=settings.max_rows).n_passes if branches else 0
+        total = round(passes * total / len(chosen))
+    hidden = None if shown else True
+    return tqdm(total=total, desc=task.name, unit="pass", disable=hidden, leave=False, dynamic_ncols=True)
+
+
+def _announce_floor(name: str, metadata: dict[str, Any], tensors: dict[str, Any], warn: Callable[[str], None]) -> None:
+    floor = metadata.get("null_effect")
+    if floor:
+        effects = [value.abs().max().item() for key, value in tensors.items() if "baseline" not in key]
+        warn(
+            f"{name}: noise floor {floor:.2g} ({metadata['null_where']}), "
+            f"{floor / max(*effects, 1e-30):.1g} of the largest effect {max(effects):.3g}"
+        )
