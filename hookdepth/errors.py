@@ -104,6 +104,8 @@ def shown(given: Any) -> str:
         return f"an array of shape {list(given.shape)}"
     if isinstance(given, type):
         return f"the class {given.__name__}"
+    if type(given).__repr__ is object.__repr__:
+        return f"an instance of {type(given).__name__}"
     text = " ".join(repr(given).split())
     return text if len(text) <= 60 else f"{text[:59]}…"
 

@@ -261,9 +261,9 @@ def token_id(model: Decoder, token: int | str) -> int:
         raise HookdepthError(f"the word {token!r} for a model without a tokenizer", "give token ids, or a tokenizer")
     found = tokenizer(token, add_special_tokens=False)["input_ids"]
     if len(found) != 1:
-        pieces = ", ".join(repr(tokenizer.decode([piece])) for piece in found)
+        pieces = ", ".join(repr(tokenizer.decode([piece])) for piece in found[:8]) + (", …" if len(found) > 8 else "")
         raise HookdepthError(
-            f"the word {token!r} is {len(found)} tokens" + (f": {pieces}" if found else ""),
+            f"the word {shown(token)} is {len(found)} tokens" + (f": {pieces}" if found else ""),
             "give one that is a single token (perhaps with a space in front), or a token id",
         )
     if found[0] == tokenizer.unk_token_id and token != tokenizer.unk_token:
