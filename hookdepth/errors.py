@@ -98,13 +98,13 @@ def whole_number(what: str, given: Any, low: int | None = None, high: int | None
 def shown(given: Any) -> str:
     """A value as a message shows it: on one line, and not longer than a line; a tensor by its shape.
 
-    shown([1.5] * 99)   # '[1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.…'
+    shown([1.5] * 99)   # '[1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5…'
     """
     if getattr(given, "ndim", 0):
         return f"an array of shape {list(given.shape)}"
     if isinstance(given, type):
         return f"the class {given.__name__}"
-    if type(given).__repr__ is object.__repr__:
+    if "__repr__" not in {name for kind in type(given).__mro__[:-1] for name in vars(kind)}:
         return f"an instance of {type(given).__name__}"
     text = " ".join(repr(given).split())
     return text if len(text) <= 60 else f"{text[:59]}…"

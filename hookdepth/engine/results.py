@@ -1,8 +1,7 @@
 """What a list of branches gave: put together from the results of its passes.
 
-gathered = Gathered(model, branches, lengths, measurements)
-gathered.add(result)          # of each pass, as it comes
-gathered.results(plan)        # BranchResults
+result = run_branches(model, [ids], [Branch((Skip(4),))], [LayerEffect(), OutputEffect()])
+result.output["output"], result.clean_output["output"]     # [branch] each
 """
 
 from __future__ import annotations
