@@ -84,7 +84,7 @@ def run_pass(
         hidden = model.forward(token_ids[:, pass_.start : pass_.stop], cache)
     outputs = [m for m in wanted if isinstance(m, OutputMeasurement)]
     elements = logit_elements or most_logits(model.device)
-    targeted = measured_tokens(table, branches, lengths, targets=True)
+    targeted = measured_tokens(table, branches, lengths, targets=True) if outputs else forward.measured
     output = _measure_output(model, hidden, token_ids, table, forward.measured, targeted, outputs, elements)
     own, clean = ([_half(twice, k) for twice in (forward.layer_results(), output)] for k in range(2))
     return PassResult(table, own[0], own[1], clean[0], clean[1], cache.recorded)
