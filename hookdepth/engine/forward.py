@@ -84,7 +84,8 @@ def run_pass(
         hidden = model.forward(token_ids[:, pass_.start : pass_.stop], cache)
     outputs = [m for m in wanted if isinstance(m, OutputMeasurement)]
     elements = logit_elements or most_logits(model.device)
-    targeted = measured_tokens(table, branches, lengths, targets=True) if outputs else forward.measured
+    wanting = any(m.needs_target for m in outputs)
+    targeted = measured_tokens(table, branches, lengths, targets=True) if wanting else forward.measured
     output = _measure_output(model, hidden, token_ids, table, forward.measured, targeted, outputs, elements)
     own, clean = ([_half(twice, k) for twice in (forward.layer_results(), output)] for k in range(2))
     return PassResult(table, own[0], own[1], clean[0], clean[1], cache.recorded)
@@ -307,6 +308,7 @@ def _measure_output(
         source = [place.get(id_, 0) for id_ in own]  # a branch that did not live to the end is its clean run
         used = {name: torch.nonzero(tokens.mask[slot]).flatten().tolist() for name, tokens in tokens_of.items()}
         widest = max(used.values(), key=len)
+        followed = {p for m in measurements if m.needs_target for p in used[m.name]}
         rows = hidden if len(places) == hidden.shape[0] else hidden.index_select(0, _index(places, hidden.device))
         collected: dict[str, list[Tensor]] = {m.name: [hidden.new_zeros(len(places), 0).float()] for m in measurements}
         size = max(1, logit_elements // (len(places) * vocab))
@@ -314,7 +316,7 @@ def _measure_output(
             chunk = widest[begin : begin + size]
             logits = model.unembed(rows.index_select(1, _index(chunk, hidden.device)))
             # Only the prompt's last token, which is the last here too, can be without a target.
-            following = [start + p + 1 for p in chunk if targeted.mask[slot, p]]
+            following = [start + p + 1 for p in chunk if p in followed]
             targets = token_ids[slot].to(logits.device).index_select(0, _index(following, logits.device))
             for needs_target, length in ((False, len(chunk)), (True, len(following))):
                 asked = [m for m in measurements if m.needs_target == needs_target] if length else []
