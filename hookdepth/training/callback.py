@@ -29,7 +29,8 @@ logger = logging.getLogger("hookdepth.training")
 class DepthCallback(TrainerCallback):
     """Depth diagnostics of a Trainer's run, through the trainer's own logging.
 
-        trainer.add_callback(DepthCallback(trainer, every=50, probes=["logit-lens"], prompts=["…"], out="depth"))
+        options = {"probes": ["logit-lens"], "prompts": ["2 + 2 = 4"], "tokenizer": tokenizer}
+        trainer.add_callback(DepthCallback(trainer, every=50, **options))
 
     Metrics go where `Trainer.log` sends them, to TensorBoard, W&B and whatever else the trainer reports to, as
     entries of their own, when a sampled step is done. The trainer's entries are what they are without.

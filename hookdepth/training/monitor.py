@@ -215,7 +215,10 @@ class DepthMonitor:
     def fail(self, error: Exception) -> None:
         """End the diagnostic for what went wrong around it, as for an error of its own.
 
-        monitor.fail(HookdepthError("the logger cannot be reached", "see its own log"))
+        try:
+            print(monitor.metrics)      # or any other logger
+        except OSError as error:
+            monitor.fail(error)
         """
         self._error = self._error or error
         self._report()
