@@ -19,13 +19,20 @@ from typing import TYPE_CHECKING, Any
 
 from hookdepth.analyses import NAMES, Settings
 from hookdepth.analyses.gradients import METHODS, default_tolerance
-from hookdepth.data import load_examples
 from hookdepth.errors import HookdepthError, choose
 from hookdepth.model.decoder import Decoder
 from hookdepth.model.loading import load_model
 from hookdepth.results import Result
 from hookdepth.runs.runner import Run
-from hookdepth.runs.session import make_inputs, parse_analyses, parse_parts
+from hookdepth.runs.session import (
+    DEFAULT_LIMIT,
+    about,
+    check_settings,
+    make_inputs,
+    parse_analyses,
+    parse_parts,
+    read_dataset,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,7 +45,7 @@ def analyse(
     analyses: str | Sequence[str] = "all",
     *,
     dataset: str | os.PathLike[str] = "demo",
-    limit: int = 10,
+    limit: int | None = None,
     probes: Sequence[tuple[str, str]] | None = None,
     out: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
@@ -56,7 +63,7 @@ def analyse(
         model: from `load_model` or `wrap`, with a tokenizer; or what `load_model` takes.
         analyses: "all", one name, or several.
         dataset: `demo`, `gsm8k`, a JSONL file, or a text file with a prompt a line.
-        limit: how many of its prompts.
+        limit: how many of its prompts; default 10, and a word where it has more.
         probes: (prompt, answer) pairs for residual-erasure and integrated-gradients; default the data set's own
             answers, or the two of the paper.
         out: folder that keeps the result files; a run that was stopped goes on there. None: nothing is kept.
@@ -79,23 +86,25 @@ def analyse(
     chosen = parse_parts(parts if isinstance(parts, str) else ",".join(parts))
     for name in settings:
         choose("setting", name, _OTHER_SETTINGS)
-    choose("method", settings.get("ig_method", METHODS[0]), METHODS)
-    if limit < 1:
-        raise HookdepthError(f"limit={limit}", "give a whole number of at least 1")
-    data = load_examples(dataset)
+    method = choose("method", settings.get("ig_method", METHODS[0]), METHODS)
+    check_settings(names, settings.get("keep_front"), method, settings.get("ig_steps", Settings.ig_steps))
+    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
+        raise HookdepthError(f"limit={limit!r}", "give a whole number of at least 1")
+    notes: list[str] = []
+    data = read_dataset(dataset, limit, notes.append)
     decoder = model if isinstance(model, Decoder) else load_model(os.fspath(model))
     if decoder.tokenizer is None:
         raise HookdepthError("this model has no tokenizer", "give one to wrap(model, tokenizer)")
-    notes: list[str] = []
-    front = settings.get("keep_front", Settings.keep_front)
-    inputs = make_inputs(names, data, decoder, notes.append, limit=limit, seed=seed, probes=probes, keep_front=front)
+    front = settings.get("keep_front")
+    inputs = make_inputs(
+        names, data, decoder, notes.append, limit=limit or DEFAULT_LIMIT, seed=seed, probes=probes, keep_front=front
+    )
     tolerance = default_tolerance(decoder) if ig_tolerance is None else ig_tolerance
     complete = Settings(parts=chosen, ig_tolerance=tolerance, **settings)
-    about = {"name": data.name, "prompts_sha256": data.sha256}
     try:
         with tempfile.TemporaryDirectory(prefix="hookdepth-") as scratch:
             folder = Path(scratch if out is None else out)
-            run = Run(decoder, inputs, complete, about, seed, folder, overwrite=overwrite, warn=notes.append)
+            run = Run(decoder, inputs, complete, about(data), seed, folder, overwrite=overwrite, warn=notes.append)
             return {result.analysis: result for result in run.execute(names)}
     finally:
         for note in notes:

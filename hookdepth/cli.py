@@ -47,6 +47,9 @@ analyses:
   integrated-gradients  which tokens an answer is made of, layer by layer"""
 
 
+FRONT = "first tokens that are neither changed nor measured (default: 1; of residual-stats and logit-lens 0)"
+
+
 class _Parser(argparse.ArgumentParser):
     """argparse, but an error is one line with the remedy and not the whole usage."""
 
@@ -151,10 +154,10 @@ def _add_run(commands: argparse._SubParsersAction[_Parser]) -> None:
         metavar="demo|gsm8k|FILE",
         help="JSONL or text; default: demo",
     )
-    what.add_argument("--limit", type=_positive, default=10, metavar="N", help="first N prompts (default: 10)")
+    what.add_argument("--limit", type=_positive, metavar="N", help="first N prompts (default: 10)")
     what.add_argument("--analyses", default="all", metavar="A,B,…", help="of those below; default: all")
     what.add_argument("--parts", default="layer", metavar="P,…", help="of layer,attn,mlp (default: layer)")
-    what.add_argument("--keep-front", type=_count, default=1, metavar="N", help="first tokens left alone (default: 1)")
+    what.add_argument("--keep-front", type=_count, metavar="N", help=FRONT)
     what.add_argument(
         "--probe", nargs=2, action="append", metavar=("PROMPT", "ANSWER"), help="repeatable; default: the paper's two"
     )
@@ -245,7 +248,8 @@ def _checked(options: argparse.Namespace) -> tuple[list[str], tuple[str, ...]]:
     from hookdepth.runs import session
 
     names, parts = session.parse_analyses(options.analyses), session.parse_parts(options.parts)
-    session.choose_method(options.ig_method)
+    method = session.choose_method(options.ig_method)
+    session.check_settings(names, options.keep_front, method, options.ig_steps)
     if not options.dry_run:
         _check_out(options.out, names)
     return names, parts

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from hookdepth.analyses import erasure, gradients, lens, local, skip, stats
-from hookdepth.analyses.base import BASELINE_PROMPTS, Inputs, Partial, Settings, Task, noise_floor
+from hookdepth.analyses.base import BASELINE_PROMPTS, KEEP_FRONT, Inputs, Partial, Settings, Task, noise_floor
 from hookdepth.model.decoder import Decoder
 
 # In the order in which they run and are reported; modules that serve several analyses share their passes.
@@ -44,6 +44,7 @@ def tasks_for(names: Iterable[str], model: Decoder, inputs: Inputs, settings: Se
 
 __all__ = [
     "BASELINE_PROMPTS",
+    "KEEP_FRONT",
     "NAMES",
     "NEED_CUTS",
     "NEED_PROBES",

@@ -18,11 +18,23 @@ from torch import Tensor
 from hookdepth.data import Probe
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.passes import BranchResults
+from hookdepth.errors import HookdepthError
 
 Tensors = dict[str, Tensor]
 OnPass = Callable[[], object]
 BASELINE_PROMPTS = 10
 """So many of the first prompts make the baseline of residual erasure, as in the notebook."""
+
+
+KEEP_FRONT = {
+    "residual-stats": 0,
+    "logit-lens": 0,
+    "skip-current": 1,
+    "skip-future": 1,
+    "local-current": 1,
+    "local-future": 1,
+}
+"""First tokens that are left alone where nothing is given; to the other analyses it means nothing."""
 
 
 @dataclass(frozen=True)
@@ -48,19 +60,23 @@ class Settings:
 
     Attributes:
         parts: layer, attn, mlp: what is skipped or attributed.
-        keep_front: tokens at the start that are never intervened on.
+        keep_front: tokens at the start that are neither changed nor measured; None for each analysis's own number.
         max_rows: most rows of a pass; None for as many as fit.
         ig_method, ig_steps, ig_tolerance, ig_max_evaluations: of integrated-gradients; steps of the methods
             that have a fixed number, tolerance and most evaluations per layer of the adaptive one.
     """
 
     parts: tuple[str, ...] = ("layer",)
-    keep_front: int = 1
+    keep_front: int | None = None
     max_rows: int | None = None
     ig_method: str = "adaptive"
     ig_steps: int = 256
     ig_tolerance: float = 0.01
     ig_max_evaluations: int = 1024
+
+    def front(self, analysis: str) -> int:
+        """How many first tokens an analysis leaves alone: Settings().front("skip-current") is 1."""
+        return KEEP_FRONT[analysis] if self.keep_front is None else self.keep_front
 
 
 @dataclass
@@ -77,6 +93,24 @@ class Partial:
     passes: int
     null_effect: float | None = None
     null_where: str | None = None
+
+
+def tokens_after(front: int, prompts: Sequence[Sequence[int]], analysis: str) -> int:
+    """How many tokens are measured in all, where the first ones of each prompt are left out.
+
+        tokens_after(1, [(5, 8, 3), (7, 2)], "logit-lens")   # 3
+
+    Raises:
+        HookdepthError: nothing is left of a prompt.
+    """
+    for number, prompt in enumerate(prompts):
+        if len(prompt) <= front:
+            raise HookdepthError(
+                f"--keep-front {front} leaves nothing of prompt {number} for {analysis} to measure "
+                f"({len(prompt)} tokens)",
+                "give a smaller number, or leave that prompt out",
+            )
+    return sum(len(prompt) - front for prompt in prompts)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@
 Final norm and unembedding of resid_pre[0..L−1] and of the final residual; KL(lens‖final) in nats and the
 share of the top 5 in common. All layers of a few tokens are unembedded in one product, whose last rows are
 the final prediction: so entry L is exactly 0 and 1, and the logits of all layers never exist at once.
+The first `keep_front` tokens of each prompt (0) are left out.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hookdepth.analyses.base import Inputs, OnPass, Partial, Settings, Task, Tensors
+from hookdepth.analyses.base import Inputs, OnPass, Partial, Settings, Task, Tensors, tokens_after
 from hookdepth.engine.reading import capture
 from hookdepth.metrics import blocks, kl_divergence, topk_overlap
 from hookdepth.model.decoder import Decoder
@@ -26,22 +27,23 @@ TOP_K = 5
 
 def task(model: Decoder, inputs: Inputs, settings: Settings, analyses: tuple[str, ...]) -> Task:
     """One chunk a prompt."""
+    front = settings.front("logit-lens")
+    tokens = tokens_after(front, inputs.prompts, "logit-lens")
 
     def run(chunk: int, on_pass: OnPass) -> Partial:
-        sums = lens_sums(model, inputs.prompts[chunk])
+        sums = lens_sums(model, inputs.prompts[chunk], front)
         on_pass()
         return Partial(sums, 1)
 
     def finish(partials: Sequence[Partial]) -> dict[str, Tensors]:
-        tokens = sum(len(prompt) for prompt in inputs.prompts)
         sums = {name: sum(p.tensors[name].double() for p in partials) for name in partials[0].tensors}
         return {"logit-lens": {name: (torch.as_tensor(value) / tokens).float() for name, value in sums.items()}}
 
     return Task("logit-lens", analyses, len(inputs.prompts), run, finish)
 
 
-def lens_sums(model: Decoder, prompt: Sequence[int], logit_elements: int | None = None) -> Tensors:
-    """Sums over a prompt's tokens of KL and top-5 overlap.
+def lens_sums(model: Decoder, prompt: Sequence[int], front: int = 0, logit_elements: int | None = None) -> Tensors:
+    """Sums over a prompt's tokens from `front` on of KL and top-5 overlap.
 
         lens_sums(model, ids)["topk_overlap"]   # [L+1]
 
@@ -53,8 +55,10 @@ def lens_sums(model: Decoder, prompt: Sequence[int], logit_elements: int | None 
     with model.evaluating():
         with capture(model, "resid_pre") as acts, capture(model, "resid_post", layers=[n_layers - 1]) as last:
             model.forward(torch.tensor([list(prompt)], device=model.device))
-        final = last["resid_post", n_layers - 1][0]
-        resid = torch.stack([acts["resid_pre", layer][0].to(final.device) for layer in range(n_layers)] + [final])
+        final = last["resid_post", n_layers - 1][0, front:]
+        resid = torch.stack(
+            [acts["resid_pre", layer][0, front:].to(final.device) for layer in range(n_layers)] + [final]
+        )
         sums = sum(_kl_and_overlap(model.unembed(model.norm(chunk))) for chunk in resid.split(size, dim=1))
     assert isinstance(sums, torch.Tensor)
     return {"kl": sums[0].cpu(), "topk_overlap": sums[1].cpu()}

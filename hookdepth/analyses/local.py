@@ -34,7 +34,7 @@ def task(model: Decoder, inputs: Inputs, settings: Settings, analyses: tuple[str
             for local, prompt in enumerate(chunks[chunk])
             for layer in range(1, model.n_layers)
             for source in range(layer)
-            for subtract in [Subtract(source, layer, slice(settings.keep_front, None))]
+            for subtract in [Subtract(source, layer, slice(settings.front(analyses[0]), None))]
             for cut in ([None] if wants["current"] else []) + list(inputs.cuts[prompt] if wants["future"] else ())
         ]
         return listed, [lengths[prompt] for prompt in chunks[chunk]]

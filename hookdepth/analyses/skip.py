@@ -34,7 +34,7 @@ def task(model: Decoder, inputs: Inputs, settings: Settings, analyses: tuple[str
             for local, prompt in enumerate(chunks[chunk])
             for part in settings.parts
             for layer in range(model.n_layers)
-            for skip in [Skip(layer, part, slice(settings.keep_front, None))]
+            for skip in [Skip(layer, part, slice(settings.front(analyses[0]), None))]
             for cut in ([None] if wants["current"] else []) + list(inputs.cuts[prompt] if wants["future"] else ())
         ]
         return listed, [lengths[prompt] for prompt in chunks[chunk]]

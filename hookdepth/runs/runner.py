@@ -27,7 +27,7 @@ import torch
 from tqdm import tqdm
 
 from hookdepth._version import __version__
-from hookdepth.analyses import Inputs, Partial, Settings, Task, noise_floor, tasks_for
+from hookdepth.analyses import KEEP_FRONT, Inputs, Partial, Settings, Task, noise_floor, tasks_for
 from hookdepth.engine.passes import plan_for
 from hookdepth.engine.reading import first_not_finite
 from hookdepth.errors import HookdepthError, NotFiniteError
@@ -130,13 +130,14 @@ class Run:
     def identity(self, name: str) -> dict[str, Any]:
         """Everything that the numbers of an analysis depend on: goes into its metadata."""
         over_prompts = name not in ("residual-erasure", "integrated-gradients")
-        settings: dict[str, Any] = {"keep_front": self.settings.keep_front, "max_rows": self.settings.max_rows}
+        front = {"keep_front": self.settings.front(name)} if name in KEEP_FRONT else {}
+        settings: dict[str, Any] = {**front, "max_rows": self.settings.max_rows}
         if name.startswith("skip"):
             settings["parts"] = list(self.settings.parts)
         if name in ("skip-future", "local-future"):
             settings["cuts"] = [list(cuts) for cuts in self.inputs.cuts]
         if name in ("residual-stats", "logit-lens"):
-            settings = {}
+            settings = front
         if name == "integrated-gradients":
             own = {key: value for key, value in asdict(self.settings).items() if key.startswith("ig_")}
             settings = {**own, "parts": list(self.settings.parts), "max_rows": self.settings.max_rows}

@@ -6,12 +6,14 @@ results = run(options, ["logit-lens"], ("layer",), warn=print)
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from hookdepth.analyses import BASELINE_PROMPTS, NAMES, NEED_CUTS, NEED_PROBES, Inputs, Settings
+from hookdepth.analyses import BASELINE_PROMPTS, KEEP_FRONT, NAMES, NEED_CUTS, NEED_PROBES, Inputs, Settings
 from hookdepth.analyses.gradients import METHODS, default_tolerance
+from hookdepth.analyses.quadrature import check_steps
 from hookdepth.data import DEFAULT_PROBES, Dataset, encode, load_examples, make_probe, sample_cuts
 from hookdepth.errors import HookdepthError, choose
 from hookdepth.model.decoder import PARTS, Decoder
@@ -24,6 +26,8 @@ from hookdepth.runs.runner import Run
 from hookdepth.runs.workers import Workers
 from hookdepth.runs.workload import NODES
 
+DEFAULT_LIMIT = 10
+"""So many prompts are taken where nobody says how many."""
 _ALSO_ANALYSIS = {"ig": "integrated-gradients", "stats": "residual-stats", "patching": "residual-erasure"}
 
 
@@ -62,13 +66,13 @@ def run(
     workers = workers or Workers()
 
     def prepare() -> Run:
-        dataset = load_examples(options.dataset)
+        dataset = read_dataset(options.dataset, options.limit, warn)
         model = _load(options)
         return Run(
             model,
             _inputs(options, names, dataset, model, warn),
             make_settings(options, model, parts),
-            {"name": dataset.name, "prompts_sha256": dataset.sha256},
+            about(dataset),
             options.seed,
             Path(options.out),
             overwrite=options.overwrite,
@@ -79,6 +83,28 @@ def run(
     if options.model == "demo":
         workers.of_first(lambda: str(demo_folder()))  # is converted once
     return workers.together(prepare).execute(names)
+
+
+def read_dataset(name: str | os.PathLike[str], limit: int | None, warn: Callable[[str], None]) -> Dataset:
+    """As much of a data set as a run takes, and a word about the rest where nobody has said how many prompts.
+
+        read_dataset("demo", 2, print)
+
+    Args:
+        limit: how many prompts are asked for; None for the default, 10.
+    """
+    dataset = load_examples(name, max(limit or DEFAULT_LIMIT, BASELINE_PROMPTS))
+    if limit is None and (cut := dataset.left_out(DEFAULT_LIMIT)):
+        warn(f"{cut} of {dataset.name!r} are taken; --limit N takes as many as you like")
+    return dataset
+
+
+def about(dataset: Dataset) -> dict[str, str]:
+    """What results say about a data set, beside the tokens of their own prompts: about(dataset)["name"].
+
+    The digest is of the rows that a run reads whatever its limit is, so that it is the same for every limit.
+    """
+    return {"name": dataset.name, "prompts_sha256": dataset.digest(BASELINE_PROMPTS)}
 
 
 def make_settings(options: argparse.Namespace, model: Decoder, parts: tuple[str, ...]) -> Settings:
@@ -99,6 +125,21 @@ def choose_method(name: str) -> str:
     return choose("method", name, METHODS, {"gauss": "gauss-legendre", "paper": "riemann"})
 
 
+def check_settings(names: Sequence[str], keep_front: int | None, ig_method: str, ig_steps: int) -> None:
+    """Refuse, before anything is loaded, settings that no chosen analysis reads, or that none could run with.
+
+    check_settings(["logit-lens"], 2, "adaptive", 256)
+    """
+    if keep_front is not None and (not isinstance(keep_front, int) or isinstance(keep_front, bool) or keep_front < 0):
+        raise HookdepthError(f"--keep-front {keep_front!r} is no number of tokens", "give a whole number of at least 0")
+    if keep_front is not None and not set(names) & set(KEEP_FRONT):
+        raise HookdepthError(
+            f"--keep-front means nothing to {' and '.join(names)}",
+            f"leave it out, or add one of {', '.join(KEEP_FRONT)} to --analyses",
+        )
+    check_steps(ig_method, ig_steps)
+
+
 def _load(options: argparse.Namespace) -> Decoder:
     return load_model(options.model, device_map=options.device_map, **_model_options(options))
 
@@ -111,7 +152,12 @@ def _model_options(options: argparse.Namespace) -> dict[str, Any]:
 def _inputs(
     options: argparse.Namespace, names: Sequence[str], dataset: Dataset, model: Decoder, warn: Callable[[str], None]
 ) -> Inputs:
-    chosen = {"limit": options.limit, "seed": options.seed, "probes": options.probe, "keep_front": options.keep_front}
+    chosen = {
+        "limit": options.limit or DEFAULT_LIMIT,
+        "seed": options.seed,
+        "probes": options.probe,
+        "keep_front": options.keep_front,
+    }
     return make_inputs(names, dataset, model, warn, **chosen)
 
 
@@ -124,7 +170,7 @@ def make_inputs(
     limit: int,
     seed: int,
     probes: Sequence[tuple[str, str]] | None = None,
-    keep_front: int = 1,
+    keep_front: int | None = None,
 ) -> Inputs:
     """Tokenise prompts, baseline and probes, draw the cuts, and see that `keep_front` leaves something to change.
 
@@ -162,13 +208,14 @@ def _own_probes(dataset: Dataset, limit: int) -> list[tuple[str, str]]:
     return [(e.prompt, e.answer) for e in dataset.examples[:limit] if e.prompt is not None and e.answer]
 
 
-def _check_front(front: int, names: Sequence[str], prompts: Sequence[Sequence[int]]) -> None:
+def _check_front(keep_front: int | None, names: Sequence[str], prompts: Sequence[Sequence[int]]) -> None:
     """Refuse prompts of which every token is left alone: a map of zeros would look like a result."""
-    longest = max(map(len, prompts))
+    longest, settings = max(map(len, prompts)), Settings(keep_front=keep_front)
     # A cut lies at token 8 at the least; what is left of it is intervened on.
     for least, ending in ((longest, "-current"), (8, "-future")):
         touched = [name for name in names if name.endswith(ending)]
-        if touched and front >= least:
+        front = max((settings.front(name) for name in touched), default=0)
+        if front >= least:
             raise HookdepthError(
                 f"--keep-front {front} leaves nothing for {' and '.join(touched)} to change "
                 f"(the longest prompt has {longest} tokens{', a cut may lie at token 8' if least == 8 else ''})",
@@ -179,9 +226,10 @@ def _check_front(front: int, names: Sequence[str], prompts: Sequence[Sequence[in
 def describe_plan(options: argparse.Namespace, names: Sequence[str], parts: tuple[str, ...]) -> str:
     """What `--dry-run` prints: passes, work, memory and time of each analysis; no weights are loaded."""
     outline = load_outline(options.model, **_model_options(options))
-    inputs = _inputs(options, names, load_examples(options.dataset), outline, lambda line: None)
+    notes: list[str] = []
+    dataset = read_dataset(options.dataset, options.limit, lambda line: notes.append(f"note: {line}"))
+    inputs = _inputs(options, names, dataset, outline, lambda line: None)
     settings = make_settings(options, outline, parts)
-    notes = []
     if isinstance(outline.tokenizer, Words):
         notes.append("note: there is no tokenizer; a word, a digit or a sign is taken for a token")
     if options.device_map:
