@@ -1,7 +1,7 @@
 """Files of one text a line, read no further than somebody asks.
 
-    with Lines("prompts.txt", Path("prompts.txt")) as lines:
-        where, text = next(lines.filled())     # "'prompts.txt' line 1", "The capital of France is"
+    with Lines("probes.jsonl", Path("probes.jsonl")) as lines:
+        where, text = next(lines.filled())     # "'probes.jsonl' line 1", '{"prompt": "2 + 2 =", "answer": " 4"}'
         lines.count_rest()                     # how many follow
 
 A file of many gigabytes, of which ten lines are wanted, costs ten lines. A pipe will do as well.
@@ -25,7 +25,7 @@ _COUNTED_BYTES = 1 << 30  # a second of reading
 class Lines:
     """The lines of a file that are not blank: see the module.
 
-    Lines("prompts.txt", Path("prompts.txt"))
+    Lines("probes.jsonl", Path("probes.jsonl"))
 
     Args:
         name: what errors call the file.
