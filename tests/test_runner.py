@@ -245,9 +245,11 @@ def test_results_of_other_settings_are_refused(make, monkeypatch, change, stoppe
 
 def test_settings_that_change_nothing_are_no_difference(make):
     make(settings=Settings()).execute(["logit-lens", "skip-current"])
-    make(settings=Settings(keep_front=3)).execute(["logit-lens"])
+    make(settings=Settings(max_rows=9)).execute(["logit-lens"])
     make(settings=Settings(), inputs=Inputs(PROMPTS, ((8,),) * 3)).execute(["skip-current"])
     make(settings=Settings(ig_steps=7)).execute(["skip-current"])
+    make(settings=Settings(keep_front=1)).execute(["skip-current"])
+    make(settings=Settings(keep_front=0)).execute(["logit-lens"])
 
 
 def test_overwrite_leaves_other_analyses_alone(make):
