@@ -10,6 +10,7 @@ for task in tasks_for(["skip-current", "skip-future"], model, inputs, settings):
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from hookdepth.analyses import erasure, gradients, lens, local, skip, stats
 from hookdepth.analyses.base import BASELINE_PROMPTS, Inputs, Partial, Settings, Task, noise_floor
@@ -35,11 +36,14 @@ def tasks_for(names: Iterable[str], model: Decoder, inputs: Inputs, settings: Se
     [task.name for task in tasks_for(["skip-future", "logit-lens"], model, inputs, settings)]
     """
     wanted = set(names)
-    return [
+    tasks = [
         module.task(model, inputs, settings, tuple(name for name in served if name in wanted))
         for module, served in _MODULES
         if wanted.intersection(served)
     ]
+    # Also what they compute between two passes must not depend on the caller's autocast, defaults and modes.
+    in_own_state = model.evaluating
+    return [replace(task, run=in_own_state()(task.run), finish=in_own_state()(task.finish)) for task in tasks]
 
 
 __all__ = [

@@ -10,8 +10,8 @@ branches change and not of the batch they ran in. Hooks only slice, append and r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -24,8 +24,10 @@ from hookdepth.engine.kv_cache import KeysValues, PrefixCache
 from hookdepth.engine.measurements import LayerMeasurement, LayerView, Measurement, OutputMeasurement, OutputView
 from hookdepth.engine.rows import RowTable
 from hookdepth.engine.tokens import Where, locate
+from hookdepth.errors import HookdepthError
 from hookdepth.metrics import masked_reduce
 from hookdepth.model.decoder import Decoder
+from hookdepth.model.turns import in_this_thread
 from hookdepth.model.unembedding import most_logits
 
 
@@ -77,7 +79,8 @@ def run_pass(
     with ExitStack() as hooks:
         forward.register(hooks)
         forward.leave_out_unread(hooks)
-        hidden = model.forward(token_ids[:, pass_.start : pass_.stop], cache)
+        # The longest prompt has the pass's whole width; the planner puts only prompts of equal factors together.
+        hidden = model.forward(token_ids[:, pass_.start : pass_.stop], cache, token_ids.shape[1])
     outputs = [m for m in wanted if isinstance(m, OutputMeasurement)]
     elements = logit_elements or most_logits(model.device)
     output = _measure_output(model, hidden, token_ids, table, forward.mask, outputs, elements) if outputs else {}
@@ -106,15 +109,20 @@ def _prefix(table: RowTable, parent: PassResult) -> Callable[[int], KeysValues]:
 class _Around:
     """What an intervention may read: see `interventions.Surroundings`."""
 
-    def __init__(self, resid_pre: Tensor | None, contributions: dict[int, Tensor], slot: int) -> None:
-        self._resid_pre, self._contributions, self._slot = resid_pre, contributions, slot
+    def __init__(self, resid_pre: Tensor | None, contributions: dict[int, Tensor], slot: int, tokens: int) -> None:
+        self._resid_pre, self._contributions, self._slot, self._tokens = resid_pre, contributions, slot, tokens
 
     def resid_pre(self) -> Tensor:
         assert self._resid_pre is not None, "asked for resid_pre before the layer's input is complete"
-        return self._resid_pre
+        return self._resid_pre[: self._tokens]
 
     def contribution(self, layer: int) -> Tensor:
-        return self._contributions[layer][self._slot]
+        return self._contributions[layer][self._slot, : self._tokens]
+
+    def lent(self) -> dict[str, Tensor]:
+        """All that it may read, by name."""
+        own = {} if self._resid_pre is None else {"resid_pre": self._resid_pre}
+        return own | {f"contribution({layer})": values for layer, values in self._contributions.items()}
 
 
 class _Pass:
@@ -147,7 +155,7 @@ class _Pass:
 
             def add(site: str, layer: int = layer) -> None:
                 body = getattr(self, site)
-                handle = getattr(model, f"on_{site}")(layer, lambda value: body(layer, value))
+                handle = getattr(model, f"on_{site}")(layer, in_this_thread(lambda value: body(layer, value)))
                 hooks.callback(handle.remove)
 
             after_mlp = (layer, "mlp_out") in table.edits and bool(rows.born_post)
@@ -215,7 +223,9 @@ class _Pass:
             here = torch.arange(len(rows.outside), device=hidden.device)
             source = self.slots.to(hidden.device).index_copy(0, rows.ids, here)
             for measurement in self.measurements:
-                values = measurement.values(view).index_select(0, source)
+                with only_read(f"the measurement {measurement.name!r}", vars(view)):
+                    values = measurement.values(view)
+                values = values.index_select(0, source)
                 self.values[measurement.name].append(masked_reduce(values, mask, measurement.reduce))
         self.pre = self.attn = self.mlp = torch.empty(0)
         if rows.keep is not None:
@@ -257,18 +267,32 @@ class _Pass:
         return changed
 
     def _change(self, row: Tensor, own: list[Intervention], slot: int, resid_pre: Tensor | None) -> Tensor:
-        pass_ = self.table.pass_
-        around = _Around(resid_pre, self.contributions, slot)
+        pass_, length = self.table.pass_, self.lengths[slot]
+        tokens = min(length, pass_.stop) - pass_.start  # of the prompt: an intervention sees no padding
+        around = _Around(resid_pre, self.contributions, slot, tokens)
         row = row.clone()
         for intervention in own:
-            where: Where = locate(intervention.tokens, self.lengths[slot], pass_.start, pass_.stop)
-            intervention.apply(row, where, around)
+            where: Where = locate(intervention.tokens, length, pass_.start, pass_.stop)
+            with only_read(f"the intervention {type(intervention).__name__}", around.lent()):
+                intervention.apply(row[:tokens], where, around)
         return row
 
     def layer_results(self) -> dict[str, Tensor]:
         """Measurement → [row, L], gathered on the first device."""
         device = self.model.device
         return {name: torch.stack([v.to(device) for v in values], dim=1) for name, values in self.values.items()}
+
+
+@contextmanager
+def only_read(who: str, lent: Mapping[str, object]) -> Iterator[None]:
+    """Refuse a write into what was lent for reading: PyTorch counts the writes into a tensor, on the host."""
+    before = {name: value._version for name, value in lent.items() if isinstance(value, Tensor)}
+    yield
+    for name, value in lent.items():
+        if isinstance(value, Tensor) and value._version != before.get(name, 0):
+            raise HookdepthError(
+                f"{who} writes into {name}, which others read as well", "let it work on a copy (clone)"
+            )
 
 
 def _append(rows: Tensor, born: list[Tensor]) -> Tensor:
@@ -319,7 +343,8 @@ def _measure_output(
             targets = token_ids[slot].to(logits.device).index_select(0, _index(following, logits.device))
             view = OutputView(logits, [start + p for p in chunk], targets, prompt)
             for measurement in measurements:
-                collected[measurement.name].append(measurement.values(view))
+                with only_read(f"the measurement {measurement.name!r}", vars(view)):
+                    collected[measurement.name].append(measurement.values(view))
             del view, logits
         measured = mask.index_select(0, _index(own, mask.device)).index_select(1, _index(used, mask.device))
         for measurement in measurements:

@@ -94,6 +94,19 @@ def run_branches(
         HookdepthError: a branch that does not fit model or prompt, values that are not finite, or a device
             on which not even one branch fits.
     """
+    with model.evaluating():
+        return _run_branches(model, prompts, branches, measurements, max_rows, max_row_tokens, on_pass)
+
+
+def _run_branches(
+    model: Decoder,
+    prompts: Sequence[Sequence[int]],
+    branches: Sequence[Branch],
+    measurements: Sequence[Measurement],
+    max_rows: int | None,
+    max_row_tokens: int | None,
+    on_pass: Callable[[], object] | None,
+) -> BranchResults:
     lengths = [len(prompt) for prompt in prompts]
     _check(model, prompts, branches)
     gathered = _Gathered(model, branches, len(prompts))
@@ -121,16 +134,15 @@ def run_branches(
 
     budget = max_row_tokens or default_row_tokens(model)
     first = plan = make(budget)
-    with model.evaluating():
-        while not fits(partial(run_pending, plan)):  # what is done stays done
-            budget = min(budget, plan.peak_row_tokens) // 2
-            if not budget:
-                raise HookdepthError(
-                    "not even one branch beside its clean run fits into memory",
-                    "use shorter prompts, a smaller dtype, --quantize 8bit or --device-map auto",
-                    1,
-                )
-            plan = make(budget)
+    while not fits(partial(run_pending, plan)):  # what is done stays done
+        budget = min(budget, plan.peak_row_tokens) // 2
+        if not budget:
+            raise HookdepthError(
+                "not even one branch beside its clean run fits into memory",
+                "use shorter prompts, a smaller dtype, --quantize 8bit or --device-map auto",
+                1,
+            )
+        plan = make(budget)
     return gathered.results(first)
 
 
@@ -184,6 +196,7 @@ def plan_for(
         pass_cost=256 if on_gpu else 10 if model.dtype.itemsize == 4 else 28,
         changes_only=changes_only,
         only=only,
+        keys=[model.rotary.key(length) for length in lengths] if model.rotary.places else None,
     )
 
 
