@@ -65,10 +65,10 @@ def _check_sums(model: Decoder, text: str) -> None:
             for site in ("resid_pre", "attn_out", "mlp_out", "resid_post"):
                 stack.callback(getattr(model, f"on_{site}")(layer, in_this_thread(keep(site, layer))).remove)
         try:
-            logits = model.hf(input_ids=token_ids, use_cache=False, return_dict=True).logits
+            logits = model.hf(input_ids=token_ids, use_cache=False)[0]
         except torch.OutOfMemoryError as error:
             raise HookdepthError(f"no memory to run {model.name!r}", "free some, or use a smaller model", 1) from error
-        except (RuntimeError, TypeError, ValueError) as error:
+        except (AttributeError, RuntimeError, TypeError, ValueError) as error:
             why = (str(error) or type(error).__name__).splitlines()[0][:200]
             raise DoesNotRunError(
                 f"{model.name!r} cannot run on a short input ({why})",

@@ -151,11 +151,11 @@ class Decoder:
             length: tokens of the whole prompts, where these are only some of them and the model's rotary factors
                 depend on the length (`rotary`); default up to the last given.
         """
-        # What a user's config asks for besides is not read, and tuples have no names.
-        options = {"use_cache": False, "return_dict": True, "output_hidden_states": False, "output_attentions": False}
+        # Whatever the user's config asks for: only the first value of the output is read, a named one or a tuple's.
+        options = {"use_cache": False, "output_hidden_states": False, "output_attentions": False}
         start = 0 if cache is None else cache.get_seq_length()
         with self.rotary.of_length(length or start + token_ids.shape[1]):
-            return self.base(input_ids=token_ids, past_key_values=cache, **options).last_hidden_state
+            return self.base(input_ids=token_ids, past_key_values=cache, **options)[0]
 
     def norm(self, resid: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
         """The final norm, as the logit lens applies it to any residual."""
