@@ -19,7 +19,7 @@ Tokens = slice | Sequence[int]
 class Where:
     """The tokens that an intervention acts on, in a pass that may hold only some of a prompt's.
 
-        row[where.local] += steering[where.positions]   # steering: [length, width], for the whole prompt
+        locate([0, -1], 10, start=4, stop=10).positions   # [9]; index what covers the whole prompt by it
 
     Attributes:
         local: their positions in the row.
