@@ -3,7 +3,7 @@
     rotary = LengthDependent(hf_model.model)
     rotary.key(12) == rotary.key(90)      # False where the two lengths have other factors
     with rotary.of_length(90):
-        hf_model.model(input_ids=ids[:, :12])   # the first 12 tokens of a prompt of 90
+        hf_model.model(input_ids=torch.tensor([[3] * 12]))   # the first 12 tokens of a prompt of 90
 
 Two kinds of rotary embedding look at the positions of a forward call: `longrope` (Phi 3) takes other factors where one
 lies beyond the original context, and `dynamic` scaling stretches them with the longest position seen, and keeps
