@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 from naive import overwrite, run_with
-from tiny_models import prompts, tiny_config, tiny_model
-from transformers import AutoModelForCausalLM
+from tiny_models import COMMON, prompts, tiny_config, tiny_model
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
 from hookdepth import Branch, LayerEffect, OutputEffect, Patch, Skip, run_branches, wrap
 from hookdepth.analyses import Inputs, Settings, tasks_for
@@ -200,3 +200,47 @@ def test_an_outline_knows_which_prompts_share(kind):
     for one in (8, 16, 17, 90):
         for other in (8, 16, 17, 90):
             assert (outline.key(one) == outline.key(other)) == (real.key(one) == real.key(other))
+
+
+UNUSUAL = {  # a norm without weight, and an MLP that returns a tuple
+    "olmo": ({}, "sdpa"),
+    "nanochat": ({}, "sdpa"),
+    "gpt_oss": ({"sliding_window": 8, "num_local_experts": 4, "num_experts_per_tok": 2}, "eager"),
+}
+
+
+@pytest.mark.parametrize("model_type", UNUSUAL)
+def test_norms_without_weight_and_mlps_that_give_tuples(model_type):
+    if model_type not in CONFIG_MAPPING:
+        pytest.skip("this transformers does not know the family")
+    specific, attention = UNUSUAL[model_type]
+    config = AutoConfig.for_model(model_type, **{**COMMON, **specific})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        hf = AutoModelForCausalLM.from_config(config, attn_implementation=attention).float().eval()
+    with torch.no_grad():
+        for parameter in hf.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(10)
+    model = wrap(hf)
+    assert model.dtype == torch.float32
+    texts = prompts(2, (20, 12))
+    branches = [Branch((Skip(2, part),), prompt=n, measured=[8, 9]) for n in range(2) for part in ("attn", "mlp")]
+    found = run_branches(model, texts, branches, [OutputEffect()]).output["output"]  # the last MLP at two tokens
+    site = {"attn": "self_attn", "mlp": "mlp"}
+    for branch, value in zip(branches, found, strict=True):
+        part = branch.interventions[0].part
+        ids = torch.tensor([texts[branch.prompt]])
+
+        def nothing(_module, _args, output):
+            first = (output[0] if isinstance(output, tuple) else output).clone()
+            first[:, 1:] = 0.0
+            return (first, *output[1:]) if isinstance(output, tuple) else first
+
+        with torch.no_grad():
+            clean = hf(input_ids=ids).logits.softmax(-1)
+            with getattr(hf.model.layers[2], site[part]).register_forward_hook(nothing):
+                changed = hf(input_ids=ids).logits.softmax(-1)
+        expected = (changed - clean)[0, [8, 9]].norm(dim=-1).max()
+        assert expected > 1e-3
+        assert torch.allclose(value, expected, atol=2e-5)

@@ -3,7 +3,8 @@
     with turn_of(hf_model):
         ...                                    # no other thread is inside such a block of the same model
 
-    model.on_resid_post(3, in_this_thread(lambda value: value * 2))   # other threads see the plain model
+    handle = model.on_resid_post(3, in_this_thread(lambda value: value * 2))   # other threads see the plain model
+    handle.remove()
 
 A hook is called in every thread that runs the module. A plain forward pass that another thread makes while the engine
 runs must neither be changed by our hooks nor be taken for a part of our pass, so each of them asks whose call it is.
@@ -49,7 +50,7 @@ class OwnThread:
 def in_this_thread(body: Callable[..., T]) -> Callable[..., T | None]:
     """`body`, which does nothing and returns None when another thread calls it.
 
-    model.on_resid_post(3, in_this_thread(lambda value: value * 2))
+    model.on_resid_post(3, in_this_thread(lambda value: value * 2)).remove()
     """
     mine = OwnThread()
     return lambda *args: body(*args) if mine else None
