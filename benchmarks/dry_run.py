@@ -20,6 +20,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
+from hookdepth.runs.session import make_inputs, parse_analyses
 
 from benchmarks.output import environment
 from hookdepth import load_model
@@ -28,7 +29,6 @@ from hookdepth.data import load_examples
 from hookdepth.runs.dry_run import estimate
 from hookdepth.runs.outline import load_outline
 from hookdepth.runs.runner import Run
-from hookdepth.runs.session import make_inputs, parse_analyses
 
 FACTOR = 1.5
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from benchmarks.limits import Need
 from benchmarks.models import Subject
 from benchmarks.peers import Peer, Peers
-from hookdepth.analyses import Settings, tasks_for
+from hookdepth.analyses import Settings, chosen, groups_of
+from hookdepth.analyses import Subject as On
 
 Tensors = dict[str, Tensor]
 
@@ -71,7 +72,7 @@ def run_analyses(
 ) -> dict[str, tuple[Tensors, float | None]]:
     """Run analyses as `hookdepth run` does, without its files: name → (tensors, noise floor)."""
     results: dict[str, tuple[Tensors, float | None]] = {}
-    for task in tasks_for(names, subject.model, subject.inputs, settings or Settings()):
+    for task in groups_of(chosen(names), On(subject.model, subject.inputs, settings or Settings())):
         partials = [task.run(unit, lambda: None) for unit in range(task.n_chunks)]
         null = max((p.null_effect for p in partials if p.null_effect is not None), default=None)
         results |= {name: (tensors, null) for name, tensors in task.finish(partials).items()}

@@ -18,7 +18,8 @@ from benchmarks.limits import Need
 from benchmarks.models import Subject
 from benchmarks.peers import Peer, Peers
 from hookdepth import Decoder, OutputEffect, run_branches
-from hookdepth.analyses import Settings, erasure, gradients, tasks_for
+from hookdepth.analyses import Settings, chosen, erasure, gradients, groups_of
+from hookdepth.analyses import Subject as On
 from hookdepth.engine.passes import plan_for
 
 CHECKED = 8  # one in so many steps of integrated gradients is what peers are checked on and timed with
@@ -107,7 +108,7 @@ def _effects(
                 tensors[f"{name}.{key}"] = torch.stack([value.cpu() for value in values], 1)
         return tensors
 
-    (task,) = tasks_for(names, model, inputs, settings)
+    (task,) = groups_of(chosen(names), On(model, inputs, settings))
     assert task.branches is not None
     layers = sum(plan_for(model, *task.branches(chunk)).least for chunk in range(task.n_chunks))
     cuts = [cut for own in inputs.cuts for cut in own] if "future" in which else []

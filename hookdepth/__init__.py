@@ -16,6 +16,8 @@ from hookdepth._version import __version__
 from hookdepth.errors import HookdepthError
 
 if TYPE_CHECKING:
+    from hookdepth.analyses.base import Analysis
+    from hookdepth.analyses.contract import load_folder
     from hookdepth.api import analyse, plot
     from hookdepth.engine.branches import Branch
     from hookdepth.engine.interventions import AddVector, Erase, Identity, Intervention, Patch, Scale, Skip, Subtract
@@ -33,9 +35,11 @@ if TYPE_CHECKING:
     from hookdepth.model.checking import wrap
     from hookdepth.model.decoder import Decoder
     from hookdepth.model.loading import load_model
-    from hookdepth.results import Result, load_folder
+    from hookdepth.results import Result
 
 _HOME = {
+    "analyses.base": "Analysis",
+    "analyses.contract": "load_folder",
     "api": "analyse plot",
     "engine.branches": "Branch",
     "engine.passes": "BranchResults run_branches",
@@ -47,7 +51,7 @@ _HOME = {
     ),
     "model.checking": "wrap",
     "model.decoder": "Decoder",
-    "results": "Result load_folder",
+    "results": "Result",
 }
 
 
@@ -65,6 +69,7 @@ def __dir__() -> list[str]:
 __all__ = [
     "Activations",
     "AddVector",
+    "Analysis",
     "Branch",
     "BranchResults",
     "Custom",

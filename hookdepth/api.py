@@ -3,7 +3,7 @@
 import hookdepth
 
 results = hookdepth.analyse("demo", ["logit-lens", "skip-current"], limit=2)
-results["skip-current"].tensors["layer.effect"]     # [L, L]: row skipped, column measured
+results["skip-current"]["layer.effect"]     # [L, L]: row skipped, column measured
 for name, figure in hookdepth.plot(results["skip-current"]).items():
     figure.savefig(f"{name}.png")
 """
@@ -14,92 +14,71 @@ import os
 import tempfile
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hookdepth.analyses import NAMES, Settings
-from hookdepth.analyses.gradients import METHODS, default_tolerance
-from hookdepth.data import load_examples
-from hookdepth.errors import HookdepthError, choose
+from hookdepth.analyses.base import Analysis
+from hookdepth.data import load_examples, texts_as_dataset
+from hookdepth.errors import HookdepthError
 from hookdepth.model.decoder import Decoder
 from hookdepth.model.loading import load_model
+from hookdepth.options import refuse_unknown
 from hookdepth.results import Result
-from hookdepth.runs.runner import Run
-from hookdepth.runs.session import make_inputs, parse_analyses, parse_parts
+from hookdepth.runs.config import Config
+from hookdepth.runs.start import analyses_of, run_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_OTHER_SETTINGS = ("keep_front", "max_rows", "ig_method", "ig_steps", "ig_max_evaluations")
-
 
 def analyse(
     model: Decoder | str | os.PathLike[str] = "demo",
-    analyses: str | Sequence[str] = "all",
-    *,
-    dataset: str | os.PathLike[str] = "demo",
-    limit: int = 10,
-    probes: Sequence[tuple[str, str]] | None = None,
-    out: str | os.PathLike[str] | None = None,
-    overwrite: bool = False,
-    seed: int = 123,
-    parts: str | Sequence[str] = "layer",
-    ig_tolerance: float | None = None,
-    **settings: Any,
-) -> dict[str, Result]:
-    """Run analyses and give their results, by name.
+    analyses: str | Analysis | Sequence[str | Analysis] = "all",
+    texts: str | Sequence[str] | None = None,
+    **options: Any,
+) -> Any:
+    """Run analyses and give their results.
 
-        results = analyse("demo", ["residual-stats"], limit=2)
-        results["residual-stats"].tensors["cosine.layer"]     # [L]
+        analyse("demo", "residual-stats", limit=2)["cosine.layer"]     # [L]
+        results = analyse("demo", ["residual-stats", "logit-lens"], limit=2)
+        results["logit-lens"]["kl"]     # [L+1]
 
     Args:
         model: from `load_model` or `wrap`, with a tokenizer; or what `load_model` takes.
-        analyses: "all", one name, or several.
-        dataset: `demo`, `gsm8k`, a JSONL file, or a text file with a prompt a line.
-        limit: how many of its prompts.
-        probes: (prompt, answer) pairs for residual-erasure and integrated-gradients; default the data set's own
-            answers, or the two of the paper.
-        out: folder that keeps the result files; a run that was stopped goes on there. None: nothing is kept.
-        overwrite: replace results of other settings in `out`.
-        seed: of the cuts.
-        parts: of layer, attn, mlp: what is skipped or attributed.
-        ig_tolerance: of integrated gradients, relative to f(x) − f(baseline); default 0.01, 0.1 in 16 bits.
-        settings: keep_front, max_rows, ig_method, ig_steps or ig_max_evaluations, as in `analyses.Settings`.
+        analyses: a name, an `Analysis` of one's own, or several of them; "all" are the notebook's eight.
+        texts: prompts, instead of a data set.
+        options: those of `hookdepth run`, with the same names and defaults (`hookdepth run --help`, `Config`): limit,
+            dataset, parts, seed, probe, keep_front, ig_method, … Without `out` nothing is kept; with it, a run that
+            was stopped goes on there.
 
     Returns:
-        Analysis → `Result`. What deserves attention (a noise floor that is not 0, prompts too short to be cut)
-        is given as a `UserWarning`.
+        Of one name, or one analysis, its `Result`; of several a dict, by name. What deserves attention (a noise floor
+        that is not 0, prompts too short to be cut) is given as a `UserWarning`.
 
     Raises:
-        HookdepthError: an unknown name or setting, unusable data, or a run that failed.
+        HookdepthError: an unknown name or option, unusable data, or a run that failed.
 
     Source: 2505.13898, one analysis a figure; the README lists them.
     """
-    names = parse_analyses(analyses if isinstance(analyses, str) else ",".join(analyses))
-    chosen = parse_parts(parts if isinstance(parts, str) else ",".join(parts))
-    for name in settings:
-        choose("setting", name, _OTHER_SETTINGS)
-    choose("method", settings.get("ig_method", METHODS[0]), METHODS)
-    if limit < 1:
-        raise HookdepthError(f"limit={limit}", "give a whole number of at least 1")
-    data = load_examples(dataset)
-    decoder = model if isinstance(model, Decoder) else load_model(os.fspath(model))
+    options = {**options, "probe": options.pop("probes")} if "probes" in options else options
+    refuse_unknown(options, Config)
+    if texts is not None and "dataset" in options:
+        raise HookdepthError("both texts and dataset= are given", "give one of them")
+    config = Config(analyses=analyses, **{"limit": 10, **options})
+    wanted = analyses_of(config, [name for name in options if options[name] is not None])
+    data = load_examples(config.dataset) if texts is None else texts_as_dataset(texts)
+    decoder = model if isinstance(model, Decoder) else load_model(os.fspath(model), **config.of_model)
     if decoder.tokenizer is None:
         raise HookdepthError("this model has no tokenizer", "give one to wrap(model, tokenizer)")
     notes: list[str] = []
-    front = settings.get("keep_front", Settings.keep_front)
-    inputs = make_inputs(names, data, decoder, notes.append, limit=limit, seed=seed, probes=probes, keep_front=front)
-    tolerance = default_tolerance(decoder) if ig_tolerance is None else ig_tolerance
-    complete = Settings(parts=chosen, ig_tolerance=tolerance, **settings)
-    about = {"name": data.name, "prompts_sha256": data.sha256}
     try:
         with tempfile.TemporaryDirectory(prefix="hookdepth-") as scratch:
-            folder = Path(scratch if out is None else out)
-            run = Run(decoder, inputs, complete, about, seed, folder, overwrite=overwrite, warn=notes.append)
-            return {result.analysis: result for result in run.execute(names)}
+            kept = config if config.out is not None else config.with_out(scratch)
+            found = run_of(kept, wanted, data, decoder, notes.append).execute(wanted)
     finally:
         for note in notes:
             warnings.warn(note, stacklevel=2)  # here, so that it points at the caller
+    alone = isinstance(analyses, Analysis) or (isinstance(analyses, str) and analyses in [one.name for one in wanted])
+    return found[0] if alone else {result.analysis: result for result in found}
 
 
 def plot(result: Result) -> dict[str, Figure]:
@@ -113,7 +92,10 @@ def plot(result: Result) -> dict[str, Figure]:
     Raises:
         HookdepthError: an analysis that this version does not know.
     """
+    from hookdepth.analyses.registry import declared, known
     from hookdepth.report.figures import figures_for  # matplotlib: who only computes need not wait for it
 
-    choose("analysis", result.analysis, NAMES)
-    return figures_for(result)
+    declaration = declared(result)
+    if declaration is None:
+        raise HookdepthError(f"nobody knows the analysis {result.analysis!r}", f"use one of {', '.join(known())}")
+    return figures_for(result, declaration)

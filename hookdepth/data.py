@@ -97,6 +97,23 @@ def load_examples(name: str | os.PathLike[str]) -> Dataset:
     return Dataset(Path(name).name, tuple(examples), digest)
 
 
+def texts_as_dataset(texts: str | Sequence[str]) -> Dataset:
+    """Prompts that are at hand, as a data set.
+
+        texts_as_dataset(["The capital of France is", "2 + 2 ="])
+
+    Raises:
+        HookdepthError: none, or what is no text.
+    """
+    listed = [texts] if isinstance(texts, str) else list(texts)
+    wrong = [text for text in listed if not isinstance(text, str)]
+    if wrong or not listed:
+        raise HookdepthError(f"{wrong[0]!r} is no text" if wrong else "there are no texts", "give a list of prompts")
+    examples = tuple(Example(text, prompt=text) for text in listed)
+    digest = hashlib.sha256(json.dumps([astuple(example) for example in examples]).encode()).hexdigest()
+    return Dataset("texts", examples, digest)
+
+
 def _load_gsm8k() -> list[Example]:
     try:
         import datasets

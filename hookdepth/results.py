@@ -24,13 +24,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from hookdepth.contract import violation
-from hookdepth.errors import HookdepthError
+from hookdepth.errors import HookdepthError, choose
 
 SCHEMA = 1
 SUFFIX = ".safetensors"
 _KEY = "hookdepth"
-_RERUN = "give a file that `hookdepth run` wrote, or run the analysis again with --overwrite"
+RERUN = "give a file that `hookdepth run` wrote, or run the analysis again with --overwrite"
 
 
 @dataclass
@@ -48,6 +47,17 @@ class Result:
     analysis: str
     tensors: dict[str, Tensor]
     metadata: dict[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Tensor:
+        """A tensor by its name.
+
+            Result("logit-lens", {"kl": kl})["kl"]
+
+        Raises:
+            HookdepthError: there is no such tensor.
+        """
+        choose("tensor", name, self.tensors)
+        return self.tensors[name]
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the result atomically and return its path.
@@ -78,11 +88,11 @@ class Result:
             with safe_open(os.fspath(path), framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         except (SafetensorError, OSError, AttributeError) as error:  # AttributeError: a dtype that torch has not
-            raise HookdepthError(f"cannot read the tensors of {str(path)!r} ({error})", _RERUN) from error
+            raise HookdepthError(f"cannot read the tensors of {str(path)!r} ({error})", RERUN) from error
         for name, value in tensors.items():
             if value.dtype != torch.float32:
                 kind = str(value.dtype).removeprefix("torch.")
-                raise HookdepthError(f"the tensor {name!r} of {str(path)!r} is {kind}, not float32", _RERUN)
+                raise HookdepthError(f"the tensor {name!r} of {str(path)!r} is {kind}, not float32", RERUN)
         return cls(metadata["analysis"], tensors, metadata)
 
 
@@ -101,62 +111,21 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
         with safe_open(os.fspath(path), framework="pt") as file:
             raw = (file.metadata() or {}).get(_KEY)
     except (SafetensorError, OSError) as error:
-        raise HookdepthError(f"{str(path)!r} is not a readable safetensors file ({error})", _RERUN) from error
+        raise HookdepthError(f"{str(path)!r} is not a readable safetensors file ({error})", RERUN) from error
     if raw is None:
-        raise HookdepthError(f"{str(path)!r} is a safetensors file, but not one of hookdepth's", _RERUN)
+        raise HookdepthError(f"{str(path)!r} is a safetensors file, but not one of hookdepth's", RERUN)
     try:
         metadata = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        raise HookdepthError(f"the metadata of {str(path)!r} is not JSON ({error})", _RERUN) from error
+        raise HookdepthError(f"the metadata of {str(path)!r} is not JSON ({error})", RERUN) from error
     if not isinstance(metadata, dict) or not isinstance(metadata.get("analysis"), str):
-        raise HookdepthError(f"the metadata of {str(path)!r} names no analysis", _RERUN)
+        raise HookdepthError(f"the metadata of {str(path)!r} names no analysis", RERUN)
     if metadata.get("schema") != SCHEMA:
         raise HookdepthError(
             f"{str(path)!r} has schema {metadata.get('schema')!r}, this hookdepth reads {SCHEMA}",
             "read it with the version that wrote it, or run the analysis again",
         )
     return metadata
-
-
-def load_folder(folder: str | os.PathLike[str]) -> dict[str, Result]:
-    """All results in a folder, by analysis.
-
-        load_folder("out")["skip-current"].tensors["layer.effect"]   # [L, L]
-
-    Raises:
-        HookdepthError: no such folder, no result in it, a file in it that is not one, or two of one analysis.
-    """
-    folder = Path(folder)
-    if not os.path.isdir(folder):
-        raise HookdepthError(f"no folder {str(folder)!r}", "give the --out folder of a `hookdepth run`")
-    paths = sorted(folder.glob(f"*{SUFFIX}"))
-    results = [Result.load(path) for path in paths]
-    if not results:
-        raise HookdepthError(f"no result files in {str(folder)!r}", "give the --out folder of a `hookdepth run`")
-    loaded: dict[str, Result] = {}
-    for path, result in zip(paths, results, strict=True):
-        check_contents(result, path)
-        if result.analysis in loaded:
-            raise HookdepthError(
-                f"{str(path)!r} holds {result.analysis}, and so does another file of its folder",
-                "move one of them away",
-            )
-        loaded[result.analysis] = result
-    return loaded
-
-
-def check_contents(result: Result, path: str | os.PathLike[str]) -> None:
-    """Raise where a result lacks what its analysis must have, so that no figure has to ask.
-
-        path = Path("out/logit-lens.safetensors")
-        check_contents(Result.load(path), path)
-
-    Raises:
-        HookdepthError: a tensor is missing or has the wrong shape, or the metadata is of the wrong kind.
-    """
-    found = violation(result.analysis, result.tensors, result.metadata)
-    if found:
-        raise HookdepthError(f"{str(path)!r} is no complete {result.analysis} result: {found}", _RERUN)
 
 
 def write_json(path: str | os.PathLike[str], value: Mapping[str, Any]) -> Path:

@@ -11,7 +11,7 @@ import torch
 from tiny_models import FAMILIES, prompts, tiny_model
 
 import hookdepth
-from hookdepth.analyses import Inputs, Settings, tasks_for
+from hookdepth.analyses import Inputs, Settings, Subject, chosen, groups_of
 from hookdepth.data import Probe
 
 PARTS = ("layer", "attn", "mlp")
@@ -40,7 +40,7 @@ def family(request):
 
 def results_of(names, model, inputs, **settings):
     finished = {}
-    for task in tasks_for(names, model, inputs, Settings(**settings)):
+    for task in groups_of(chosen(names), Subject(model, inputs, Settings(**settings))):
         partials = [task.run(chunk, lambda: None) for chunk in range(task.n_chunks)]
         assert all(p.null_effect is None or p.null_effect < 1e-4 for p in partials)
         finished.update(task.finish(partials))
@@ -51,9 +51,12 @@ def test_residual_stats(family):
     hf, model, ids = family
     ours = results_of(["residual-stats"], model, Inputs(tuple(map(tuple, ids))))["residual-stats"]
     reference = naive.residual_stats(hf, ids)
-    assert set(ours) == set(reference)
+    assert {name for name in ours if not name.startswith("per_prompt.")} == set(reference)
     for name, values in reference.items():
         close(ours[name], values, 1e-5)
+    for number, prompt in enumerate(ids):
+        for name, values in naive.residual_stats(hf, [prompt]).items():
+            close(ours[f"per_prompt.{name}"][number], values, 1e-5)
 
 
 def test_logit_lens(family):
@@ -62,6 +65,8 @@ def test_logit_lens(family):
     reference = naive.logit_lens(hf, ids)
     close(ours["kl"], reference["kl"])
     close(ours["topk_overlap"], reference["topk_overlap"], 1e-6)
+    for number, prompt in enumerate(ids):
+        close(ours["per_prompt.kl"][number], naive.logit_lens(hf, [prompt])["kl"])
     assert ours["kl"][-1] == 0
     assert ours["topk_overlap"][-1] == 1
 
@@ -73,20 +78,21 @@ def test_skip(family, part):
     ours = results_of(["skip-current", "skip-future"], model, inputs, parts=(part,))
     for number, prompt in enumerate(ids):
         effect, output = naive.skip(hf, prompt, part)
-        close(ours["skip-current"][f"{part}.per_prompt_effect"][number], effect)
-        close(ours["skip-current"][f"{part}.per_prompt_output"][number], output)
+        close(ours["skip-current"][f"per_prompt.{part}.effect"][number], effect)
+        close(ours["skip-current"][f"per_prompt.{part}.output"][number], output)
         at_cuts = [naive.skip(hf, prompt, part, cut=cut) for cut in CUTS[number]]
-        effect = ours["skip-future"][f"{part}.per_prompt_effect"][number]
-        output = ours["skip-future"][f"{part}.per_prompt_output"][number]
+        effect = ours["skip-future"][f"per_prompt.{part}.effect"][number]
+        output = ours["skip-future"][f"per_prompt.{part}.output"][number]
         if at_cuts:
             close(effect, torch.stack([e for e, _ in at_cuts]).amax(0))
             close(output, torch.stack([o for _, o in at_cuts]).amax(0))
         else:
-            assert effect.abs().max() == 0
+            assert effect.isnan().all(), "nothing was measured on a prompt that cannot be cut"
     for name in ("skip-current", "skip-future"):
-        per_prompt = ours[name][f"{part}.per_prompt_effect"]
-        assert torch.equal(ours[name][f"{part}.effect"], per_prompt.amax(0))
-        assert per_prompt.tril(-1).abs().max() == 0, "a skipped layer changed an earlier one"
+        per_prompt = ours[name][f"per_prompt.{part}.effect"]
+        measured = per_prompt if name == "skip-current" else per_prompt[:2]
+        assert torch.equal(ours[name][f"{part}.effect"], measured.amax(0))
+        assert measured.tril(-1).abs().max() == 0, "a skipped layer changed an earlier one"
     assert ours["skip-future"][f"{part}.effect"].diagonal().abs().max() == 0
 
 
@@ -123,10 +129,10 @@ def test_local(family):
     hf, model, ids = family
     ours = results_of(["local-current", "local-future"], model, Inputs(tuple(map(tuple, ids)), CUTS))
     for number, prompt in enumerate(ids):
-        close(ours["local-current"]["layer.per_prompt_effect"][number], naive.local(hf, prompt))
+        close(ours["local-current"]["per_prompt.layer.effect"][number], naive.local(hf, prompt))
         if CUTS[number]:
             at_cuts = torch.stack([naive.local(hf, prompt, cut=cut) for cut in CUTS[number]])
-            close(ours["local-future"]["layer.per_prompt_effect"][number], at_cuts.amax(0))
+            close(ours["local-future"]["per_prompt.layer.effect"][number], at_cuts.amax(0))
 
 
 def test_residual_erasure(family):

@@ -11,10 +11,12 @@ from tiny_tokenizer import tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
 import hookdepth
-from hookdepth.analyses import NAMES, Inputs, Settings, tasks_for
+from hookdepth.analyses import Inputs, Settings, Subject, chosen, groups_of, known
 from hookdepth.data import Probe
 from hookdepth.errors import HookdepthError
 from hookdepth.model.loading import load_model
+
+NAMES = tuple(known())
 
 FAMILIES = ("llama-untied", "gemma2")
 PROMPTS = tuple(tuple(ids) for ids in prompts(2, (30, 21)))
@@ -26,7 +28,7 @@ def measure(model, names=NAMES):
     """Everything that the analyses give, in one dictionary."""
     settings = Settings(parts=("layer", "attn", "mlp"), ig_method="riemann", ig_steps=4)
     found = {}
-    for task in tasks_for(names, model, INPUTS, settings):
+    for task in groups_of(chosen(names), Subject(model, INPUTS, settings)):
         finished = task.finish([task.run(unit, lambda: None) for unit in range(task.n_chunks)])
         found |= {(name, key): value for name, tensors in finished.items() for key, value in tensors.items()}
     return found

@@ -28,7 +28,7 @@ from tiny_tokenizer import tiny_tokenizer
 import hookdepth
 import hookdepth.training
 from hookdepth import analyses, cli
-from hookdepth.analyses import Inputs, tasks_for
+from hookdepth.analyses import Inputs, Subject, chosen, groups_of
 from hookdepth.data import Probe
 from hookdepth.engine.planner import make_plan
 from hookdepth.results import Result
@@ -204,7 +204,7 @@ def words(tmp_path_factory):
     probe = Probe("", "", tuple(ids[:9]), tuple(map(str, range(9))), (7, 8))
     inputs = Inputs(tuple(first_ten_prompts), ((8, 16), (24,)), tuple(first_ten_prompts), (probe,))
     settings, Settings = analyses.Settings(), partial(analyses.Settings, ig_method="riemann", ig_steps=2)
-    (task,) = tasks_for(["skip-current"], model, inputs, settings)
+    (task,) = groups_of(chosen(["skip-current"]), Subject(model, inputs, settings))
     partials = [task.run(0, lambda: None)]
     branches = [hookdepth.Branch((hookdepth.Skip(layer, part),)) for layer in (3, 5) for part in ("attn", "layer")]
     plan = make_plan(branches, [len(ids)], n_layers)

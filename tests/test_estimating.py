@@ -8,7 +8,7 @@ from tiny_tokenizer import tiny_tokenizer
 from torch.utils.flop_counter import FlopCounterMode
 
 import hookdepth
-from hookdepth.analyses import NAMES, Inputs, Settings, tasks_for
+from hookdepth.analyses import Inputs, Settings, Subject, chosen, groups_of, known
 from hookdepth.cli import main
 from hookdepth.data import Probe
 from hookdepth.engine import forward as launching
@@ -16,6 +16,8 @@ from hookdepth.engine.plan import pass_work
 from hookdepth.runs.dry_run import describe, estimate
 from hookdepth.runs.outline import load_outline
 from hookdepth.runs.rates import LAYERS
+
+NAMES = tuple(known())
 
 PROMPTS = tuple(tuple(ids) for ids in prompts(3, (30, 90, 21)))
 PROBES = tuple(
@@ -67,7 +69,7 @@ def test_the_work_is_that_of_the_run(outline, monkeypatch, settings):
     monkeypatch.setattr(branching, "run_pass", count_launch)
     monkeypatch.setattr(type(model), "unembed", count_unembed)
     for one in estimate(outline, BRANCHING, INPUTS, settings, measure=False):
-        (task,) = tasks_for(one.task.analyses, model, INPUTS, settings)
+        (task,) = groups_of(chosen(one.task.analyses), Subject(model, INPUTS, settings))
         done.update(work=0, positions=0)
         passes = sum(task.run(chunk, lambda: None).passes for chunk in range(task.n_chunks))
         baseline = model.n_layers * sum(map(len, INPUTS.baseline)) if task.name == "residual-erasure" else 0
@@ -130,7 +132,7 @@ def test_estimates_are_right_where_the_clock_counts_products(tmp_path_factory, n
             load_outline(str(folder)), [name], INPUTS, settings, clock=lambda: float(counter.get_total_flops())
         )
     model = hookdepth.wrap(tiny_model("llama", **shape))
-    (task,) = tasks_for([name], model, INPUTS, settings)
+    (task,) = groups_of(chosen([name]), Subject(model, INPUTS, settings))
     real = flops_of(lambda: [task.run(chunk, lambda: None) for chunk in range(task.n_chunks)])
     assert 0.8 < estimated.seconds / real < 1.25
 

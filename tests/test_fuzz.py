@@ -5,19 +5,20 @@ from contextlib import suppress
 
 import pytest
 import torch
+from hookdepth.contract import violation
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 from synthetic_results import synthetic_results
 from tiny_tokenizer import tiny_tokenizer
 
-from hookdepth.contract import violation
+from hookdepth.analyses.contract import load_folder
 from hookdepth.data import encode, load_examples, make_probe
 from hookdepth.errors import HookdepthError, choose, suggestion
 from hookdepth.report import style as plots_base
 from hookdepth.report.page import write_report
 from hookdepth.report.tables import describe
-from hookdepth.results import Result, load_folder, write_atomic
+from hookdepth.results import Result, write_atomic
 
 # The same file is written again and again: no fixture need be made anew.
 many = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -7,7 +7,7 @@ from tiny_models import FAMILIES, prompts, tiny_model
 
 import hookdepth
 from hookdepth import HookdepthError
-from hookdepth.analyses import Inputs, Settings, tasks_for
+from hookdepth.analyses import Inputs, Settings, Subject, chosen, groups_of
 from hookdepth.analyses.gradients import Path, attribute, check_gradients
 from hookdepth.data import DEFAULT_PROBES, Probe, make_probe
 
@@ -152,7 +152,7 @@ def test_results_have_the_contract_s_names():
     hf, ids = tiny_model("llama"), prompts(2, (14, 10))
     inputs = Inputs((), (), (), (probe_of(ids[0], [12, 13]), probe_of(ids[1], [9])))
     settings = Settings(parts=("layer", "mlp"), ig_method="riemann", ig_steps=4)
-    (task,) = tasks_for(["integrated-gradients"], hookdepth.wrap(hf), inputs, settings)
+    (task,) = groups_of(chosen("integrated-gradients"), Subject(hookdepth.wrap(hf), inputs, settings))
     tensors = task.finish([task.run(chunk, lambda: None) for chunk in range(task.n_chunks)])["integrated-gradients"]
     n_layers = len(hf.model.layers)
     assert tensors["attribution.0"].shape == (n_layers, 14)

@@ -12,10 +12,10 @@ import pytest
 from tiny_models import tiny_model
 from tiny_tokenizer import CORPUS, tiny_tokenizer
 
+from hookdepth.analyses.contract import load_folder
 from hookdepth.cli import main
 from hookdepth.errors import HookdepthError
 from hookdepth.model.loading import own_gpu
-from hookdepth.results import load_folder
 from hookdepth.runs import workers as processes
 from hookdepth.runs.workers import Workers, joined
 

@@ -6,10 +6,10 @@ from tiny_models import prompts, tiny_model
 from tiny_tokenizer import tiny_tokenizer
 
 from hookdepth import Branch, LayerEffect, OutputEffect, Skip, run_branches
+from hookdepth.analyses.contract import load_folder
 from hookdepth.cli import main
 from hookdepth.errors import HookdepthError
 from hookdepth.model.loading import load_model
-from hookdepth.results import load_folder
 
 pytest.importorskip("bitsandbytes")
 

@@ -9,12 +9,14 @@ import torch
 from tiny_models import prompts, tiny_model
 
 import hookdepth
-from hookdepth.analyses import NAMES, Inputs, Settings
+from hookdepth.analyses import Inputs, Settings, known
 from hookdepth.data import Probe
 from hookdepth.errors import HookdepthError
 from hookdepth.results import Result
 from hookdepth.runs import runner
 from hookdepth.runs.runner import UNITS, Run
+
+NAMES = tuple(known())
 
 PROMPTS = tuple(tuple(ids) for ids in prompts(3, (300, 310, 305)))  # too long to share a chunk
 CUTS = ((64,), (128, 8), (16,))

@@ -17,9 +17,10 @@ from training_runs import (
     train,
 )
 
+from hookdepth.analyses.contract import load_folder
 from hookdepth.cli import main
 from hookdepth.errors import HookdepthError
-from hookdepth.results import Result, load_folder
+from hookdepth.results import Result
 from hookdepth.training import DepthMonitor, load_history, padding_mask, save_picture
 from hookdepth.training.monitor import metrics_of
 from hookdepth.training.statistics import adds_up, products, statistics

@@ -1,56 +1,49 @@
-"""The analyses of the paper and beyond: one module each, what to branch, what to measure, how to reduce.
+"""The analyses: one class each, which declares what it measures, what it depends on, and how it is drawn.
 
-from hookdepth.analyses import NAMES, tasks_for
+    from hookdepth.analyses import find, groups_of
 
-for task in tasks_for(["skip-current", "skip-future"], model, inputs, settings):
-    parts = [task.run(chunk, lambda: None) for chunk in range(task.n_chunks)]
-    task.finish(parts)["skip-current"]["layer.effect"]   # [L, L]
+    find("skip-current").question              # 'which later layers notice that a layer is skipped'
+    find("my_analyses.py:HalfSkip")            # a class in a file of one's own
+
+A module in this folder that holds a subclass of `Analysis` is all that it takes to add one.
 """
 
-from __future__ import annotations
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from collections.abc import Iterable
+if TYPE_CHECKING:
+    from hookdepth.analyses.base import BASELINE_PROMPTS, Analysis, Inputs, Partial, Subject, noise_floor
+    from hookdepth.analyses.registry import chosen, declared, find, known
+    from hookdepth.analyses.settings import Settings
+    from hookdepth.analyses.sharing import Group, groups_of
 
-from hookdepth.analyses import erasure, gradients, lens, local, skip, stats
-from hookdepth.analyses.base import BASELINE_PROMPTS, Inputs, Partial, Settings, Task, noise_floor
-from hookdepth.model.decoder import Decoder
-
-# In the order in which they run and are reported; modules that serve several analyses share their passes.
-_MODULES = (
-    (stats, ("residual-stats",)),
-    (lens, ("logit-lens",)),
-    (skip, ("skip-current", "skip-future")),
-    (local, ("local-current", "local-future")),
-    (erasure, ("residual-erasure",)),
-    (gradients, ("integrated-gradients",)),
-)
-NAMES = tuple(name for _, names in _MODULES for name in names)
-NEED_CUTS = ("skip-future", "local-future")
-NEED_PROBES = ("residual-erasure", "integrated-gradients")
+_HOME = {
+    "base": "BASELINE_PROMPTS Analysis Inputs Partial Subject noise_floor",
+    "registry": "chosen declared find known",
+    "settings": "Settings",
+    "sharing": "Group groups_of",
+}
 
 
-def tasks_for(names: Iterable[str], model: Decoder, inputs: Inputs, settings: Settings) -> list[Task]:
-    """The tasks that compute the named analyses, sharing passes where they can.
-
-    [task.name for task in tasks_for(["skip-future", "logit-lens"], model, inputs, settings)]
-    """
-    wanted = set(names)
-    return [
-        module.task(model, inputs, settings, tuple(name for name in served if name in wanted))
-        for module, served in _MODULES
-        if wanted.intersection(served)
-    ]
+def __getattr__(name: str) -> Any:
+    for module, names in _HOME.items():
+        if name in names.split():
+            return getattr(import_module(f"hookdepth.analyses.{module}"), name)
+    raise AttributeError(f"module 'hookdepth.analyses' has no attribute {name!r}")
 
 
 __all__ = [
     "BASELINE_PROMPTS",
-    "NAMES",
-    "NEED_CUTS",
-    "NEED_PROBES",
+    "Analysis",
+    "Group",
     "Inputs",
     "Partial",
     "Settings",
-    "Task",
+    "Subject",
+    "chosen",
+    "declared",
+    "find",
+    "groups_of",
+    "known",
     "noise_floor",
-    "tasks_for",
 ]

@@ -1,26 +1,53 @@
-"""What an analysis is to the runner: chunks of work that are measured one by one, then reduced together.
+"""What an analysis is: one class that declares itself, and that everybody else reads.
 
-    task.run(0, lambda: None)   # Partial: what the first chunk gave
-    task.finish(partials)       # {"skip-current": {"layer.effect": [L, L], …}}
+    class HalfMlp(Analysis):
+        name = "half-mlp"
+        question = "which layers could do with half of their MLP?"
+        measurements = (OutputEffect(),)
+        tensors = {"output": "layer"}
+        figures = (Bars("output", "A bar a layer: how far the prediction moves when its MLP adds half."),)
 
-A chunk depends on nothing but the model, the inputs and the settings, so chunks may run in any order, in any
-process, or be read back from a file.
+        def branches(self, subject, item):
+            return [Branch((Scale("mlp_out", layer, 0.5),)) for layer in range(subject.model.n_layers)]
+
+        def collect(self, subject, item, measured):
+            return {"output": measured.output["output"]}
+
+    hookdepth.analyse("demo", HalfMlp(), limit=2)
+
+From the declaration come the names that `--analyses` knows and `--help` explains, what a result depends on, what a
+file must hold, figures, tables, pages, comparisons, and what a dry run counts. An analysis is measured item by item
+(a prompt, or a probe); an item depends on nothing but model, inputs and settings, so that items may run in any order,
+in any process, and be read back from a file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
+from hookdepth.analyses.settings import Settings
 from hookdepth.data import Probe
 from hookdepth.engine.branches import Branch
-from hookdepth.engine.passes import BranchResults
+from hookdepth.engine.measurements import Measurement
+from hookdepth.errors import HookdepthError
+from hookdepth.model.decoder import Decoder
+from hookdepth.report.figures import Kind
+from hookdepth.results import Result
 
 Tensors = dict[str, Tensor]
 OnPass = Callable[[], object]
+
+NEEDS = ("prompts", "cuts", "probes")
 BASELINE_PROMPTS = 10
 """So many of the first prompts make the baseline of residual erasure, as in the notebook."""
 
@@ -29,9 +56,11 @@ BASELINE_PROMPTS = 10
 class Inputs:
     """Token ids that the analyses run on.
 
+        Inputs(prompts=((5, 8, 3),))
+
     Attributes:
         prompts: of the analyses over prompts.
-        cuts: per prompt, where skip-future and local-future cut it.
+        cuts: per prompt, where the analyses that need cuts cut it.
         baseline: prompts whose token mean is the uninformative residual.
         probes: prompt and answer, for the analyses of single answers.
     """
@@ -43,34 +72,29 @@ class Inputs:
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What changes the numbers, besides model and inputs.
+class Subject:
+    """What an analysis is run on: Subject(model, inputs, Settings())."""
 
-    Attributes:
-        parts: layer, attn, mlp: what is skipped or attributed.
-        keep_front: tokens at the start that are never intervened on.
-        max_rows: most rows of a pass; None for as many as fit.
-        ig_method, ig_steps, ig_tolerance, ig_max_evaluations: of integrated-gradients; steps of the methods
-            that have a fixed number, tolerance and most evaluations per layer of the adaptive one.
-    """
+    model: Decoder
+    inputs: Inputs
+    settings: Settings
 
-    parts: tuple[str, ...] = ("layer",)
-    keep_front: int = 1
-    max_rows: int | None = None
-    ig_method: str = "adaptive"
-    ig_steps: int = 256
-    ig_tolerance: float = 0.01
-    ig_max_evaluations: int = 1024
+    @cached_property
+    def shared(self) -> dict[str, Any]:
+        """A place for what several items need and one of them computes: subject.shared["baseline"]."""
+        return {}
 
 
 @dataclass
 class Partial:
-    """What one chunk gave.
+    """What some items gave.
+
+        Partial({"kl": kl_sums}, passes=1)
 
     Attributes:
-        tensors: by a name that the task's `finish` knows.
+        tensors: by a name that the analysis's `reduce` knows.
         passes: forward calls.
-        null_effect, null_where: the noise floor per analysis; None where nothing was intervened on.
+        null_effect, null_where: the noise floor; None where nothing was intervened on.
     """
 
     tensors: Tensors
@@ -80,49 +104,181 @@ class Partial:
 
 
 @dataclass(frozen=True)
-class Task:
-    """Analyses that share their passes.
+class Measured:
+    """What the engine measured on the branches of one item, in their order.
+
+    measured.layer["effect"], measured.output["output"]     # [branch, L], [branch]
+    """
+
+    branches: Sequence[Branch]
+    layer: Tensors
+    output: Tensors
+
+
+class Analysis:
+    """Base of all analyses. See the module for an example.
+
+    A subclass gives `branches` and `collect`, and the engine runs them; or, where nothing branches, `measure`.
 
     Attributes:
-        name: for the progress bar.
-        analyses: names of the results that `finish` gives.
-        n_chunks: how many chunks there are.
-        run: (chunk, on_pass) → Partial; `on_pass` is called after each forward call.
-        finish: all partials in order → analysis → tensors.
-        branches: chunk → (branches, lengths) of its passes, for planning; None where none branch.
+        name: on the command line, and of the result file.
+        question: what it answers, for `--help`.
+        heading, paper: of its section in the report, and where the paper has it.
+        order: its place among the others, in a run and in the report.
+        in_all: whether `--analyses all` means it, too.
+        needs: "prompts", "cuts" (prompts that are cut into tokens < t and ≥ t) or "probes" (prompts with an answer).
+        baseline: whether the data set's first prompts matter besides.
+        options: the fields of `Settings` that its numbers depend on.
+        keep_front: what the option of that name is where nobody gives it.
+        together: analyses that say the same word here share their passes.
+        measurements: what the engine measures on its branches.
+        tensors: name → axes, as jaxtyping spells shapes ("layer layer", "layer+1 token{i}"). Names may hold
+            placeholders ({part}, {i}); axes that end in "?" are of tensors that may be missing.
+        figures: how they are drawn and read.
     """
 
-    name: str
-    analyses: tuple[str, ...]
-    n_chunks: int
-    run: Callable[[int, OnPass], Partial]
-    finish: Callable[[Sequence[Partial]], dict[str, Tensors]]
-    branches: Callable[[int], tuple[list[Branch], list[int]]] | None = field(default=None)
+    name: ClassVar[str]
+    question: ClassVar[str] = ""
+    heading: ClassVar[str] = ""
+    paper: ClassVar[str] = ""
+    order: ClassVar[float] = 100.0
+    in_all: ClassVar[bool] = False
+    needs: ClassVar[str] = "prompts"
+    baseline: ClassVar[bool] = False
+    options: ClassVar[tuple[str, ...]] = ("max_rows",)
+    keep_front: ClassVar[int] = 0
+    together: ClassVar[str] = ""
+    measurements: ClassVar[Sequence[Measurement]] = ()
+    tensors: ClassVar[Mapping[str, str]] = {}
+    figures: ClassVar[Sequence[Kind]] = ()
+
+    @property
+    def branching(self) -> bool:
+        """Whether the engine runs its branches."""
+        return type(self).branches is not Analysis.branches
+
+    def items(self, subject: Subject) -> Sequence[int]:
+        """What is measured one by one: numbers of prompts, or of probes."""
+        return range(len(subject.inputs.probes if self.needs == "probes" else subject.inputs.prompts))
+
+    def tokens(self, subject: Subject, item: int) -> tuple[int, ...]:
+        """The token ids that the branches of an item run on."""
+        return subject.inputs.probes[item].token_ids if self.needs == "probes" else subject.inputs.prompts[item]
+
+    def branches(self, subject: Subject, item: int) -> list[Branch]:
+        """The branches of one prompt or probe."""
+        raise HookdepthError(
+            f"{type(self).__name__} measures nothing", "give it `branches` and `collect`, or `measure`"
+        )
+
+    def planned(self, subject: Subject, item: int) -> list[Branch]:
+        """Branches that take as long: what a plan is made of, where the true ones would need the model's weights."""
+        return self.branches(subject, item)
+
+    def collect(self, subject: Subject, item: int, measured: Measured) -> Tensors:
+        """The tensors of one prompt or probe, from what its branches gave."""
+        raise HookdepthError(f"{type(self).__name__} has branches, but no `collect`", "say what becomes of them")
+
+    def measure(self, subject: Subject, item: int, on_pass: OnPass) -> Partial:
+        """The tensors of one prompt or probe, where nothing branches; `on_pass` is called after each forward pass."""
+        raise HookdepthError(
+            f"{type(self).__name__} measures nothing", "give it `branches` and `collect`, or `measure`"
+        )
+
+    def reduce(self, subject: Subject, items: Sequence[Tensors]) -> Tensors:
+        """One result from all items: of prompts the maximum, beside each prompt's own; of probes each by its number."""
+        if self.needs == "probes":
+            return {f"{name}.{item}": value for item, own in enumerate(items) for name, value in own.items()}
+        stacked = {name: torch.stack([own[name] for own in items]) for name in items[0]}
+        # A prompt that could not be measured is NaN, and the others' maximum does not mind.
+        result = {name: _largest(values) for name, values in stacked.items()}
+        return result | {f"per_prompt.{name}": values for name, values in stacked.items()}
+
+    def numbers(self, result: Result) -> dict[str, Any]:
+        """What it has for `summary.json`: JSON-able."""
+        return {}
+
+    def notes(self, result: Result) -> list[str]:
+        """Sentences for the report that depend on the numbers."""
+        return []
+
+    def refuse(self, subject: Subject) -> None:
+        """Raise where model and inputs are such that it cannot be measured, before anything is computed."""
+
+    def front(self, settings: Settings) -> int:
+        """How many tokens at the start are left alone."""
+        return self.keep_front if settings.keep_front is None else settings.keep_front
+
+    def used(self, subject: Subject) -> dict[str, Any]:
+        """The options that it reads, with the values that they have in the end."""
+        values = {option: getattr(subject.settings, option) for option in self.options}
+        return values | ({"keep_front": self.front(subject.settings)} if "keep_front" in self.options else {})
+
+    def identity(self, subject: Subject) -> dict[str, Any]:
+        """Everything that its numbers depend on, besides model, seed, versions and machine."""
+        inputs = subject.inputs
+        settings = self.used(subject) | _own_values(self)
+        if self.needs == "cuts":
+            settings["cuts"] = inputs.cuts
+        known: dict[str, Any] = {"settings": settings}
+        prompts = (inputs.baseline if self.baseline else ()) if self.needs == "probes" else inputs.prompts
+        known["data"] = {
+            "n_prompts": len(prompts),
+            "lengths": [len(prompt) for prompt in prompts],
+            "tokens_sha256": hashlib.sha256(json.dumps(prompts).encode()).hexdigest(),
+        }
+        if self.needs == "probes":
+            known["probes"] = [asdict(probe) for probe in inputs.probes]
+        return known
 
 
-def partial_of(results: BranchResults, tensors: Tensors) -> Partial:
-    """A partial with the passes and noise floor of an engine run."""
-    return Partial(tensors, results.passes, results.null_effect, results.null_where)
+def _largest(values: Tensor) -> Tensor:
+    most = values.masked_fill(values.isnan(), -torch.inf).amax(0)
+    return most.masked_fill(values.isnan().all(0), torch.nan)
 
 
-def chunks_of(lengths: Sequence[int], rows: int, row_tokens: int = 4096) -> list[range]:
-    """Consecutive prompts that are short enough to share passes; the others alone.
+def _own_values(analysis: Analysis) -> dict[str, Any]:
+    """What an analysis of somebody else's was made with, and a digest of the file that it stands in."""
+    values: dict[str, Any] = {name: value for name, value in vars(analysis).items() if not name.startswith("_")}
+    if not type(analysis).__module__.startswith("hookdepth."):
+        try:
+            source = Path(inspect.getfile(type(analysis))).read_text(encoding="utf-8")
+        except (OSError, TypeError):  # typed at a prompt: there is no file
+            source = repr(sorted(vars(type(analysis)), key=str))
+        values["source_sha256"] = hashlib.sha256(source.encode()).hexdigest()
+    try:
+        json.dumps(values)
+    except (TypeError, ValueError) as error:
+        raise HookdepthError(
+            f"{analysis.name} holds what cannot be written down ({error})",
+            "keep numbers, texts and lists in its attributes, and names that begin with _ for the rest",
+        ) from error
+    return values
 
-    chunks_of([12, 11, 200], rows=32)   # [range(0, 2), range(2, 3)]
+
+def token_means(items: Sequence[Tensors], tokens: Sequence[int], largest: str = " ") -> Tensors:
+    """Means over all tokens of all prompts, and each prompt's own, from the sums over each prompt's tokens.
+
+        token_means([{"kl": kl_sums}, {"kl": other_sums}], [180, 95])["per_prompt.kl"]     # [2, L+1]
+
+    Args:
+        tokens: how many each prompt's sums are over.
+        largest: names that begin so are not sums, but maxima.
     """
-    chunks: list[range] = []
-    first = 0
-    while first < len(lengths):
-        end = first + 1
-        while end < len(lengths) and max(lengths[first : end + 1]) * rows * (end + 1 - first) <= row_tokens:
-            end += 1
-        chunks.append(range(first, end))
-        first = end
-    return chunks
+    counts = torch.tensor(tokens, dtype=torch.float64)
+    result: Tensors = {}
+    for name in items[0]:
+        values = torch.stack([own[name] for own in items])
+        if name.startswith(largest):
+            result |= {name: values.amax(0), f"per_prompt.{name}": values}
+        else:
+            result[name] = (values.double().sum(0) / counts.sum()).float()
+            result[f"per_prompt.{name}"] = (values.double() / counts[:, None]).float()
+    return result
 
 
 def noise_floor(partials: Sequence[Partial]) -> dict[str, Any]:
-    """The largest noise floor of all chunks and where it is, as metadata; nothing where nothing was intervened on.
+    """The largest noise floor of all and where it is, as metadata; nothing where nothing was intervened on.
 
     noise_floor([Partial({}, 1, 0.0), Partial({}, 1, 2e-6, "output")])["null_where"]   # 'output'
     """

@@ -1,6 +1,6 @@
 """residual-erasure: until which layer is each token needed? (2505.13898, Fig. 6b)
 
-    task(model, inputs, Settings(), ("residual-erasure",)).run(0, print).tensors["effect"]   # [L+1, T]
+    hookdepth.analyse("demo", "residual-erasure")["effect.0"]     # [L+1, T]
 
 For every layer point l = 0 … L and token t, h_l[t] is replaced by the uninformative residual of that point,
 its token mean over the baseline prompts; effect: max over the answer's tokens of ‖softmax − softmax‖₂ at the
@@ -10,48 +10,59 @@ positions that predict them. Tokens that no such position can see have effect 0,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hookdepth.analyses.base import Inputs, OnPass, Partial, Settings, Task, Tensors, partial_of
+from hookdepth.analyses.base import Analysis, Measured, Subject, Tensors
 from hookdepth.data import Probe
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.interventions import Patch
 from hookdepth.engine.measurements import OutputEffect
-from hookdepth.engine.passes import run_branches
 from hookdepth.engine.reading import LayerSites, each_layer
 from hookdepth.model.decoder import Decoder
 
 
-def task(model: Decoder, inputs: Inputs, settings: Settings, analyses: tuple[str, ...]) -> Task:
-    """One chunk a probe. The baseline is computed once, by whoever asks first."""
+class ResidualErasure(Analysis):
+    """Residual erasure: analyse(model, "residual-erasure")["effect.0"]."""
 
-    @cache
-    def baseline() -> Tensor:
-        return uninformative_residual(model, inputs.baseline)
+    name = "residual-erasure"
+    question = "until which layer each token is needed for an answer"
+    heading = "Residual erasure: until when each token is needed"
+    paper = "2505.13898, Fig. 6b"
+    order = 7
+    in_all = True
+    needs = "probes"
+    baseline = True
+    measurements = (OutputEffect(),)
+    tensors = {"effect.{i}": "layer+1 token{i}", "baseline": "layer+1 width?"}
 
-    def branches(chunk: int) -> tuple[list[Branch], list[int]]:
-        empty = torch.zeros(model.n_layers + 1, model.d_model)
-        return erasure_branches(inputs.probes[chunk], empty), [len(inputs.probes[chunk].token_ids)]
+    def branches(self, subject: Subject, item: int) -> list[Branch]:
+        """Every token that a predicting position can see, at every point."""
+        return erasure_branches(subject.inputs.probes[item], self._vectors(subject))
 
-    def run(chunk: int, on_pass: OnPass) -> Partial:
-        probe = inputs.probes[chunk]
-        listed = erasure_branches(probe, baseline())
-        prompts = [probe.token_ids]
-        measured = [OutputEffect()]
-        results = run_branches(model, prompts, listed, measured, max_rows=settings.max_rows, on_pass=on_pass)
-        effect = torch.zeros(model.n_layers + 1, len(probe.token_ids))
-        effect[:, : 1 + _last_predicting(probe)] = results.output["output"].view(model.n_layers + 1, -1)
-        return partial_of(results, {"effect": effect})
+    def planned(self, subject: Subject, item: int) -> list[Branch]:
+        """The same without the vectors, which a model without weights could not give."""
+        return erasure_branches(subject.inputs.probes[item], torch.zeros(subject.model.n_layers + 1, 1))
 
-    def finish(partials: Sequence[Partial]) -> dict[str, Tensors]:
-        tensors = {f"effect.{chunk}": partial.tensors["effect"] for chunk, partial in enumerate(partials)}
-        return {"residual-erasure": {**tensors, "baseline": baseline()}}
+    def collect(self, subject: Subject, item: int, measured: Measured) -> Tensors:
+        """[L+1, T]: 0 where no predicting position can see."""
+        probe, points = subject.inputs.probes[item], subject.model.n_layers + 1
+        effect = torch.zeros(points, len(probe.token_ids))
+        effect[:, : 1 + _last_predicting(probe)] = measured.output["output"].view(points, -1)
+        return {"effect": effect}
 
-    return Task("residual-erasure", analyses, len(inputs.probes), run, finish, branches)
+    def reduce(self, subject: Subject, items: Sequence[Tensors]) -> Tensors:
+        """Effects by probe, and what was put in."""
+        return super().reduce(subject, items) | {"baseline": self._vectors(subject)}
+
+    def _vectors(self, subject: Subject) -> Tensor:
+        """Computed once, by whoever asks first."""
+        if self.name not in subject.shared:
+            subject.shared[self.name] = uninformative_residual(subject.model, subject.inputs.baseline)
+        vectors: Tensor = subject.shared[self.name]
+        return vectors
 
 
 def erasure_branches(probe: Probe, baseline: Float[Tensor, "point width"]) -> list[Branch]:

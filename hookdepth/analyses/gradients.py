@@ -1,6 +1,6 @@
 """integrated-gradients: which tokens, at which layer, the answer is made of (2505.13898, Fig. 6a).
 
-    task(model, inputs, Settings(), ("integrated-gradients",)).run(0, print).tensors["attribution"]   # [L, T]
+    hookdepth.analyse("demo", "integrated-gradients", ig_steps=8)["attribution.0"]   # [L, T]
 
 f = Σ p(answer token); path: from the prompt's own token mean of resid_post[l] (or attn_out, mlp_out) to the
 activation itself; attribution of a token: ∫ of ∂f/∂activation · (activation − mean) along the path
@@ -15,14 +15,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from hookdepth.analyses import quadrature
-from hookdepth.analyses.base import Inputs, OnPass, Partial, Settings, Task, Tensors
+from hookdepth.analyses.base import Analysis, OnPass, Partial, Subject, Tensors, noise_floor
 from hookdepth.analyses.quadrature import AdaptivePath
+from hookdepth.analyses.settings import Settings
 from hookdepth.data import Probe
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.interventions import Patch
@@ -42,26 +44,48 @@ Node = tuple[int, float]
 """(layer, position on the path)."""
 
 
-def task(model: Decoder, inputs: Inputs, settings: Settings, analyses: tuple[str, ...]) -> Task:
-    """One chunk for each probe and part."""
-    chunks = [(number, part) for number in range(len(inputs.probes)) for part in settings.parts]
+class IntegratedGradients(Analysis):
+    """Integrated gradients: analyse(model, "integrated-gradients")["attribution.0"]."""
 
-    def run(chunk: int, on_pass: OnPass) -> Partial:
-        number, part = chunks[chunk]
-        path = Path(model, inputs.probes[number], part, settings.max_rows, on_pass)
-        if model.describe()["quantization"] != "none":
-            check_gradients(path)
-        tensors = attribute(path, settings)
-        return Partial(tensors, path.passes, path.null_effect, path.null_where)
+    name = "integrated-gradients"
+    question = "which tokens an answer is made of, layer by layer"
+    heading = "Integrated gradients: what the answer is made of"
+    paper = "2505.13898, Fig. 6a"
+    order = 8
+    in_all = True
+    needs = "probes"
+    options = ("parts", "max_rows", "ig_method", "ig_steps", "ig_tolerance", "ig_max_evaluations")
+    tensors = {
+        f"{prefix}{name}": f"{axes}?"
+        for prefix in ("", "{part}.")
+        for name, axes in {
+            "attribution.{i}": "layer token{i}",
+            "completeness_error.{i}": "layer",
+            "evaluations.{i}": "layer",
+            "f_baseline.{i}": "layer",
+            "converged.{i}": "layer",
+            "f_input.{i}": "",
+        }.items()
+    }
 
-    def finish(partials: Sequence[Partial]) -> dict[str, Tensors]:
-        result: Tensors = {}
-        for (number, part), partial in zip(chunks, partials, strict=True):
+    def used(self, subject: Subject) -> dict[str, Any]:
+        """With the tolerance that the model's dtype can resolve, where none is given."""
+        given = super().used(subject)
+        return given | {"ig_tolerance": given["ig_tolerance"] or default_tolerance(subject.model)}
+
+    def measure(self, subject: Subject, item: int, on_pass: OnPass) -> Partial:
+        """All layers of every part, for one probe."""
+        settings = subject.settings
+        tensors: Tensors = {}
+        partials = []
+        for part in settings.parts:
+            path = Path(subject.model, subject.inputs.probes[item], part, settings.max_rows, on_pass)
+            if subject.model.describe()["quantization"] != "none":
+                check_gradients(path)
             prefix = "" if part == "layer" else f"{part}."
-            result |= {f"{prefix}{name}.{number}": values for name, values in partial.tensors.items()}
-        return {"integrated-gradients": result}
-
-    return Task("integrated-gradients", analyses, len(chunks), run, finish)
+            tensors |= {f"{prefix}{name}": value for name, value in attribute(path, settings).items()}
+            partials.append(Partial({}, path.passes, path.null_effect, path.null_where))
+        return Partial(tensors, sum(own.passes for own in partials), **noise_floor(partials))
 
 
 class Path:
@@ -186,8 +210,9 @@ def attribute(path: Path, settings: Settings, layers: Sequence[int] | None = Non
         (1 where |Σ attribution − (f(x) − f(baseline))| ≤ tolerance · max(|f(x) − f(baseline)|, 0.01)).
     """
     chosen = list(range(path.model.n_layers)) if layers is None else list(layers)
+    tolerance = settings.ig_tolerance or default_tolerance(path.model)
     if settings.ig_method == "adaptive":
-        attribution, f_baseline, evaluations = _adaptive(path, chosen, settings)
+        attribution, f_baseline, evaluations = _adaptive(path, chosen, tolerance, settings.ig_max_evaluations)
     else:
         rule = quadrature.riemann if settings.ig_method == "riemann" else quadrature.gauss_legendre
         attribution, f_baseline, evaluations = _fixed(path, chosen, *rule(settings.ig_steps))
@@ -200,7 +225,7 @@ def attribute(path: Path, settings: Settings, layers: Sequence[int] | None = Non
         "evaluations": evaluations,
         "f_input": torch.tensor(path.f_input),
         "f_baseline": f_baseline.float(),
-        "converged": (error <= settings.ig_tolerance * change.abs().clamp(min=quadrature.FLOOR)).float(),
+        "converged": (error <= tolerance * change.abs().clamp(min=quadrature.FLOOR)).float(),
     }
 
 
@@ -219,12 +244,11 @@ def _fixed(path: Path, layers: list[int], nodes: list[float], weights: list[floa
     return attribution, f_baseline, torch.full((len(layers),), float(len(nodes) + len(extra)))
 
 
-def _adaptive(path: Path, layers: list[int], settings: Settings) -> tuple[Tensor, Tensor, Tensor]:
-    tolerance, narrowest = settings.ig_tolerance, torch.finfo(path.model.dtype).eps
+def _adaptive(path: Path, layers: list[int], tolerance: float, most_evaluations: int) -> tuple[Tensor, Tensor, Tensor]:
+    narrowest = torch.finfo(path.model.dtype).eps
     settled = tolerance / 2 if path.model.dtype == torch.float32 else math.inf  # tokens; noise of 16 bits never settles
     by_layer = {
-        layer: AdaptivePath(tolerance, settings.ig_max_evaluations, narrowest, token_tolerance=settled)
-        for layer in layers
+        layer: AdaptivePath(tolerance, most_evaluations, narrowest, token_tolerance=settled) for layer in layers
     }
     paths = list(by_layer.values())
     while nodes := [(layer, alpha) for layer, own in by_layer.items() for alpha in own.wanted()]:

@@ -1,6 +1,6 @@
 """logit-lens: what each layer's residual would predict, against the final prediction (2505.13898, Fig. 4).
 
-    task(model, inputs, Settings(), ("logit-lens",)).run(0, print).tensors["kl"]   # [L+1], sums over tokens
+    hookdepth.analyse("demo", "logit-lens", limit=2)["kl"]   # [L+1], means over tokens
 
 Final norm and unembedding of resid_pre[0..L−1] and of the final residual; KL(lens‖final) in nats and the
 share of the top 5 in common. All layers of a few tokens are unembedded in one product, whose last rows are
@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hookdepth.analyses.base import Inputs, OnPass, Partial, Settings, Task, Tensors
+from hookdepth.analyses.base import Analysis, OnPass, Partial, Subject, Tensors, token_means
 from hookdepth.engine.reading import capture
 from hookdepth.metrics import blocks, kl_divergence, topk_overlap
 from hookdepth.model.decoder import Decoder
@@ -24,20 +24,32 @@ from hookdepth.model.unembedding import most_logits
 TOP_K = 5
 
 
-def task(model: Decoder, inputs: Inputs, settings: Settings, analyses: tuple[str, ...]) -> Task:
-    """One chunk a prompt."""
+class LogitLens(Analysis):
+    """The logit lens: analyse(model, "logit-lens")["kl"]."""
 
-    def run(chunk: int, on_pass: OnPass) -> Partial:
-        sums = lens_sums(model, inputs.prompts[chunk])
+    name = "logit-lens"
+    question = "when the prediction is there"
+    heading = "Logit lens: when the prediction is there"
+    paper = "2505.13898, Fig. 4"
+    order = 2
+    in_all = True
+    options = ("keep_front",)
+    tensors = {
+        "kl": "layer+1",
+        "topk_overlap": "layer+1",
+        "per_prompt.kl": "prompt layer+1?",
+        "per_prompt.topk_overlap": "prompt layer+1?",
+    }
+
+    def measure(self, subject: Subject, item: int, on_pass: OnPass) -> Partial:
+        """Sums over the tokens of a prompt, from one forward pass."""
+        sums = lens_sums(subject.model, subject.inputs.prompts[item])
         on_pass()
         return Partial(sums, 1)
 
-    def finish(partials: Sequence[Partial]) -> dict[str, Tensors]:
-        tokens = sum(len(prompt) for prompt in inputs.prompts)
-        sums = {name: sum(p.tensors[name].double() for p in partials) for name in partials[0].tensors}
-        return {"logit-lens": {name: (torch.as_tensor(value) / tokens).float() for name, value in sums.items()}}
-
-    return Task("logit-lens", analyses, len(inputs.prompts), run, finish)
+    def reduce(self, subject: Subject, items: Sequence[Tensors]) -> Tensors:
+        """Means over all tokens, so that a long prompt counts for more, and each prompt's own."""
+        return token_means(items, [len(prompt) for prompt in subject.inputs.prompts])
 
 
 def lens_sums(model: Decoder, prompt: Sequence[int], logit_elements: int | None = None) -> Tensors:

@@ -1,6 +1,6 @@
 """local-current and local-future: direct effects, not propagated (2505.13898, Fig. 5).
 
-    task(model, inputs, Settings(), ("local-current",)).run(0, print).tensors["local-current.layer.effect"]  # [N, L, L]
+    hookdepth.analyse("demo", "local-current", limit=2)["layer.effect"]     # [L, L]
 
 Entry (s, i), i > s: layer i is given h_i − c_s instead of h_i, everything before being clean; how much does
 what it adds change? Each branch is born at the input of layer i and gone after it, so the L(L−1)/2 of them
@@ -9,53 +9,72 @@ cost as much as the L propagated skips.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import cache
 
 import torch
 
-from hookdepth.analyses.base import Inputs, OnPass, Partial, Settings, Task, Tensors, chunks_of, partial_of
-from hookdepth.analyses.skip import finish_effects
+from hookdepth.analyses.base import Analysis, Measured, Subject, Tensors
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.interventions import Subtract
 from hookdepth.engine.measurements import LayerEffect
-from hookdepth.engine.passes import run_branches
-from hookdepth.model.decoder import Decoder
 
 
-def task(model: Decoder, inputs: Inputs, settings: Settings, analyses: tuple[str, ...]) -> Task:
-    """One chunk for each prompt, or for a few short ones."""
-    lengths = [len(prompt) for prompt in inputs.prompts]
-    chunks = chunks_of(lengths, model.n_layers + 2)
-    wants = {"current": "local-current" in analyses, "future": "local-future" in analyses}
+@cache
+def _subtract(source: int, layer: int, front: int) -> Subtract:
+    return Subtract(source, layer, slice(front, None))
 
-    def branches(chunk: int) -> tuple[list[Branch], list[int]]:
-        listed = [
-            Branch((subtract,), prompt=local, cut=cut, until=layer)
-            for local, prompt in enumerate(chunks[chunk])
-            for layer in range(1, model.n_layers)
+
+class _Local(Analysis):
+    options = ("keep_front", "max_rows")
+    keep_front = 1
+    together = "local"
+    in_all = True
+    measurements = (LayerEffect(),)
+    tensors = {"layer.effect": "layer layer", "per_prompt.layer.effect": "prompt layer layer?"}
+
+    def branches(self, subject: Subject, item: int) -> list[Branch]:
+        """Every source out of the input of every later layer, once or at every cut."""
+        front = self.front(subject.settings)
+        return [
+            Branch((_subtract(source, layer, front),), cut=cut, until=layer)
+            for layer in range(1, subject.model.n_layers)
             for source in range(layer)
-            for subtract in [Subtract(source, layer, slice(settings.keep_front, None))]
-            for cut in ([None] if wants["current"] else []) + list(inputs.cuts[prompt] if wants["future"] else ())
+            for cut in self._cuts(subject, item)
         ]
-        return listed, [lengths[prompt] for prompt in chunks[chunk]]
 
-    def run(chunk: int, on_pass: OnPass) -> Partial:
-        listed, _ = branches(chunk)
-        shape = (len(chunks[chunk]), model.n_layers, model.n_layers)
-        tensors = {f"{name}.layer.effect": torch.zeros(shape) for name in analyses}
-        if not listed:  # a single layer has no later one
-            return Partial(tensors, 0, 0.0)
-        prompts = [inputs.prompts[prompt] for prompt in chunks[chunk]]
-        results = run_branches(model, prompts, listed, [LayerEffect()], max_rows=settings.max_rows, on_pass=on_pass)
-        for number, branch in enumerate(listed):
+    def _cuts(self, subject: Subject, item: int) -> list[int | None]:
+        return list(subject.inputs.cuts[item]) if self.needs == "cuts" else [None]
+
+    def collect(self, subject: Subject, item: int, measured: Measured) -> Tensors:
+        """[L, L], row taken out, column measured: the maximum over cuts; NaN for a prompt without any."""
+        n_layers = subject.model.n_layers
+        if not self._cuts(subject, item):
+            return {"layer.effect": torch.full((n_layers, n_layers), torch.nan)}
+        effect = torch.zeros(n_layers, n_layers)
+        for branch, values in zip(measured.branches, measured.layer.get("effect", ()), strict=True):
             (subtract,) = branch.interventions
             assert isinstance(subtract, Subtract)
-            name = f"local-{'current' if branch.cut is None else 'future'}"
-            cell = tensors[f"{name}.layer.effect"][branch.prompt, subtract.source, subtract.layer]
-            torch.maximum(cell, results.layer["effect"][number, subtract.layer], out=cell)
-        return partial_of(results, tensors)
+            cell = effect[subtract.source, subtract.layer]
+            torch.maximum(cell, values[subtract.layer], out=cell)
+        return {"layer.effect": effect}
 
-    def finish(partials: Sequence[Partial]) -> dict[str, Tensors]:
-        return finish_effects(analyses, partials)
 
-    return Task("local", analyses, len(chunks), run, finish, branches)
+class LocalCurrent(_Local):
+    """Direct effects on all tokens: analyse(model, "local-current")["layer.effect"]."""
+
+    name = "local-current"
+    question = "which later layers read what a layer adds, directly"
+    heading = "Direct effects: all tokens"
+    paper = "2505.13898, Fig. 5"
+    order = 5
+
+
+class LocalFuture(_Local):
+    """Direct effects on later tokens: analyse(model, "local-future")["layer.effect"]."""
+
+    name = "local-future"
+    question = "the same, seen from later tokens only"
+    heading = "Direct effects: future tokens only"
+    paper = "2505.13898, Fig. 5"
+    order = 6
+    needs = "cuts"

@@ -1,6 +1,6 @@
 """skip-current and skip-future: skip a layer or sublayer, see who notices (2505.13898, Fig. 3).
 
-    task(model, inputs, Settings(parts=("layer", "attn")), ("skip-current", "skip-future"))
+    hookdepth.analyse("demo", ["skip-current", "skip-future"], parts=("layer", "attn"))
 
 Row s of an effect: layer s skipped; column i: max over tokens of ‖c_i − c̄_i‖/‖c_i‖. Output: max over
 tokens of ‖softmax(z) − softmax(z̄)‖₂. *current* skips all tokens from `keep_front` on and measures all;
@@ -10,67 +10,81 @@ the same passes: the skips without a cut lend their keys and values to every cut
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import cache
 
 import torch
 
-from hookdepth.analyses.base import Inputs, OnPass, Partial, Settings, Task, Tensors, chunks_of, partial_of
+from hookdepth.analyses.base import Analysis, Measured, Subject, Tensors
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.interventions import Skip
-from hookdepth.engine.measurements import LayerEffect, Measurement, OutputEffect
-from hookdepth.engine.passes import run_branches
-from hookdepth.model.decoder import Decoder
+from hookdepth.engine.measurements import LayerEffect, OutputEffect
+
+EFFECTS = {
+    "{part}.effect": "layer layer",
+    "{part}.output": "layer?",
+    "per_prompt.{part}.effect": "prompt layer layer?",
+    "per_prompt.{part}.output": "prompt layer?",
+}
 
 
-def task(model: Decoder, inputs: Inputs, settings: Settings, analyses: tuple[str, ...]) -> Task:
-    """One chunk for each prompt, or for a few short ones."""
-    lengths = [len(prompt) for prompt in inputs.prompts]
-    chunks = chunks_of(lengths, (model.n_layers + 2) * len(settings.parts))
-    wants = {"current": "skip-current" in analyses, "future": "skip-future" in analyses}
+@cache
+def _skip(layer: int, part: str, front: int) -> Skip:
+    """One object for both analyses: the engine knows branches that share their states by their interventions."""
+    return Skip(layer, part, slice(front, None))
 
-    def branches(chunk: int) -> tuple[list[Branch], list[int]]:
-        listed = [
-            Branch((skip,), prompt=local, cut=cut)
-            for local, prompt in enumerate(chunks[chunk])
-            for part in settings.parts
-            for layer in range(model.n_layers)
-            for skip in [Skip(layer, part, slice(settings.keep_front, None))]
-            for cut in ([None] if wants["current"] else []) + list(inputs.cuts[prompt] if wants["future"] else ())
+
+class _Skips(Analysis):
+    options = ("parts", "keep_front", "max_rows")
+    keep_front = 1
+    together = "skip"
+    in_all = True
+    measurements = (LayerEffect(), OutputEffect())
+    tensors = EFFECTS
+
+    def branches(self, subject: Subject, item: int) -> list[Branch]:
+        """Every part of every layer, once or at every cut."""
+        front = self.front(subject.settings)
+        return [
+            Branch((_skip(layer, part, front),), cut=cut)
+            for part in subject.settings.parts
+            for layer in range(subject.model.n_layers)
+            for cut in self.cuts(subject, item)
         ]
-        return listed, [lengths[prompt] for prompt in chunks[chunk]]
 
-    def run(chunk: int, on_pass: OnPass) -> Partial:
-        listed, _ = branches(chunk)
-        tensors = {
-            f"{name}.{part}.{kind}": torch.zeros(len(chunks[chunk]), model.n_layers, *shape)
-            for name in analyses
-            for part in settings.parts
-            for kind, shape in (("effect", (model.n_layers,)), ("output", ()))
-        }
-        prompts = [inputs.prompts[prompt] for prompt in chunks[chunk]]
-        measured: list[Measurement] = [LayerEffect(), OutputEffect()]
-        results = run_branches(model, prompts, listed, measured, max_rows=settings.max_rows, on_pass=on_pass)
-        for number, branch in enumerate(listed):
-            (skip,) = branch.interventions
-            assert isinstance(skip, Skip)
-            prefix = f"skip-{'current' if branch.cut is None else 'future'}.{skip.part}"
-            for kind, values in (("effect", results.layer["effect"]), ("output", results.output["output"])):
-                cell = tensors[f"{prefix}.{kind}"][branch.prompt, skip.layer]
-                torch.maximum(cell, values[number], out=cell)
-        return partial_of(results, tensors)
+    def cuts(self, subject: Subject, item: int) -> list[int | None]:
+        """Where a prompt is cut; None for not at all."""
+        return list(subject.inputs.cuts[item]) if self.needs == "cuts" else [None]
 
-    return Task("skip", analyses, len(chunks), run, lambda partials: finish_effects(analyses, partials), branches)
+    def collect(self, subject: Subject, item: int, measured: Measured) -> Tensors:
+        """Of each part [L, L] and [L], the maximum over cuts; NaN for a prompt without any."""
+        shape = (len(subject.settings.parts), subject.model.n_layers, len(self.cuts(subject, item)))
+        effect = largest(measured.layer["effect"].view(*shape, subject.model.n_layers))
+        output = largest(measured.output["output"].view(shape))
+        parts = enumerate(subject.settings.parts)
+        return {f"{part}.{kind}": v[n] for n, part in parts for kind, v in (("effect", effect), ("output", output))}
 
 
-def finish_effects(analyses: Sequence[str], partials: Sequence[Partial]) -> dict[str, Tensors]:
-    """Per-prompt effects of all chunks, and their maximum over prompts.
+def largest(values: torch.Tensor) -> torch.Tensor:
+    """The maximum over the cuts, axis 2; NaN where there are none: largest(torch.ones(1, 30, 4, 30)) is [1, 30, 30]."""
+    return values.amax(2) if values.shape[2] else values.new_full((*values.shape[:2], *values.shape[3:]), torch.nan)
 
-    finish_effects(["skip-current"], partials)["skip-current"]["layer.per_prompt_effect"]   # [N, L, L]
-    """
-    results: dict[str, Tensors] = {name: {} for name in analyses}
-    for key in partials[0].tensors:
-        name, part, kind = key.split(".")
-        per_prompt = torch.cat([partial.tensors[key] for partial in partials])
-        results[name][f"{part}.per_prompt_{kind}"] = per_prompt
-        results[name][f"{part}.{kind}"] = per_prompt.amax(0)
-    return results
+
+class SkipCurrent(_Skips):
+    """Layer skips seen from all tokens: analyse(model, "skip-current")["layer.effect"]."""
+
+    name = "skip-current"
+    question = "which later layers notice that a layer is skipped"
+    heading = "Skipping a layer: all tokens"
+    paper = "2505.13898, Fig. 3a"
+    order = 3
+
+
+class SkipFuture(_Skips):
+    """Layer skips seen from later tokens only: analyse(model, "skip-future")["layer.effect"]."""
+
+    name = "skip-future"
+    question = "the same, seen from later tokens only"
+    heading = "Skipping a layer: future tokens only"
+    paper = "2505.13898, Fig. 3b"
+    order = 4
+    needs = "cuts"

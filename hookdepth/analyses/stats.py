@@ -1,6 +1,6 @@
 """residual-stats: what attention, MLP and layer add to the residual stream, relative to it (2505.13898, Fig. 2).
 
-    task(model, inputs, Settings(), ("residual-stats",)).run(0, print).tensors["relative_contribution.attn"]   # [L]
+    hookdepth.analyse("demo", "residual-stats", limit=2)["relative_contribution.attn"]   # [L]
 
 attn: ‖a‖/‖h‖ and cos(a, h); mlp: ‖m‖/‖h+a‖ and cos(m, h+a); layer: ‖c‖/‖h‖ and cos(c, h). Means over all
 tokens of all prompts, so a long prompt counts for more.
@@ -13,31 +13,42 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hookdepth.analyses.base import Inputs, OnPass, Partial, Settings, Task, Tensors
+from hookdepth.analyses.base import Analysis, OnPass, Partial, Subject, Tensors, token_means
 from hookdepth.engine.reading import LayerSites, each_layer
 from hookdepth.metrics import cosine, relative_norm
 from hookdepth.model.decoder import Decoder
 
 _PARTS = ("attn", "mlp", "layer")
+_LARGEST = "relative_contribution_max."
 
 
-def task(model: Decoder, inputs: Inputs, settings: Settings, analyses: tuple[str, ...]) -> Task:
-    """One chunk a prompt: sums over its tokens, on the device, from one forward pass."""
+class ResidualStats(Analysis):
+    """Residual statistics: analyse(model, "residual-stats")["cosine.layer"]."""
 
-    def run(chunk: int, on_pass: OnPass) -> Partial:
-        sums = residual_sums(model, inputs.prompts[chunk])
+    name = "residual-stats"
+    question = "how much attention and MLP add, and in which direction"
+    heading = "What each layer adds to the residual stream"
+    paper = "2505.13898, Fig. 2"
+    order = 1
+    in_all = True
+    options = ("keep_front",)
+    tensors = {
+        "norm.resid": "layer+1",
+        **{f"{kind}.{part}": "layer" for kind in ("relative_contribution", "cosine", "norm") for part in _PARTS},
+        "relative_contribution_max.{part}": "layer?",
+        "per_prompt.norm.resid": "prompt layer+1?",
+        "per_prompt.{kind}.{part}": "prompt layer?",
+    }
+
+    def measure(self, subject: Subject, item: int, on_pass: OnPass) -> Partial:
+        """Sums over the tokens of a prompt, on the device, from one forward pass."""
+        sums = residual_sums(subject.model, subject.inputs.prompts[item])
         on_pass()
         return Partial(sums, 1)
 
-    def finish(partials: Sequence[Partial]) -> dict[str, Tensors]:
-        tokens = sum(len(prompt) for prompt in inputs.prompts)
-        result: Tensors = {}
-        for name in partials[0].tensors:
-            values = torch.stack([partial.tensors[name] for partial in partials])
-            result[name] = values.amax(0) if "_max" in name else (values.double().sum(0) / tokens).float()
-        return {"residual-stats": result}
-
-    return Task("residual-stats", analyses, len(inputs.prompts), run, finish)
+    def reduce(self, subject: Subject, items: Sequence[Tensors]) -> Tensors:
+        """Means over all tokens, so that a long prompt counts for more, and each prompt's own; maxima over all."""
+        return token_means(items, [len(prompt) for prompt in subject.inputs.prompts], largest=_LARGEST)
 
 
 def residual_sums(model: Decoder, prompt: Sequence[int]) -> Tensors:

@@ -12,6 +12,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from hookdepth.analyses.contract import load_folder
 from hookdepth.errors import HookdepthError
 from hookdepth.report import figures as plots
 from hookdepth.report.hover import compared, number
@@ -28,7 +29,7 @@ from hookdepth.report.page import (
 from hookdepth.report.summary import ordered, summarise
 from hookdepth.report.tables import flatten, shorten
 from hookdepth.report.texts import DEPTH_NAMES, PART_NAMES, TEXTS
-from hookdepth.results import Result, load_folder, write_atomic
+from hookdepth.results import Result, write_atomic
 
 
 def write_comparison(folders: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) -> Path:

@@ -17,6 +17,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from hookdepth.analyses.contract import load_folder
 from hookdepth.report import figures as plots
 from hookdepth.report.hover import Values, number, overlay, tables, values_of
 from hookdepth.report.html import arranged, contents, details, facts, note, page, section, small, table
@@ -24,7 +25,7 @@ from hookdepth.report.summary import ordered, summarise
 from hookdepth.report.tables import flatten, shorten
 from hookdepth.report.texts import DEPTH_NAMES, PAPER, PART_NAMES, TEXTS, WORDS
 from hookdepth.report.tokens import MOST_PROBES
-from hookdepth.results import Result, load_folder, write_atomic, write_json
+from hookdepth.results import Result, write_atomic, write_json
 
 DEPTH_NOTE = "Ratio: (layer + 1) / L. Definitions: arXiv 2512.14064."
 

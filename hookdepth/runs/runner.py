@@ -1,7 +1,7 @@
 """From inputs to result files: chunks one by one, each kept as soon as it is there, then reduced.
 
     run = Run(model, inputs, settings, data={"name": "demo", …}, seed=123, out=Path("out"))
-    run.execute(["logit-lens", "skip-current"])      # writes out/logit-lens.safetensors, …
+    run.execute([find("logit-lens"), find("skip-current")])      # writes out/logit-lens.safetensors, …
 
 Every chunk's numbers are written to `out/.chunks` when they are measured, and read back from there when all
 are: so a run in one piece, a run that was stopped, however it was stopped, and went on with the same command,
@@ -11,14 +11,13 @@ memory before the end. Chunks of other settings are refused, never mixed.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,12 +26,15 @@ import torch
 from tqdm import tqdm
 
 from hookdepth._version import __version__
-from hookdepth.analyses import Inputs, Partial, Settings, Task, noise_floor, tasks_for
+from hookdepth.analyses.base import Analysis, Inputs, Partial, Subject, noise_floor
+from hookdepth.analyses.contract import check_contents
+from hookdepth.analyses.settings import Settings
+from hookdepth.analyses.sharing import Group, groups_of
 from hookdepth.engine.passes import plan_for
 from hookdepth.engine.reading import first_not_finite
 from hookdepth.errors import HookdepthError, NotFiniteError
 from hookdepth.model.decoder import Decoder
-from hookdepth.results import SCHEMA, SUFFIX, Result, check_contents, sweep
+from hookdepth.results import SCHEMA, SUFFIX, Result, sweep
 from hookdepth.runs.store import LOCK, VISIBLE_S, Chunks, appears, forget, locked, refuse_other
 from hookdepth.runs.workers import Workers
 
@@ -44,7 +46,7 @@ _PLANNED = 16  # chunks whose passes are counted for the bar; it takes the other
 class Run:
     """One model, its inputs and settings, and the folder that the results go to.
 
-        Run(model, inputs, Settings(), {"name": "demo"}, 123, Path("out")).execute(["logit-lens"])
+        Run(model, inputs, Settings(), {"name": "demo"}, 123, Path("out")).execute([find("logit-lens")])
 
     Attributes:
         data: what results say about the data set: its `name` and `prompts_sha256`.
@@ -62,25 +64,27 @@ class Run:
     overwrite: bool = False
     warn: Callable[[str], None] = field(default=lambda line: None)
     workers: Workers = field(default_factory=Workers)
+    _subject: Subject | None = None
 
-    def execute(self, names: Iterable[str]) -> list[Result]:
+    def execute(self, analyses: Iterable[Analysis]) -> list[Result]:
         """Compute, or complete, the named analyses and write their files; what is returned, the first process has.
 
         Raises:
             HookdepthError: the folder holds results of other settings, cannot be written or is in use by another
                 run, or an analysis failed; what was computed before stays.
         """
-        identities = {name: self.identity(name) for task in self._tasks(names) for name in task.analyses}
+        known = {analysis.name: analysis for analysis in analyses}
+        identities = {name: self.identity(known[name]) for group in self._groups(known) for name in group.analyses}
         results: list[Result] = []
         with ExitStack() as held:
-            steps = self.workers.of_first(lambda: self._prepare(identities, results, held))
+            steps = self.workers.of_first(lambda: self._prepare(known, identities, results, held))
             self.workers.together(self._see_folder)
             for shared, wanted in steps:
-                (task,) = self._tasks(shared)
+                (group,) = self._groups({name: known[name] for name in shared})
                 chunks = self._chunks(shared, identities)
-                self._measure(task, chunks)
+                self._measure(group, chunks)
                 if self.workers.first:
-                    results += self._reduce(task, chunks, wanted)
+                    results += self._reduce(group, chunks, wanted)
             self.workers.wait()
         return results
 
@@ -89,15 +93,19 @@ class Run:
         if not list((self.out / UNITS).glob(f"*{SUFFIX}")):
             shutil.rmtree(self.out / UNITS, ignore_errors=True)
 
-    def _tasks(self, names: Iterable[str]) -> list[Task]:
-        return tasks_for(names, self.model, self.inputs, self.settings)
+    def _groups(self, analyses: Mapping[str, Analysis]) -> list[Group]:
+        return groups_of(analyses.values(), self.subject)
 
     def _chunks(self, analyses: Iterable[str], identities: dict[str, dict[str, Any]]) -> Chunks:
         patience = VISIBLE_S if self.workers.size > 1 else 0.0
         return Chunks(self.out / UNITS, analyses, identities, self.warn, patience)
 
     def _prepare(
-        self, identities: dict[str, dict[str, Any]], results: list[Result], held: ExitStack
+        self,
+        known: Mapping[str, Analysis],
+        identities: dict[str, dict[str, Any]],
+        results: list[Result],
+        held: ExitStack,
     ) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
         """What is left: (analyses that share passes, those of them that are wanted). Adds what is there."""
         held.enter_context(locked(self.out / UNITS))
@@ -111,11 +119,11 @@ class Run:
         done = self._finished(identities)
         results += done.values()
         steps = []
-        for task in self._tasks(identities):
-            missing = tuple(name for name in task.analyses if name not in done)
+        for group in self._groups(known):
+            missing = tuple(name for name in group.analyses if name not in done)
             if missing:
                 # What was stopped between the results of shared passes goes on with these passes.
-                shared = task.analyses if self._chunks(task.analyses, identities).count() else missing
+                shared = group.analyses if self._chunks(group.analyses, identities).count() else missing
                 self._chunks(shared, identities).claim()
                 steps.append((shared, missing))
         return steps
@@ -127,21 +135,19 @@ class Run:
                 "give --out on a file system that all machines share, under the same path",
             )
 
-    def identity(self, name: str) -> dict[str, Any]:
+    @property
+    def subject(self) -> Subject:
+        """What the analyses run on; what they share among items is computed once."""
+        if self._subject is None:
+            self._subject = Subject(self.model, self.inputs, self.settings)
+        return self._subject
+
+    def identity(self, analysis: Analysis) -> dict[str, Any]:
         """Everything that the numbers of an analysis depend on: goes into its metadata."""
-        over_prompts = name not in ("residual-erasure", "integrated-gradients")
-        settings: dict[str, Any] = {"keep_front": self.settings.keep_front, "max_rows": self.settings.max_rows}
-        if name.startswith("skip"):
-            settings["parts"] = list(self.settings.parts)
-        if name in ("skip-future", "local-future"):
-            settings["cuts"] = [list(cuts) for cuts in self.inputs.cuts]
-        if name in ("residual-stats", "logit-lens"):
-            settings = {}
-        if name == "integrated-gradients":
-            own = {key: value for key, value in asdict(self.settings).items() if key.startswith("ig_")}
-            settings = {**own, "parts": list(self.settings.parts), "max_rows": self.settings.max_rows}
+        own = analysis.identity(self.subject)
         identity = {
-            "settings": settings,
+            **own,
+            "data": {**self.data, **own["data"]},
             "model": self.model.describe(),
             "seed": self.seed,
             "versions": {
@@ -151,15 +157,6 @@ class Run:
                 "python": platform.python_version(),
             },
         }
-        prompts = self.inputs.prompts if over_prompts else self.inputs.baseline
-        identity["data"] = {
-            **self.data,
-            "n_prompts": len(prompts),
-            "lengths": [len(prompt) for prompt in prompts],
-            "tokens_sha256": hashlib.sha256(json.dumps(prompts).encode()).hexdigest(),
-        }
-        if not over_prompts:
-            identity["probes"] = [asdict(probe) for probe in self.inputs.probes]
         # As it reads back from a file: tuples are lists there.
         return dict(json.loads(json.dumps(identity)))
 
@@ -176,31 +173,31 @@ class Run:
                 done[name] = result
         return done
 
-    def _measure(self, task: Task, chunks: Chunks) -> None:
+    def _measure(self, group: Group, chunks: Chunks) -> None:
         """Run those chunks that are not there yet, and leave each in its file."""
-        with _bar(task, self.model, self.settings, self.workers.first) as bar:
+        with _bar(group, self.model, self.settings, self.workers.first) as bar:
 
             def move(passes: int = 1) -> None:
                 if self.workers.size > 1:  # one bar, for all
                     passes = self.workers.count(f"passes {chunks.prefix}", passes) - int(bar.n)
                 bar.update(passes)
 
-            for chunk in self.workers.claims(chunks.prefix, task.n_chunks):
+            for chunk in self.workers.claims(chunks.prefix, group.n_chunks):
                 there = chunks.passes(chunk)
                 if there is None:
                     begin = time.perf_counter()
-                    partial = self._run(task, chunk, move)
+                    partial = self._run(group, chunk, move)
                     chunks.save(chunk, partial, time.perf_counter() - begin)
                 else:
                     move(there)
             self.workers.wait(lambda: move(0))
 
-    def _reduce(self, task: Task, chunks: Chunks, wanted: Sequence[str]) -> list[Result]:
+    def _reduce(self, group: Group, chunks: Chunks, wanted: Sequence[str]) -> list[Result]:
         """Read all chunks back, write the results, and only then let the chunks go."""
-        loaded = [chunks.load(chunk) for chunk in range(task.n_chunks)]
+        loaded = [chunks.load(chunk) for chunk in range(group.n_chunks)]
         partials = [partial for partial, _ in loaded]
         results = []
-        finished = task.finish(partials)
+        finished = group.finish(partials)
         for name in wanted:
             metadata = {
                 **chunks.identity[name],
@@ -215,18 +212,19 @@ class Run:
         chunks.clear()
         return results
 
-    def _run(self, task: Task, chunk: int, move: Callable[..., None]) -> Partial:
+    def _run(self, group: Group, chunk: int, move: Callable[..., None]) -> Partial:
         try:
-            partial = task.run(chunk, move)
+            partial = group.run(chunk, move)
         except NotFiniteError:
-            self._blame(task)
+            self._blame(group)
             raise
-        if not all(torch.isfinite(value).all() for value in partial.tensors.values()):
-            self._blame(task)
-            self.warn(f"{task.name}: some values are not finite; they are grey in the figures")
+        # What branches give was seen to be finite when it was measured; a prompt that cannot be cut is NaN on purpose.
+        if not group.branching and not all(torch.isfinite(value).all() for value in partial.tensors.values()):
+            self._blame(group)
+            self.warn(f"{group.name}: some values are not finite; they are grey in the figures")
         return partial
 
-    def _blame(self, task: Task) -> None:
+    def _blame(self, group: Group) -> None:
         """Raise, naming prompt and layer, where the clean run gives values that are not finite."""
         inputs = {"prompt": self.inputs.prompts, "baseline prompt": self.inputs.baseline}
         inputs["probe"] = tuple(probe.token_ids for probe in self.inputs.probes)
@@ -236,30 +234,30 @@ class Run:
                 if layer is not None:
                     place = f"from layer {layer} onward" if layer < self.model.n_layers else "in the logits"
                     raise HookdepthError(
-                        f"{task.name}: {self.model.name!r} on {what} {number}: non-finite values {place}",
+                        f"{group.name}: {self.model.name!r} on {what} {number}: non-finite values {place}",
                         "check the checkpoint's weights, load it with another --dtype, or leave that text out",
                         1,
                     )
 
 
-def _bar(task: Task, model: Decoder, settings: Settings, shown: bool) -> tqdm[Any]:
+def _bar(group: Group, model: Decoder, settings: Settings, shown: bool) -> tqdm[Any]:
     """A bar over passes; it shows itself only where stderr is a terminal."""
-    total = task.n_chunks
-    if task.branches is not None and total:
+    total = group.n_chunks
+    if group.branching and total:
         passes = 0
         chosen = range(0, total, -(-total // _PLANNED))
         for chunk in chosen:
-            branches, lengths = task.branches(chunk)
+            branches, lengths = group.branches(chunk)
             passes += plan_for(model, branches, lengths, max_rows=settings.max_rows).n_passes if branches else 0
         total = round(passes * total / len(chosen))
     hidden = None if shown else True
-    return tqdm(total=total, desc=task.name, unit="pass", disable=hidden, leave=False, dynamic_ncols=True)
+    return tqdm(total=total, desc=group.name, unit="pass", disable=hidden, leave=False, dynamic_ncols=True)
 
 
 def _announce_floor(name: str, metadata: dict[str, Any], tensors: dict[str, Any], warn: Callable[[str], None]) -> None:
     floor = metadata.get("null_effect")
     if floor:
-        effects = [value.abs().max().item() for key, value in tensors.items() if "baseline" not in key]
+        effects = [value.nan_to_num().abs().max().item() for key, value in tensors.items() if "baseline" not in key]
         warn(
             f"{name}: noise floor {floor:.2g} ({metadata['null_where']}), "
             f"{floor / max(*effects, 1e-30):.1g} of the largest effect {max(effects):.3g}"

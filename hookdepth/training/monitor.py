@@ -30,7 +30,7 @@ import torch
 from torch import nn
 
 from hookdepth._version import __version__
-from hookdepth.analyses import Settings
+from hookdepth.analyses.settings import Settings
 from hookdepth.errors import HookdepthError
 from hookdepth.report.summary import depth_score, depth_scores, effective_depth
 from hookdepth.results import SUFFIX, Result
@@ -134,7 +134,7 @@ class DepthMonitor:
         self._number, self._next, self._fresh = number, number + 1, {}
         if self._off:
             return
-        if self.probes.names and number % self.probe_every == 0 and self._error is None:
+        if self.probes.analyses and number % self.probe_every == 0 and self._error is None:
             try:
                 self._run_probes()
             except Exception as error:  # noqa: BLE001 (whatever it is, the training goes on)

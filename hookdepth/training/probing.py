@@ -15,9 +15,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from hookdepth.analyses import BASELINE_PROMPTS, NAMES, NEED_CUTS, NEED_PROBES, Inputs, Settings, noise_floor, tasks_for
+from hookdepth.analyses.base import BASELINE_PROMPTS, Analysis, Inputs, Subject, noise_floor
+from hookdepth.analyses.registry import chosen
+from hookdepth.analyses.settings import Settings
+from hookdepth.analyses.sharing import groups_of
 from hookdepth.data import Probe, encode, make_probe, sample_cuts
-from hookdepth.errors import HookdepthError, choose
+from hookdepth.errors import HookdepthError
 from hookdepth.training.wrapping import Target, autocast_without_memory, run_eagerly, same_randomness, whole_weights
 
 Prompt = str | Sequence[int] | tuple[str, str] | Probe
@@ -41,12 +44,16 @@ class Probes:
     """
 
     def __init__(
-        self, names: Sequence[str], prompts: Sequence[Prompt], tokenizer: Any = None, settings: Settings | None = None
+        self,
+        names: Sequence[str | Analysis],
+        prompts: Sequence[Prompt],
+        tokenizer: Any = None,
+        settings: Settings | None = None,
     ) -> None:
-        self.names = [choose("analysis", name, NAMES) for name in ([names] if isinstance(names, str) else names)]
+        self.analyses = chosen(names) if names else []
         self.settings = settings or Settings()
-        if bool(self.names) != bool(prompts):
-            lacking = "prompts" if self.names else "probes"
+        if bool(self.analyses) != bool(prompts):
+            lacking = "prompts" if self.analyses else "probes"
             raise HookdepthError(
                 f"{lacking} are missing", "give probes=[analyses] and prompts=[…] together, or neither"
             )
@@ -55,11 +62,12 @@ class Probes:
         ids = tuple(each.token_ids if isinstance(each, Probe) else each for each in encoded)
         answers = tuple(each for each in encoded if isinstance(each, Probe))
         cuts = tuple(sample_cuts([len(own) for own in ids]))
-        if set(self.names) & set(NEED_CUTS) and not any(cuts):
+        if any(one.needs == "cuts" for one in self.analyses) and not any(cuts):
             raise HookdepthError("no prompt is long enough to be cut", "give one of 13 tokens or more")
-        if set(self.names) & set(NEED_PROBES) and not answers:
+        needing = [one.name for one in self.analyses if one.needs == "probes"]
+        if needing and not answers:
             raise HookdepthError(
-                f"{' and '.join(sorted(set(self.names) & set(NEED_PROBES)))} measure answers, and no prompt has one",
+                f"{' and '.join(needing)} measure answers, and no prompt has one",
                 "give pairs: prompts=[(prompt, answer), …]",
             )
         self.inputs = Inputs(ids, cuts, ids[:BASELINE_PROMPTS], answers)
@@ -75,14 +83,16 @@ class Probes:
             decoder.evaluating(),
             whole_weights(target),
         ):
-            for task in tasks_for(self.names, decoder, self.inputs, self.settings):
-                partials = [task.run(chunk, lambda: None) for chunk in range(task.n_chunks)]
+            subject = Subject(decoder, self.inputs, self.settings)
+            for group in groups_of(self.analyses, subject):
+                partials = [group.run(chunk, lambda: None) for chunk in range(group.n_chunks)]
                 metadata = {"passes": sum(partial.passes for partial in partials), **noise_floor(partials)}
-                for name, tensors in task.finish(partials).items():
-                    results[name] = {"tensors": tensors, **metadata, **self._facts(name)}
+                finished = group.finish(partials)
+                for analysis in group.members:
+                    results[analysis.name] = {"tensors": finished[analysis.name], **metadata, **self._facts(analysis)}
         return results
 
-    def _facts(self, name: str) -> dict[str, Any]:
+    def _facts(self, analysis: Analysis) -> dict[str, Any]:
         facts: dict[str, Any] = {
             "data": {
                 "name": "probes",
@@ -92,7 +102,7 @@ class Probes:
             },
             "settings": asdict(self.settings),
         }
-        if name in NEED_PROBES:
+        if analysis.needs == "probes":
             facts["probes"] = [asdict(probe) for probe in self.inputs.probes]
         return facts
 

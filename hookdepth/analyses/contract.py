@@ -1,0 +1,171 @@
+"""What a result file must hold: the tensors that its analysis declares, and metadata of the right kinds.
+
+    check_contents(Result.load("out/logit-lens.safetensors"), "out/logit-lens.safetensors")
+
+A file with the right header may still have been cut, edited or written by something else; whoever reads it is told
+in a line what is wrong with it, so that no figure has to ask.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, jaxtyped
+from torch import Tensor
+
+from hookdepth.analyses.registry import declared
+from hookdepth.errors import HookdepthError
+from hookdepth.results import RERUN, SUFFIX, Result
+
+_NUMBER = (int, float, type(None))
+_KINDS: dict[str, Any] = {
+    "model": (dict, type(None)),
+    "data": (dict, type(None)),
+    "settings": (dict, type(None)),
+    "versions": (dict, type(None)),
+    "probes": (list, type(None)),
+    "null_effect": _NUMBER,
+}
+
+
+def load_folder(folder: str | os.PathLike[str]) -> dict[str, Result]:
+    """All results in a folder, by analysis.
+
+        load_folder("out")["skip-current"].tensors["layer.effect"]   # [L, L]
+
+    Raises:
+        HookdepthError: no such folder, no result in it, a file in it that is not one, or two of one analysis.
+    """
+    folder = Path(folder)
+    if not os.path.isdir(folder):
+        raise HookdepthError(f"no folder {str(folder)!r}", "give the --out folder of a `hookdepth run`")
+    paths = sorted(folder.glob(f"*{SUFFIX}"))
+    results = [Result.load(path) for path in paths]
+    if not results:
+        raise HookdepthError(f"no result files in {str(folder)!r}", "give the --out folder of a `hookdepth run`")
+    loaded: dict[str, Result] = {}
+    for path, result in zip(paths, results, strict=True):
+        check_contents(result, path)
+        if result.analysis in loaded:
+            raise HookdepthError(
+                f"{str(path)!r} holds {result.analysis}, and so does another file of its folder",
+                "move one of them away",
+            )
+        loaded[result.analysis] = result
+    return loaded
+
+
+def check_contents(result: Result, path: str | os.PathLike[str]) -> None:
+    """Raise where a result lacks what its analysis declares.
+
+        path = Path("out/logit-lens.safetensors")
+        check_contents(Result.load(path), path)
+
+    Raises:
+        HookdepthError: a tensor is missing or has the wrong shape, or the metadata is of the wrong kind.
+    """
+    found = violation(result)
+    if found:
+        raise HookdepthError(f"{str(path)!r} is no complete {result.analysis} result: {found}", RERUN)
+
+
+def violation(result: Result) -> str | None:
+    """What is wrong with a result, in a clause; None where nothing is, or where nobody knows its analysis.
+
+    violation(result)   # None
+    """
+    metadata = result.metadata
+    for key, kinds in _KINDS.items():
+        if not isinstance(metadata.get(key), kinds) or isinstance(metadata.get(key), bool):
+            return f"its {key} is {type(metadata[key]).__name__}"
+    wrong = _wrong_data(metadata.get("data") or {}) or _wrong_probes(metadata)
+    declaration = declared(result)
+    if wrong or declaration is None:
+        return wrong
+    n_layers = (metadata.get("model") or {}).get("n_layers")
+    return wrong_tensors(declaration.tensors, result.tensors, n_layers)
+
+
+def _wrong_data(data: Mapping[str, Any]) -> str | None:
+    lengths = data.get("lengths")
+    if lengths is not None and not _whole_numbers(lengths):
+        return "its data.lengths is no list of whole numbers"
+    return None
+
+
+def _wrong_probes(metadata: Mapping[str, Any]) -> str | None:
+    tolerance = (metadata.get("settings") or {}).get("ig_tolerance")
+    if tolerance is not None and not (isinstance(tolerance, float) and 0 < tolerance < 1):
+        return "its settings.ig_tolerance is no number between 0 and 1"
+    for number, probe in enumerate(metadata.get("probes") or []):
+        if not isinstance(probe, dict):
+            return f"its probe {number} is {type(probe).__name__}"
+        tokens, positions = probe.get("tokens"), probe.get("answer_positions")
+        if tokens is not None and not (isinstance(tokens, list) and all(isinstance(token, str) for token in tokens)):
+            return f"the tokens of probe {number} are no list of strings"
+        if positions is not None and not _whole_numbers(positions):
+            return f"the answer_positions of probe {number} are no list of whole numbers"
+    return None
+
+
+def _whole_numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, int) and abs(item) < 2**53 for item in value)
+
+
+def wrong_tensors(declared_axes: Mapping[str, str], tensors: Mapping[str, Tensor], n_layers: Any = None) -> str | None:
+    """What is wrong with tensors, held against axes by name; None where nothing is.
+
+    wrong_tensors({"kl": "layer+1"}, {"kl": torch.zeros(31)}, n_layers=30)   # None
+    """
+    axes = {
+        name: axes.removesuffix("?").format(**words)
+        for pattern, axes in declared_axes.items()
+        for name in tensors
+        if (words := matched(pattern, name)) is not None
+    }
+    for pattern, wanted in declared_axes.items():
+        if not wanted.endswith("?") and not any(matched(pattern, name) is not None for name in tensors):
+            return f"the tensor {pattern} is missing"
+    if not axes:
+        return "it has none of the tensors that its analysis gives"
+    return _wrong_shapes(axes, tensors, n_layers)
+
+
+def _wrong_shapes(axes: Mapping[str, str], tensors: Mapping[str, Tensor], n_layers: Any) -> str | None:
+    """jaxtyping holds all of them against each other: the same word is the same size, and layer+1 is one more."""
+    layers = n_layers if isinstance(n_layers, int) and n_layers > 0 else _layers(axes, tensors)
+    with jaxtyped("context"):
+        isinstance(torch.empty(layers, device="meta"), Float[Tensor, "layer"])  # from here on the word has this size
+        for name, wanted in axes.items():
+            shape = list(tensors[name].shape)
+            if 0 in shape or not isinstance(tensors[name], Float[Tensor, wanted]):
+                of = f", for {layers} layers" if "layer" in wanted else ""
+                return f"the tensor {name} has shape {shape}, its axes are [{', '.join(wanted.split())}]{of}"
+    return None
+
+
+def _layers(axes: Mapping[str, str], tensors: Mapping[str, Tensor]) -> int:
+    """How many layers there are, where the metadata do not say: by the first tensor that has an axis of them."""
+    for name, wanted in axes.items():
+        for word, size in zip(wanted.split(), tensors[name].shape, strict=False):
+            if word in ("layer", "layer+1"):
+                return max(size - (word == "layer+1"), 1)
+    return 1
+
+
+def matched(pattern: str, name: str) -> dict[str, str] | None:
+    """What a name's placeholders stand for; None where the name is another one.
+
+    matched("{part}.effect", "attn.effect")     # {"part": "attn"}
+    """
+    spelled = re.escape(pattern)
+    for word in re.findall(r"\{(\w+)\}", pattern):
+        kind = "[0-9]{1,9}" if word == "i" else r"[^.]+"
+        spelled = spelled.replace(re.escape(f"{{{word}}}"), f"(?P<{word}>{kind})")
+    found = re.fullmatch(spelled, name, re.ASCII)
+    return found.groupdict() if found else None

@@ -1,0 +1,196 @@
+"""Which analyses there are: ours, those of installed packages, and a class in a file of the user's own.
+
+    list(questions())                      # names, in their order, without waiting for torch
+    find("skip-current")                   # an analysis
+    find("my_analyses.py:HalfSkip")
+
+A package offers its analyses through the entry-point group `hookdepth.analyses`: name → class.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import inspect
+import pkgutil
+import re
+import sys
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hookdepth.errors import HookdepthError, choose
+
+if TYPE_CHECKING:
+    from hookdepth.analyses.base import Analysis
+    from hookdepth.results import Result
+
+ENTRY_POINTS = "hookdepth.analyses"
+_FOLDER = Path(__file__).parent
+_ALSO = {"ig": "gradients", "stats": "residual", "patching": "erasure", "attribution": "gradients"}
+_SEEN: dict[str, Analysis] = {}  # those of somebody else's that this process has met
+_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+
+
+@cache
+def questions() -> dict[str, dict[str, Any]]:
+    """Name → what a help text needs of each of our analyses, read off the source: importing it would import torch.
+
+    questions()["logit-lens"]["question"]      # 'when the prediction is there'
+    """
+    found = []
+    for path in sorted(_FOLDER.glob("*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            own = _constants(node) if isinstance(node, ast.ClassDef) else {}
+            if "name" in own and "question" in own:
+                found.append(own)
+    return {own["name"]: own for own in sorted(found, key=lambda own: own.get("order", 100.0))}
+
+
+def _constants(node: ast.ClassDef) -> dict[str, Any]:
+    plain = [one for one in node.body if isinstance(one, ast.Assign) and isinstance(one.value, ast.Constant)]
+    return {one.targets[0].id: one.value.value for one in plain if isinstance(one.targets[0], ast.Name)}  # type: ignore[attr-defined]
+
+
+@cache
+def known() -> dict[str, type[Analysis]]:
+    """Our analyses by name, in their order.
+
+    list(known())     # ['residual-stats', 'logit-lens', …]
+    """
+    from hookdepth.analyses.base import Analysis
+
+    modules = [import_module(f"hookdepth.analyses.{found.name}") for found in pkgutil.iter_modules([str(_FOLDER)])]
+    classes = [
+        value
+        for module in modules
+        for value in vars(module).values()
+        if inspect.isclass(value) and issubclass(value, Analysis) and value.__module__ == module.__name__
+    ]
+    named = [one for one in classes if "name" in vars(one)]
+    return {one.name: one for one in sorted(named, key=lambda one: one.order)}
+
+
+def find(wanted: str) -> Analysis:
+    """An analysis by its name, or by the file and class that it is.
+
+        find("half-skip.py:HalfSkip")
+
+    Raises:
+        HookdepthError: no such analysis, file or class, a file that does not run, or a class that is no analysis.
+    """
+    if ".py:" in wanted:
+        return _instance(_class_in(*wanted.rsplit(":", 1)), wanted)
+    offered = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    if wanted in offered and wanted not in known():
+        try:
+            return _instance(offered[wanted].load(), wanted)
+        except Exception as error:  # whatever an installed package does when it is imported
+            raise HookdepthError(
+                f"the analysis {wanted!r} of an installed package does not load ({error!r})", "mend or remove it"
+            ) from error
+    also = {word: name for word, part in _ALSO.items() for name in known() if part in name}
+    return known()[choose("analysis", wanted, [*known(), *offered], also)]()
+
+
+def _class_in(file: str, name: str) -> Any:
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise HookdepthError(
+            f"no file {file!r} for the analysis {name!r}", "give FILE.py:CLASS, the file's path and a class in it"
+        )
+    label = f"hookdepth_analysis_{path.stem}"
+    spec = importlib.util.spec_from_file_location(label, path)
+    assert spec is not None
+    assert spec.loader is not None, "a .py file always has a loader"
+    module = sys.modules[label] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # it is the user's code: anything may happen there
+        line = next((f" at line {one.lineno}" for one in _frames(error) if one.filename == str(path)), "")
+        raise HookdepthError(f"{file!r} does not run{line} ({error!r})", "mend the file") from error
+    classes = [key for key, value in vars(module).items() if inspect.isclass(value) and value.__module__ == label]
+    return getattr(module, choose(f"class in {path.name}", name, classes or ["none"]))
+
+
+def _frames(error: BaseException) -> Any:
+    import traceback
+
+    return reversed(traceback.extract_tb(error.__traceback__))
+
+
+def _instance(given: Any, where: str) -> Analysis:
+    from hookdepth.analyses.base import Analysis
+
+    if not (inspect.isclass(given) and issubclass(given, Analysis)):
+        raise HookdepthError(f"{where!r} is no Analysis", "give a class derived from hookdepth.Analysis")
+    try:
+        made = given()
+    except TypeError as error:
+        raise HookdepthError(
+            f"{where!r} cannot be made without arguments ({error})", "give its arguments defaults"
+        ) from error
+    return checked(made)
+
+
+def checked(analysis: Analysis) -> Analysis:
+    """The analysis, if its declaration can be used: checked(HalfSkip()).
+
+    Raises:
+        HookdepthError: it has no usable name, needs what there is not, or takes the name of another one.
+    """
+    from hookdepth.analyses.base import NEEDS, Analysis
+    from hookdepth.analyses.settings import Settings
+
+    if not isinstance(analysis, Analysis):
+        kind = f"the class {analysis.__name__}" if inspect.isclass(analysis) else repr(analysis)
+        raise HookdepthError(f"{kind} is no analysis", "give a name, or an instance of a class derived from Analysis")
+    label, name = type(analysis).__name__, getattr(analysis, "name", None)
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise HookdepthError(f"{label} has the name {name!r}", "give it words in small letters, joined by hyphens")
+    if known().get(name, type(analysis)) is not type(analysis):
+        raise HookdepthError(
+            f"{label} is called {name!r}, as one of hookdepth's own analyses is", "give it another name"
+        )
+    choose(f"need of {label}:", str(analysis.needs), NEEDS)
+    for option in analysis.options:
+        choose(f"option of {label}:", option, Settings.__dataclass_fields__)
+    if not analysis.tensors:
+        raise HookdepthError(f"{label} declares no tensors", 'say what it gives, e.g. tensors = {"output": "layer"}')
+    _SEEN[name] = analysis
+    return analysis
+
+
+def declared(result: Result) -> Analysis | None:
+    """The analysis that a result is of; None where nobody knows it.
+
+    declared(result).question
+    """
+    kind = known().get(result.analysis)
+    return kind() if kind else _SEEN.get(result.analysis)
+
+
+def chosen(wanted: Any) -> list[Analysis]:
+    """Analyses from names, instances, "all", or several of them, each once and in their order.
+
+        [one.name for one in chosen("skip-current,logit-lens")]   # ['logit-lens', 'skip-current']
+
+    Raises:
+        HookdepthError: none, an unknown one, or two different ones of one name.
+    """
+    listed = [wanted] if not isinstance(wanted, list | tuple) else list(wanted)
+    words = [word.strip() for one in listed if isinstance(one, str) for word in one.split(",")]
+    given = [one for one in listed if not isinstance(one, str)]
+    names = [word for word in words if word]
+    if not names and not given:
+        raise HookdepthError("--analyses names none", f"use all, or some of {', '.join(known())}")
+    found = [checked(one) for one in given]
+    for word in names:
+        found += [kind() for kind in known().values() if kind.in_all] if word == "all" else [find(word)]
+    named: dict[str, Analysis] = {}
+    for one in found:
+        if type(named.setdefault(one.name, one)) is not type(one):
+            raise HookdepthError(f"two analyses are called {one.name!r}", "give one of them another name")
+    return sorted(named.values(), key=lambda one: one.order)

@@ -1,0 +1,54 @@
+"""The options that change numbers, besides model and data. Nothing here needs torch, so that `--help` is fast.
+
+Settings(parts=("layer", "attn"), ig_method="riemann").ig_steps     # 256
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hookdepth.options import Options, between, one_of, option, some_of, whole
+
+PARTS = ("layer", "attn", "mlp")
+METHODS = ("adaptive", "riemann", "gauss-legendre")
+_ALSO_PARTS = {"all": ",".join(PARTS), "both": "attn,mlp", "ffn": "mlp", "block": "layer"}
+_ALSO_METHODS = {"gauss": "gauss-legendre", "paper": "riemann"}
+_GRADIENTS = "integrated gradients"
+
+
+@dataclass(frozen=True)
+class Settings(Options):
+    """What changes the numbers of an analysis, besides model and inputs; each analysis names those that it reads.
+
+        Settings(parts=("attn",))
+
+    Attributes:
+        parts: what is skipped or attributed.
+        keep_front: first tokens that are neither changed nor measured; None for what the analysis itself says.
+        max_rows: most rows of a pass; None for as many as fit.
+        ig_method, ig_steps, ig_tolerance, ig_max_evaluations: of integrated gradients; steps of the methods
+            that have a fixed number, tolerance and most evaluations per layer of the adaptive one. Without a
+            tolerance it is what the model's dtype can resolve.
+
+    Raises:
+        HookdepthError: a value that an option does not take.
+    """
+
+    parts: tuple[str, ...] = option(("layer",), "of layer,attn,mlp", some_of(*PARTS, also=_ALSO_PARTS), "P,…")
+    keep_front: int | None = option(
+        None, "first tokens neither changed nor measured (default: 1 where layers are skipped, else 0)", whole(0), "N"
+    )
+    max_rows: int | None = option(None, "most rows of a pass (default: as many as fit)", whole(3), "N", group="how")
+    ig_method: str = option(
+        "adaptive",
+        "adaptive, riemann (the paper's) or gauss-legendre",
+        one_of(*METHODS, also=_ALSO_METHODS),
+        "NAME",
+        group=_GRADIENTS,
+    )
+    ig_steps: int = option(256, "of the other two", whole(1), "N", group=_GRADIENTS)
+    ig_tolerance: float | None = option(
+        None, "of f(x) − f(baseline) (default: 0.01, in 16 bits 0.1)", between(0, 1), "X", group=_GRADIENTS
+    )
+    # The adaptive method begins with nine.
+    ig_max_evaluations: int = option(1024, "a layer", whole(9), "N", group=_GRADIENTS)

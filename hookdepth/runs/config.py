@@ -1,0 +1,101 @@
+"""Everything that can be chosen for a run, each option once: the command line, Python and metadata are made from it.
+
+    config = Config(model="demo", analyses="logit-lens", limit=2, out="out/first")
+    config.dtype          # 'auto'
+
+Nothing here needs torch, so that `hookdepth run --help` is fast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from hookdepth.analyses.settings import Settings
+from hookdepth.errors import HookdepthError
+from hookdepth.options import one_of, option, pairs, switch, text, whole
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+QUANTIZATIONS = ("none", "8bit", "4bit")
+_ALSO_DTYPE = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32"}
+_ALSO_BITS = {"8": "8bit", "int8": "8bit", "4": "4bit", "int4": "4bit", "nf4": "4bit", "fp4": "4bit", "no": "none"}
+
+
+def _anything(given: Any) -> Any:
+    return given
+
+
+@dataclass(frozen=True)
+class Config(Settings):
+    """A run. `hookdepth run --help` explains every option; in Python they have the same names.
+
+        Config(limit=2, out="out/first")
+
+    Raises:
+        HookdepthError: a value that an option does not take.
+    """
+
+    model: Any = option("demo", "demo, a hub id or a folder", _anything, "demo|HUB_ID|FOLDER")
+    dataset: str = option("demo", "a data set, a JSONL or a text file", text, "NAME|FILE")
+    limit: int | None = option(None, "first N prompts (default: 10)", whole(1), "N")
+    analyses: Any = option("all", "all, or of those below, or FILE.py:CLASS", _anything, "A,B,…")
+    probe: tuple[tuple[str, str], ...] | None = option(
+        None,
+        "repeatable; default: the data set's answers, or the paper's two",
+        pairs,
+        metavar=("PROMPT", "ANSWER"),  # type: ignore[arg-type]  # argparse's way for two
+        nargs=2,
+        action="append",
+    )
+    seed: int = option(123, "of the cuts", whole(), "N")
+    dtype: str = option(
+        "auto", "auto, float32, bfloat16 or float16", one_of(*DTYPES, also=_ALSO_DTYPE), "TYPE", group="how"
+    )
+    device: str = option("auto", "auto, cpu, cuda or cuda:N", text, "NAME", group="how")
+    device_map: Any = option(None, "spread a large model, as accelerate does", _anything, "auto|FILE.json", group="how")
+    quantize: str = option(
+        "none", "none, 8bit or 4bit (bitsandbytes)", one_of(*QUANTIZATIONS, also=_ALSO_BITS), "BITS", group="how"
+    )
+    attn_implementation: str | None = option(
+        None, "sdpa, eager, … (default: transformers' choice)", text, "NAME", group="how"
+    )
+    revision: str | None = option(None, "of a hub id", text, "NAME", group="how")
+    out: str | None = option(None, "folder for results, figures and report.html", text, "DIR", group="where")
+    overwrite: bool = option(False, "replace results of other settings", switch, group="where", action="store_true")
+    strict: bool = option(False, "fail where the noise floor is not 0", switch, group="where", action="store_true")
+    dry_run: bool = option(
+        False, "print work, memory and time, load no weights, and stop", switch, group="where", action="store_true"
+    )
+
+    def with_out(self, folder: str) -> Config:
+        """The same, with another folder for the results: Config().with_out("out")."""
+        return replace(self, out=folder)
+
+    @property
+    def settings(self) -> Settings:
+        """Those that the analyses read."""
+        return Settings(**{one.name: getattr(self, one.name) for one in fields(Settings)})
+
+    @property
+    def of_model(self) -> dict[str, Any]:
+        """Those that say how a model is loaded."""
+        names = ("dtype", "device", "quantize", "attn_implementation", "revision")
+        return {name: getattr(self, name) for name in names}
+
+
+def refuse_unread(given: Iterable[str], read: Iterable[str]) -> None:
+    """Raise where an option was given that none of the chosen analyses reads: it would look as if it did something.
+
+        refuse_unread(["ig_steps"], ["parts", "keep_front"])   # HookdepthError
+
+    Args:
+        given: names of options that somebody gave.
+        read: those that the analyses read; the others are for a run as a whole.
+    """
+    of_analyses = {one.name for one in fields(Settings)} | {"probe", "seed"}
+    for name in given:
+        if name in of_analyses and name not in set(read):
+            raise HookdepthError(
+                f"none of the chosen analyses reads --{name.replace('_', '-')}", "leave it out, or choose one that does"
+            )

@@ -1,0 +1,100 @@
+"""From a config to results: data and model are loaded, analyses run, results written.
+
+results = run(Config(analyses="logit-lens", limit=2, out="out/first"), warn=print)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from hookdepth.analyses.base import Analysis, Inputs
+from hookdepth.analyses.registry import chosen
+from hookdepth.data import Dataset, load_examples
+from hookdepth.errors import HookdepthError
+from hookdepth.model.decoder import Decoder
+from hookdepth.model.demo import demo_folder
+from hookdepth.model.loading import load_model
+from hookdepth.results import Result
+from hookdepth.runs.config import Config, refuse_unread
+from hookdepth.runs.inputs import make_inputs
+from hookdepth.runs.runner import Run
+from hookdepth.runs.workers import Workers
+
+DEFAULT_LIMIT = 10
+
+
+def analyses_of(config: Config, given: Sequence[str] = ()) -> list[Analysis]:
+    """The analyses that a config names; options that were given and that none of them reads are refused.
+
+    [one.name for one in analyses_of(Config(analyses="skip-current,logit-lens"))]   # ['logit-lens', 'skip-current']
+    """
+    analyses = chosen(config.analyses)
+    read = {option for one in analyses for option in one.options}
+    read |= {"probe" for one in analyses if one.needs == "probes"} | {"seed" for one in analyses if one.needs == "cuts"}
+    refuse_unread(given, read)
+    return analyses
+
+
+def run(
+    config: Config, analyses: Sequence[Analysis], warn: Callable[[str], None], workers: Workers | None = None
+) -> list[Result]:
+    """Load model and data, run the analyses, write the results; of several processes the first has them."""
+    workers = workers or Workers()
+
+    def prepare() -> Run:
+        dataset = load_examples(config.dataset)
+        model = config.model
+        if not isinstance(model, Decoder):
+            model = load_model(model, device_map=config.device_map, **config.of_model)
+        return run_of(config, analyses, dataset, model, warn, workers)
+
+    if config.model == "demo":
+        workers.of_first(lambda: str(demo_folder()))  # is converted once
+    return workers.together(prepare).execute(analyses)
+
+
+def run_of(
+    config: Config,
+    analyses: Sequence[Analysis],
+    dataset: Dataset,
+    model: Decoder,
+    warn: Callable[[str], None],
+    workers: Workers | None = None,
+) -> Run:
+    """A run of a model and a data set that are there already."""
+    if config.out is None:
+        raise HookdepthError("the results have no folder", "give --out")
+    return Run(
+        model,
+        _inputs(config, analyses, dataset, model, warn),
+        config.settings,
+        {"name": dataset.name, "prompts_sha256": dataset.sha256},
+        config.seed,
+        Path(config.out),
+        overwrite=config.overwrite,
+        warn=warn,
+        workers=workers or Workers(),
+    )
+
+
+def _inputs(
+    config: Config, analyses: Sequence[Analysis], dataset: Dataset, model: Decoder, warn: Callable[[str], None]
+) -> Inputs:
+    chosen = {"limit": config.limit or DEFAULT_LIMIT, "seed": config.seed, "probes": config.probe}
+    return make_inputs(analyses, dataset, model, warn, settings=config.settings, **chosen)  # type: ignore[arg-type]
+
+
+def describe_plan(config: Config, analyses: Sequence[Analysis]) -> str:
+    """What `--dry-run` prints: passes, work, memory and time of each analysis; no weights are loaded."""
+    from hookdepth.runs.dry_run import describe, estimate
+    from hookdepth.runs.outline import Words, load_outline
+
+    outline = load_outline(config.model, **config.of_model)
+    inputs = _inputs(config, analyses, load_examples(config.dataset), outline, lambda line: None)
+    notes = []
+    if isinstance(outline.tokenizer, Words):
+        notes.append("note: there is no tokenizer; a word, a digit or a sign is taken for a token")
+    if config.device_map:
+        notes.append("note: planned for one device; --device-map spreads the weights, and moving them takes time")
+    return describe(outline, estimate(outline, analyses, inputs, config.settings), notes)
