@@ -102,9 +102,10 @@ def identity_of(model: Decoder) -> dict[str, Any]:
     devices = [_device_name(model.layer_device(layer)) for layer in range(model.n_layers)]
     if len({*devices, about["device"]}) > 1:
         about["layer_devices"] = devices
-    for key, found in (("adapters", _adapters(model.hf)), ("hooks", _hooks(model.hf))):
-        if found:
-            about[key] = found
+    if adapters := _adapters(model.hf):
+        about["adapters"] = adapters
+    if hooks := _hooks(model.hf):
+        about["hooks"] = hooks
     return about
 
 
