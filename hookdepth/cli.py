@@ -208,12 +208,14 @@ def _checked(config: Config, given: Sequence[str]) -> list[Analysis]:
 
 def _finish(config: Config, results: Sequence[Result]) -> int:
     from hookdepth.report.page import write_report
+    from hookdepth.results import read_log
 
-    page = write_report(str(config.out))
+    page, log = write_report(str(config.out)), read_log(str(config.out))
     for result in results:
         floor = result.metadata.get("null_effect")
         noise = "" if floor is None else f", noise floor {floor:.2g}"
-        cost = f"{result.metadata['wall_time_s']:8.1f} s, {result.metadata['passes']} passes"
+        known = log.get(result.analysis)
+        cost = f"{known['wall_time_s']:8.1f} s, {known['passes']} passes" if known else f"{'?':>8} s"
         print(f"{result.analysis:22} {cost}{noise}")
     print(f"report: {page}")
     noisy = [result for result in results if result.metadata.get("null_effect")]
@@ -230,9 +232,10 @@ def _finish(config: Config, results: Sequence[Result]) -> int:
 
 def _check_out(text: str, names: Sequence[str] = ()) -> None:
     """Refuse, before anything is computed, a folder that could not be written to or reported on afterwards."""
-    from hookdepth.results import SUFFIX, read_metadata
+    from hookdepth.results import SUFFIX, check_folder_name, read_metadata
 
     out = Path(text)
+    check_folder_name(text)
     if "\0" in text or not text.strip():
         raise HookdepthError(f"--out {text!r} is no folder of its own", "give a new or existing folder for the results")
     for place in (out, *out.parents):

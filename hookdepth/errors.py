@@ -11,6 +11,7 @@ user gave is unusable, 1 where a run that was rightly asked for failed.
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable, Mapping
 from operator import index
 from typing import Any
@@ -40,8 +41,33 @@ class NotFiniteError(HookdepthError):
     """A run gave values that are not finite: raise NotFiniteError("non-finite values in the output", "…", 1)."""
 
 
+class DamagedError(HookdepthError):
+    """A file of ours does not hold what it should: raise DamagedError("'out/x.safetensors' has changed", "…")."""
+
+
 class DoesNotRunError(HookdepthError):
     """The model's own forward pass raised: raise DoesNotRunError("'tiny' cannot run on a short input (…)", "…")."""
+
+
+def environment_number(name: str, default: int | None, least: int, most: int | None = None) -> int:
+    """A whole number that a launcher has put into the environment.
+
+        environment_number("WORLD_SIZE", 1, 1)   # 1, where no launcher is
+
+    Args:
+        default: where it is not set; None where it has to be.
+
+    Raises:
+        HookdepthError: it is no whole number of at least `least` and at most `most`, or is missing.
+    """
+    text = os.environ.get(name) or ("" if default is None else str(default))
+    number = int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else None
+    if number is None or number < least or (most is not None and number > most):
+        known = f"{name}={text[:40]!r}" if text else f"{name} is not set, but other variables of a launcher are"
+        span = f"of at least {least}" if most is None else f"from {least} to {most}"
+        remedy = f"a launcher sets it to a whole number {span}: start the processes with one, or unset its variables"
+        raise HookdepthError(f"in the environment, {known}", remedy)
+    return number
 
 
 def choose(what: str, given: Any, allowed: Iterable[str], also: Mapping[str, str] | None = None) -> str:

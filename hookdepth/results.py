@@ -4,6 +4,10 @@
     result.save("out/logit-lens.safetensors")
     Result.load("out/logit-lens.safetensors").tensors["kl"]   # [L+1]
 
+A file names its own content by a digest of everything in it, which is checked whenever it is read: a flipped bit or
+a page of zeros is noticed. What differs from run to run (times, counts of passes, hosts) is not in it but in
+`log.json` beside it, so that two runs with the same settings give the same bytes.
+
 A file is written to a temporary name in its own folder, flushed to the disk and then renamed, so a
 reader sees the old file, the new file or none, never half of one.
 """
@@ -11,6 +15,7 @@ reader sees the old file, the new file or none, never half of one.
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import tempfile
@@ -24,10 +29,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from hookdepth.errors import HookdepthError, choose
+from hookdepth.errors import DamagedError, HookdepthError, choose
 
-SCHEMA = 1
+SCHEMA = 2
 SUFFIX = ".safetensors"
+LOG = "log.json"
 _KEY = "hookdepth"
 RERUN = "give a file that `hookdepth run` wrote, or run the analysis again with --overwrite"
 
@@ -41,7 +47,7 @@ class Result:
     Attributes:
         analysis: name of the analysis, as on the command line.
         tensors: name → tensor; stored as contiguous float32 on the CPU.
-        metadata: JSON-able settings, model, data, versions, timing and noise floor.
+        metadata: JSON-able settings, model, data, versions and noise floor; in a file also a `digest` of everything.
     """
 
     analysis: str
@@ -71,7 +77,9 @@ class Result:
             name: value.detach().to("cpu", torch.float32).contiguous().clone()
             for name, value in sorted(self.tensors.items())
         }
-        meta = {"schema": SCHEMA, "analysis": self.analysis, **self.metadata}
+        meta = {**self.metadata, "schema": SCHEMA, "analysis": self.analysis}
+        meta = json.loads(json.dumps(meta))  # as it will be read back: the digest is of that
+        meta["digest"] = digest_of(tensors, meta)
         return write_atomic(path, save(tensors, metadata={_KEY: json.dumps(meta, sort_keys=True)}))
 
     @classmethod
@@ -81,19 +89,35 @@ class Result:
             Result.load("out/logit-lens.safetensors").metadata["model"]["id"]
 
         Raises:
-            HookdepthError: no such file, not a safetensors file, cut short, or not written by hookdepth.
+            DamagedError: not a safetensors file, cut short, or not what was written.
+            HookdepthError: no such file, one of another version, or not written by hookdepth.
         """
         metadata = read_metadata(path)
         try:
             with safe_open(os.fspath(path), framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         except (SafetensorError, OSError, AttributeError) as error:  # AttributeError: a dtype that torch has not
-            raise HookdepthError(f"cannot read the tensors of {str(path)!r} ({error})", RERUN) from error
+            raise DamagedError(f"cannot read the tensors of {str(path)!r} ({error})", RERUN) from error
         for name, value in tensors.items():
             if value.dtype != torch.float32:
                 kind = str(value.dtype).removeprefix("torch.")
-                raise HookdepthError(f"the tensor {name!r} of {str(path)!r} is {kind}, not float32", RERUN)
+                raise DamagedError(f"the tensor {name!r} of {str(path)!r} is {kind}, not float32", RERUN)
+        if metadata.get("digest") != digest_of(tensors, metadata):
+            raise DamagedError(f"{str(path)!r} is damaged: its content is not what its digest says", RERUN)
         return cls(metadata["analysis"], tensors, metadata)
+
+
+def digest_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
+    """SHA-256 over names, shapes, dtypes and bytes of tensors, and over the metadata but for its own `digest`.
+
+    digest_of({"kl": torch.zeros(31)}, {"seed": 123})
+    """
+    rest = {key: value for key, value in metadata.items() if key != "digest"}
+    digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode())
+    for name, value in sorted(tensors.items()):
+        digest.update(json.dumps([name, list(value.shape), str(value.dtype)]).encode())
+        digest.update(memoryview(value.contiguous().reshape(-1).view(torch.uint8).numpy()))
+    return digest.hexdigest()
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -111,21 +135,65 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
         with safe_open(os.fspath(path), framework="pt") as file:
             raw = (file.metadata() or {}).get(_KEY)
     except (SafetensorError, OSError) as error:
-        raise HookdepthError(f"{str(path)!r} is not a readable safetensors file ({error})", RERUN) from error
+        raise DamagedError(f"{str(path)!r} is not a readable safetensors file ({error})", RERUN) from error
     if raw is None:
         raise HookdepthError(f"{str(path)!r} is a safetensors file, but not one of hookdepth's", RERUN)
     try:
         metadata = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        raise HookdepthError(f"the metadata of {str(path)!r} is not JSON ({error})", RERUN) from error
+        raise DamagedError(f"the metadata of {str(path)!r} is not JSON ({error})", RERUN) from error
     if not isinstance(metadata, dict) or not isinstance(metadata.get("analysis"), str):
-        raise HookdepthError(f"the metadata of {str(path)!r} names no analysis", RERUN)
+        raise DamagedError(f"the metadata of {str(path)!r} names no analysis", RERUN)
     if metadata.get("schema") != SCHEMA:
         raise HookdepthError(
             f"{str(path)!r} has schema {metadata.get('schema')!r}, this hookdepth reads {SCHEMA}",
-            "read it with the version that wrote it, or run the analysis again",
+            "read it with the version that wrote it, or run the analysis again with --overwrite",
         )
     return metadata
+
+
+def read_log(folder: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
+    """What differs from run to run of the same settings: analysis → what is known of how it was computed.
+
+        read_log("out")["logit-lens"]["passes"]
+
+    `wall_time_s` is the sum over all chunks, whichever process measured them, `passes` the forward calls, `hosts` the
+    machines. An analysis of which nothing is known, or nothing that could be read, is not there: no number of a
+    result hangs on it.
+    """
+    try:
+        log = json.loads((Path(folder) / LOG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    entries = log.items() if isinstance(log, dict) else ()
+    return {name: entry for name, entry in entries if isinstance(entry, dict) and _is_log(entry)}
+
+
+def _is_log(entry: Mapping[str, Any]) -> bool:
+    numbers = [entry.get(key) for key in ("wall_time_s", "passes")]
+    return all(isinstance(n, int | float) and not isinstance(n, bool) and 0 <= n < 1e18 for n in numbers)
+
+
+def add_to_log(folder: str | os.PathLike[str], entries: Mapping[str, Mapping[str, Any]]) -> None:
+    """Put entries into a folder's log, beside those of other analyses.
+
+    add_to_log("out", {"logit-lens": {"wall_time_s": 1.5, "passes": 10, "hosts": ["here"]}})
+    """
+    write_json(Path(folder) / LOG, dict(sorted({**read_log(folder), **entries}.items())))
+
+
+def check_folder_name(folder: str | os.PathLike[str]) -> None:
+    """Refuse a folder whose name could be written to but not read back from.
+
+        check_folder_name("out")
+
+    Raises:
+        HookdepthError: it has bytes in it that are no UTF-8.
+    """
+    try:
+        os.fspath(folder).encode()
+    except UnicodeEncodeError as error:
+        raise HookdepthError(f"the name of the folder {os.fspath(folder)!r} is not UTF-8", "give another") from error
 
 
 def write_json(path: str | os.PathLike[str], value: Mapping[str, Any]) -> Path:

@@ -12,6 +12,7 @@ from pathlib import Path
 import matplotlib
 
 import hookdepth
+from hookdepth.results import read_log
 
 N_EXAMPLES = 2  # prompts, as in the notebook
 PROBE = ("5 + 7 + 5 + 3 + 1 + 7 = ", "28")
@@ -59,9 +60,12 @@ def main(folder: Path, name: str) -> None:
 def run(model, folder, *analyses, **options):
     """The figures of some analyses. Results are kept, so that a script that was stopped goes on there."""
     results = hookdepth.analyse(model, analyses, limit=N_EXAMPLES, out=folder, **options)
+    log = read_log(folder)
     for result in results.values():
         floor = result.metadata.get("null_effect")
-        print(f"{result.analysis}: {result.metadata['wall_time_s']} s" + (f", noise floor {floor}" if floor else ""))
+        print(
+            f"{result.analysis}: {log[result.analysis]['wall_time_s']} s" + (f", noise floor {floor}" if floor else "")
+        )
     return {title: figure for result in results.values() for title, figure in hookdepth.plot(result).items()}
 
 

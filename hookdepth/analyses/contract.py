@@ -19,7 +19,7 @@ from jaxtyping import Float, jaxtyped
 from torch import Tensor
 
 from hookdepth.analyses.registry import declared
-from hookdepth.errors import HookdepthError
+from hookdepth.errors import DamagedError, HookdepthError
 from hookdepth.results import RERUN, SUFFIX, Result
 
 _NUMBER = (int, float, type(None))
@@ -30,6 +30,7 @@ _KINDS: dict[str, Any] = {
     "versions": (dict, type(None)),
     "probes": (list, type(None)),
     "null_effect": _NUMBER,
+    "null_where": (str, type(None)),
 }
 
 
@@ -67,11 +68,11 @@ def check_contents(result: Result, path: str | os.PathLike[str]) -> None:
         check_contents(Result.load(path), path)
 
     Raises:
-        HookdepthError: a tensor is missing or has the wrong shape, or the metadata is of the wrong kind.
+        DamagedError: a tensor is missing or has the wrong shape, or the metadata is of the wrong kind.
     """
     found = violation(result)
     if found:
-        raise HookdepthError(f"{str(path)!r} is no complete {result.analysis} result: {found}", RERUN)
+        raise DamagedError(f"{str(path)!r} is no complete {result.analysis} result: {found}", RERUN)
 
 
 def violation(result: Result) -> str | None:

@@ -15,8 +15,6 @@ resid_pre → attn_out → mlp_out → resid_post.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from numbers import Integral
@@ -30,6 +28,7 @@ from torch.utils.hooks import RemovableHandle
 from hookdepth.errors import HookdepthError
 from hookdepth.model.ambient import plain_state
 from hookdepth.model.families import Family, family_of, missing_modules, unsupported
+from hookdepth.model.identity import describe
 from hookdepth.model.positions import LengthDependent
 from hookdepth.model.turns import OwnThread, turn_of
 from hookdepth.model.unembedding import product
@@ -304,25 +303,8 @@ class Decoder:
             yield self
 
     def describe(self) -> dict[str, Any]:
-        """What results say about the model: JSON-able."""
-        config = self.config.to_dict()
-        quantization = config.pop("quantization_config", None) or {}
-        for machine_dependent in ("_name_or_path", "transformers_version", "dtype", "torch_dtype"):
-            config.pop(machine_dependent, None)
-        digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()
-        return {
-            "id": self.name,
-            "revision": self.revision,
-            "config_sha256": digest,
-            "family": self.family.name,
-            "n_layers": self.n_layers,
-            "d_model": self.d_model,
-            "n_parameters": sum(parameter.numel() for parameter in self.hf.parameters()),
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "quantization": _quantization(quantization),
-            "attn_implementation": str(getattr(self.config, "_attn_implementation", "unknown")),
-            "device": _device_name(self.device),
-        }
+        """What a model is called and made like, without its weights: JSON-able."""
+        return describe(self)
 
 
 def _runs_on(module: nn.Module) -> torch.device:
@@ -335,15 +317,3 @@ def _runs_on(module: nn.Module) -> torch.device:
         if place is not None:
             return torch.device(place)
     return own
-
-
-def _quantization(config: dict[str, Any]) -> str:
-    if not config:
-        return "none"
-    bits = "8bit" if config.get("load_in_8bit") else "4bit" if config.get("load_in_4bit") else ""
-    method = config.get("quant_method")
-    return " ".join(filter(None, [str(getattr(method, "value", method)), bits]))
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

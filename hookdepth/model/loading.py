@@ -11,7 +11,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
-import os
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 
 import torch
 
-from hookdepth.errors import DoesNotRunError, HookdepthError, choose, suggestion
+from hookdepth.errors import DoesNotRunError, HookdepthError, choose, environment_number, suggestion
 from hookdepth.model.checking import wrap
 from hookdepth.model.decoder import Decoder
 from hookdepth.model.demo import DEMO_NAME, demo_folder
@@ -199,9 +198,9 @@ def own_gpu() -> int | None:
         own_gpu()   # 1, for the second process
 
     Raises:
-        HookdepthError: there are fewer GPUs than processes.
+        HookdepthError: there are fewer GPUs than processes, or the launcher's variables make no sense.
     """
-    here = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+    here = environment_number("LOCAL_WORLD_SIZE", 1, 1)
     if here == 1:
         return None
     if here > torch.cuda.device_count():
@@ -209,4 +208,4 @@ def own_gpu() -> int | None:
             f"{here} processes on this machine, and {torch.cuda.device_count()} GPUs",
             "start one process a GPU, or name the device with --device",
         )
-    return int(os.environ["LOCAL_RANK"])
+    return environment_number("LOCAL_RANK", None, 0, here - 1)

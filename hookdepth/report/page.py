@@ -25,7 +25,7 @@ from hookdepth.report.summary import ordered, summarise
 from hookdepth.report.tables import flatten, shorten
 from hookdepth.report.texts import DEPTH_NAMES, PAPER, PART_NAMES, TEXTS, WORDS
 from hookdepth.report.tokens import MOST_PROBES
-from hookdepth.results import Result, write_atomic, write_json
+from hookdepth.results import Result, read_log, write_atomic, write_json
 
 DEPTH_NOTE = "Ratio: (layer + 1) / L. Definitions: arXiv 2512.14064."
 
@@ -40,7 +40,7 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
     """
     folder = Path(folder)
     results = ordered(load_folder(folder))
-    summary = summarise(results)
+    summary = summarise(results, read_log(folder))
     write_json(folder / "summary.json", summary)
     headings = {name: TEXTS[name].heading if name in TEXTS else name for name in results}
     body = [_head(summary), contents({"Effective depth": "Effective depth", **headings}), _depths(summary)]

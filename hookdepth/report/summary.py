@@ -185,14 +185,14 @@ def ordered(results: Mapping[str, Result]) -> dict[str, Result]:
     return {name: results[name] for name in sorted(results, key=lambda name: (_position(name), name))}
 
 
-def summarise(results: Mapping[str, Result]) -> dict[str, Any]:
+def summarise(results: Mapping[str, Result], log: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Any]:
     """Everything that `summary.json` holds.
 
     summarise(load_folder("out"))["effective_depth"]["kl"]["ratio"]   # 0.667
     """
     results = ordered(results)
     metadata = {name: result.metadata for name, result in results.items()}
-    head = next(iter(metadata.values()), {})
+    head, costs = next(iter(metadata.values()), {}), log or {}
     return {
         "hookdepth": __version__,
         "model": _json(head.get("model")),
@@ -201,7 +201,9 @@ def summarise(results: Mapping[str, Result]) -> dict[str, Any]:
         "seed": head.get("seed"),
         "effective_depth": effective_depth(results),
         "depth_scores": depth_scores(results),
-        "analyses": {name: _analysis(name, result) for name, result in results.items()},
+        "analyses": {
+            name: _analysis(name, result, (log or {}).get(name, result.metadata)) for name, result in results.items()
+        },
         "mixed": [key for key in ("model", "versions") if any(m.get(key) != head.get(key) for m in metadata.values())],
     }
 
@@ -212,14 +214,14 @@ def _data_of(metadata: Mapping[str, Mapping[str, Any]]) -> Any:
     return (over_prompts or [m.get("data") for m in metadata.values()] or [None])[0]
 
 
-def _analysis(name: str, result: Result) -> dict[str, Any]:
+def _analysis(name: str, result: Result, cost: Mapping[str, Any]) -> dict[str, Any]:
     metadata = result.metadata
     data = metadata.get("data") or {}
     lengths = data.get("lengths")
     return {
         "file": f"{name}{SUFFIX}",
-        "wall_time_s": _json(metadata.get("wall_time_s")),
-        "passes": metadata.get("passes"),
+        "wall_time_s": _json(cost.get("wall_time_s")),
+        "passes": cost.get("passes"),
         "null_effect": _json(metadata.get("null_effect")),
         "null_where": metadata.get("null_where"),
         "largest_effect": largest_effect(result),

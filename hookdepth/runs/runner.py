@@ -15,8 +15,8 @@ import json
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -32,13 +32,15 @@ from hookdepth.analyses.settings import Settings
 from hookdepth.analyses.sharing import Group, groups_of
 from hookdepth.engine.passes import plan_for
 from hookdepth.engine.reading import first_not_finite
-from hookdepth.errors import HookdepthError, NotFiniteError
+from hookdepth.errors import DamagedError, HookdepthError, NotFiniteError
 from hookdepth.model.decoder import Decoder
-from hookdepth.results import SCHEMA, SUFFIX, Result, sweep
-from hookdepth.runs.store import LOCK, VISIBLE_S, Chunks, appears, forget, locked, refuse_other
+from hookdepth.model.identity import identity_of, rounding_of
+from hookdepth.results import SUFFIX, Result, add_to_log, check_folder_name, sweep
+from hookdepth.runs.store import LOCK, VISIBLE_S, Chunks, appears, forget, locked, refuse_other, stored_identities
 from hookdepth.runs.workers import Workers
 
 UNITS = ".chunks"
+_MOST_THREADS = 4096  # that any machine has
 _PLANNED = 16  # chunks whose passes are counted for the bar; it takes the others to be like them
 
 
@@ -74,19 +76,71 @@ class Run:
                 run, or an analysis failed; what was computed before stays.
         """
         known = {analysis.name: analysis for analysis in analyses}
-        identities = {name: self.identity(known[name]) for group in self._groups(known) for name in group.analyses}
         results: list[Result] = []
         with ExitStack() as held:
-            steps = self.workers.of_first(lambda: self._prepare(known, identities, results, held))
+            threads = self.workers.of_first(lambda: self._open(known, held))
+            identities = self._identities(known, threads)
+            steps = self.workers.of_first(lambda: self._prepare(known, identities, results))
             self.workers.together(self._see_folder)
+            self._compare(identities)
             for shared, wanted in steps:
                 (group,) = self._groups({name: known[name] for name in shared})
                 chunks = self._chunks(shared, identities)
-                self._measure(group, chunks)
+                with _threads(threads[shared[0]]):
+                    self._measure(group, chunks)
                 if self.workers.first:
                     results += self._reduce(group, chunks, wanted)
             self.workers.wait()
         return results
+
+    def _open(self, known: Mapping[str, Analysis], held: ExitStack) -> dict[str, int]:
+        """Take the folder, and say with how many threads each analysis is computed.
+
+        A matrix product on a CPU is summed in another order with every number of threads, and a launcher of several
+        processes gives each of them one. So the first process decides when a run begins, for all of them; a run that
+        goes on, and a result that is there, keep the number that they were begun with.
+        """
+        check_folder_name(self.out)
+        held.enter_context(locked(self.out / UNITS))
+        held.callback(self._tidy)
+        threads, own = {}, torch.get_num_threads()
+        for group in self._groups(known):
+            there = {name: self._threads_of_result(name) for name in group.analyses}
+            stopped = [number for name in group.analyses if (number := self._threads_of_chunks(name))]
+            rest = stopped[0] if stopped else own  # those that may share passes have one number
+            threads |= {name: own if self.overwrite else number or rest for name, number in there.items()}
+        return threads
+
+    def _threads_of_result(self, name: str) -> int | None:
+        try:
+            result = Result.load(self.out / f"{name}{SUFFIX}")
+            check_contents(result, name)
+        except HookdepthError:  # there is none, or one that `_finished` will speak of
+            return None
+        return _threads_in(result.metadata)
+
+    def _threads_of_chunks(self, name: str) -> int | None:
+        stored = map(_threads_in, stored_identities(self.out / UNITS, name))
+        return next((number for number in stored if number), None)
+
+    def _identities(self, known: Mapping[str, Analysis], threads: Mapping[str, int]) -> dict[str, dict[str, Any]]:
+        model = self.workers.together(lambda: identity_of(self.model))
+        found = {}
+        for group in self._groups(known):
+            for name in group.analyses:
+                with _threads(threads[name]):
+                    found[name] = self.identity(known[name], model)
+        return found
+
+    def _compare(self, identities: dict[str, dict[str, Any]]) -> None:
+        """Refuse processes that would measure something else than the first: another checkpoint, other versions."""
+        firsts = self.workers.of_first(lambda: identities)
+
+        def compare() -> None:
+            for name, identity in identities.items():
+                refuse_other(self.out / f"{name}{SUFFIX}", firsts[name], identity)
+
+        self.workers.together(compare)
 
     def _tidy(self) -> None:
         """However a run ends: where no chunk is kept, neither is their folder."""
@@ -105,11 +159,8 @@ class Run:
         known: Mapping[str, Analysis],
         identities: dict[str, dict[str, Any]],
         results: list[Result],
-        held: ExitStack,
     ) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
         """What is left: (analyses that share passes, those of them that are wanted). Adds what is there."""
-        held.enter_context(locked(self.out / UNITS))
-        held.callback(self._tidy)
         sweep(self.out)
         sweep(self.out / UNITS)
         if self.overwrite:
@@ -142,13 +193,18 @@ class Run:
             self._subject = Subject(self.model, self.inputs, self.settings)
         return self._subject
 
-    def identity(self, analysis: Analysis) -> dict[str, Any]:
-        """Everything that the numbers of an analysis depend on: goes into its metadata."""
+    def identity(self, analysis: Analysis, model: Mapping[str, Any]) -> dict[str, Any]:
+        """Everything that the numbers of an analysis depend on: goes into its metadata.
+
+        Args:
+            model: what `identity_of` says of the model.
+        """
         own = analysis.identity(self.subject)
         identity = {
             **own,
             "data": {**self.data, **own["data"]},
-            "model": self.model.describe(),
+            "model": model,
+            "rounding": rounding_of(self.model.device),
             "seed": self.seed,
             "versions": {
                 "hookdepth": __version__,
@@ -164,13 +220,18 @@ class Run:
         done = {}
         for name, identity in identities.items():
             path = self.out / f"{name}{SUFFIX}"
-            if path.exists():
+            if not path.exists():
+                continue
+            try:
                 result = Result.load(path)
                 check_contents(result, path)
-                if result.analysis != name:
-                    raise HookdepthError(f"{str(path)!r} holds {result.analysis}", "move it away, or use --overwrite")
-                refuse_other(path, result.metadata, identity)
-                done[name] = result
+            except DamagedError as error:
+                self.warn(f"{error.problem}; measured again")
+                continue
+            if result.analysis != name:
+                raise HookdepthError(f"{str(path)!r} holds {result.analysis}", "move it away, or use --overwrite")
+            refuse_other(path, result.metadata, identity)
+            done[name] = result
         return done
 
     def _measure(self, group: Group, chunks: Chunks) -> None:
@@ -196,19 +257,20 @@ class Run:
         """Read all chunks back, write the results, and only then let the chunks go."""
         loaded = [chunks.load(chunk) for chunk in range(group.n_chunks)]
         partials = [partial for partial, _ in loaded]
+        facts = {
+            "wall_time_s": round(sum(how["seconds"] for _, how in loaded), 3),
+            "passes": sum(partial.passes for partial in partials),
+            "hosts": sorted({how["host"] for _, how in loaded}),
+            "processes": self.workers.size,
+        }
+        add_to_log(self.out, dict.fromkeys(wanted, facts))
         results = []
         finished = group.finish(partials)
         for name in wanted:
-            metadata = {
-                **chunks.identity[name],
-                "wall_time_s": round(sum(seconds for _, seconds in loaded), 3),
-                "passes": sum(partial.passes for partial in partials),
-                **noise_floor(partials),
-            }
+            metadata = {**chunks.identity[name], **noise_floor(partials)}
             _announce_floor(name, metadata, finished[name], self.warn)
-            result = Result(name, finished[name], {"schema": SCHEMA, "analysis": name, **metadata})
-            result.save(self.out / f"{name}{SUFFIX}")
-            results.append(result)
+            path = Result(name, finished[name], metadata).save(self.out / f"{name}{SUFFIX}")
+            results.append(Result.load(path))  # what lies on the disk is what is returned
         chunks.clear()
         return results
 
@@ -238,6 +300,23 @@ class Run:
                         "check the checkpoint's weights, load it with another --dtype, or leave that text out",
                         1,
                     )
+
+
+def _threads_in(identity: Mapping[str, Any]) -> int | None:
+    rounding = identity.get("rounding")
+    threads = rounding.get("threads") if isinstance(rounding, dict) else None
+    return threads if isinstance(threads, int) and 1 <= threads <= _MOST_THREADS else None
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """So many threads in this process, and afterwards as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _bar(group: Group, model: Decoder, settings: Settings, shown: bool) -> tqdm[Any]:

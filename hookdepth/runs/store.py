@@ -4,14 +4,19 @@ with locked(Path("out/.chunks")):
     chunks = Chunks(Path("out/.chunks"), ("logit-lens",), identities)
     chunks.claim()                       # refuses those of other settings
     chunks.save(0, partial, seconds=1.5)
-    chunks.passes(0)                   # 1: it is there
-    chunks.load(0)                       # (partial, 1.5)
+    chunks.passes(0)                     # 1: it is there
+    chunks.load(0)                       # (partial, {"seconds": 1.5, "host": …, …})
+
+A file that does not hold (half written by a disk that lost power, changed, another chunk's) is never used: its chunk
+is measured again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import platform
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,13 +25,14 @@ from pathlib import Path
 from typing import Any
 
 from hookdepth.analyses import Partial
-from hookdepth.errors import HookdepthError
-from hookdepth.results import SUFFIX, Result, read_metadata, write_json
+from hookdepth.errors import DamagedError, HookdepthError
+from hookdepth.results import SUFFIX, Result, write_json
 
 if sys.platform != "win32":
     import fcntl
 
 LOCK = "lock"
+_SETTINGS = "settings.json"
 VISIBLE_S = 90.0  # a shared file system may show another machine's file this late
 
 
@@ -67,70 +73,90 @@ class Chunks:
         """How many are there."""
         return len(list(self.folder.glob(f"{self.prefix}*{SUFFIX}")))
 
+    @property
+    def settings(self) -> Path:
+        """The file that says whose chunks lie here."""
+        return self.folder / f"{self.prefix}{_SETTINGS}"
+
     def claim(self) -> None:
         """Write down whose chunks lie here.
 
         Raises:
             HookdepthError: there are chunks of other settings; names the first that differs.
         """
-        path = self.folder / f"{self.prefix}settings.json"
-        if self.count() and path.exists():
-            refuse_other(path, json.loads(path.read_text(encoding="utf-8")), self.identity)
-        else:
-            write_json(path, self.identity)
+        stored = read_settings(self.settings)
+        if self.count() and stored is not None:
+            refuse_other(self.settings, stored, self.identity)
+            return
+        if self.count():  # each of them names its run, so that none of another can be taken for this one's
+            self.warn(f"{str(self.settings)!r} is missing or damaged; written again")
+        _remove(self.settings)
+        write_json(self.settings, self.identity)
 
     def save(self, chunk: int, partial: Partial, seconds: float) -> None:
         """Keep what a chunk gave."""
         metadata = {
             "owner": self.owner,
+            "chunk": chunk,
             "passes": partial.passes,
             "null_effect": partial.null_effect,
             "null_where": partial.null_where,
-            "wall_time_s": seconds,
+            "seconds": seconds,
+            "host": platform.node(),
         }
         Result(self.prefix[:-1], partial.tensors, metadata).save(self.path(chunk))
 
     def passes(self, chunk: int) -> int | None:
-        """Passes of a chunk that is there; None where it is not, or cannot be read.
+        """Passes of a chunk that is there; None where it is not, or does not hold: then it is to be measured.
 
         Raises:
             HookdepthError: it is one of another run.
         """
-        if not self.path(chunk).exists():
+        path = self.path(chunk)
+        if not path.exists() and not path.is_symlink():
             return None
         try:
-            metadata = read_metadata(self.path(chunk))
-        except HookdepthError as error:  # a disk that lost power may hold less than it had promised
+            return self._read(chunk)[0].passes
+        except DamagedError as error:
             self.warn(f"{error.problem}; measured again")
+            _remove(path)
             return None
-        self._check_owner(chunk, metadata)
-        return int(metadata["passes"])
 
-    def load(self, chunk: int) -> tuple[Partial, float]:
-        """What a chunk gave, and in how many seconds; waits for a shared file system to show it."""
+    def load(self, chunk: int) -> tuple[Partial, dict[str, Any]]:
+        """What a chunk gave, and how it was measured; waits for a shared file system to show it."""
         if not appears(self.path(chunk), self.patience):
             raise HookdepthError(
                 f"the chunk {str(self.path(chunk))!r}, which was measured, is not there",
                 "give --out on a file system that all machines share, where nobody else takes files away",
                 1,
             )
-        stored = Result.load(self.path(chunk))
-        meta = stored.metadata
-        self._check_owner(chunk, meta)
-        partial = Partial(stored.tensors, meta["passes"], meta["null_effect"], meta["null_where"])
-        return partial, float(meta["wall_time_s"])
+        try:
+            return self._read(chunk)
+        except DamagedError as error:  # it held a moment ago
+            raise HookdepthError(error.problem, "give the same command again: it is measured again", 1) from error
 
-    def _check_owner(self, chunk: int, metadata: Mapping[str, Any]) -> None:
-        if metadata.get("owner") != self.owner:
+    def _read(self, chunk: int) -> tuple[Partial, dict[str, Any]]:
+        """What a chunk's file says, once all of it has been checked."""
+        path = self.path(chunk)
+        if not path.is_file():
+            raise DamagedError(f"{str(path)!r} is no file", "take it away")
+        stored = Result.load(path)
+        meta = stored.metadata
+        if (stored.analysis, meta.get("chunk")) != (self.prefix[:-1], chunk):
+            says = f"{stored.analysis}, chunk {meta.get('chunk')}"
+            raise DamagedError(f"{str(path)!r} holds another chunk ({says})", "take it away")
+        if meta.get("owner") != self.owner:
             raise HookdepthError(
-                f"{str(self.path(chunk))!r} is of a run with other settings",
+                f"{str(path)!r} is of a run with other settings",
                 "give --overwrite, or use the same versions on all machines",
             )
+        partial = Partial(stored.tensors, meta["passes"], meta["null_effect"], meta["null_where"])
+        return partial, meta
 
     def clear(self) -> None:
         """Let the chunks go."""
-        for path in [*self.folder.glob(f"{self.prefix}*{SUFFIX}"), self.folder / f"{self.prefix}settings.json"]:
-            path.unlink(missing_ok=True)
+        for path in [*self.folder.glob(f"{self.prefix}*{SUFFIX}"), self.settings]:
+            _remove(path)
 
 
 def forget(folder: Path, names: Iterable[str]) -> None:
@@ -140,7 +166,39 @@ def forget(folder: Path, names: Iterable[str]) -> None:
     """
     for path in folder.glob("*-*"):
         if set(path.name.rpartition("-")[0].split("+")) & set(names):
-            path.unlink(missing_ok=True)
+            _remove(path)
+
+
+def read_settings(path: Path) -> dict[str, Any] | None:
+    """What a settings file says, analysis → identity; None where there is none or it cannot be read.
+
+    read_settings(chunks.settings)
+    """
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return stored if isinstance(stored, dict) and all(isinstance(one, dict) for one in stored.values()) else None
+
+
+def stored_identities(folder: Path, name: str) -> list[dict[str, Any]]:
+    """What the chunks in a folder say that an analysis is measured with; of a run that was stopped.
+
+    stored_identities(Path("out/.chunks"), "logit-lens")
+    """
+    found = []
+    for path in sorted(folder.glob(f"*{_SETTINGS}")):
+        if name in path.name.removesuffix(f"-{_SETTINGS}").split("+") and (stored := read_settings(path)) is not None:
+            found.append(stored.get(name, {}))
+    return found
+
+
+def _remove(path: Path) -> None:
+    """Take away what lies at a place of ours, were it a folder."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextmanager

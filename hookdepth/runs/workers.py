@@ -12,7 +12,6 @@ device time while it waits, and slow company is no error, however slow.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from hookdepth.errors import HookdepthError
+from hookdepth.errors import HookdepthError, environment_number
 
 T = TypeVar("T")
 _START = timedelta(minutes=10)  # until all are there
@@ -136,9 +135,9 @@ def joined() -> Iterator[Workers]:
             workers.first
 
     Raises:
-        HookdepthError: the other processes do not come.
+        HookdepthError: the launcher's variables make no sense, or the other processes do not come.
     """
-    if int(os.environ.get("WORLD_SIZE") or 1) == 1:
+    if environment_number("WORLD_SIZE", 1, 1) == 1:
         yield Workers()
         return
     try:
