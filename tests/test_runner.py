@@ -9,11 +9,10 @@ import torch
 from tiny_models import prompts, tiny_model
 
 import hookdepth
-from hookdepth.analyses import Inputs, Settings, known
+from hookdepth.analyses import Group, Inputs, Settings, known
 from hookdepth.data import Probe
 from hookdepth.errors import HookdepthError
 from hookdepth.results import Result
-from hookdepth.runs import runner
 from hookdepth.runs.runner import UNITS, Run
 
 NAMES = tuple(known())
@@ -55,18 +54,15 @@ class Stop:
 
     def __init__(self, monkeypatch, after=10**6, error=KeyboardInterrupt):
         self.ran = []
-        plain = runner.tasks_for
+        plain = Group.run
 
-        def wrapped(task):
-            def run(chunk, on_pass):
-                if len([one for one in self.ran if one[0] == task.analyses]) >= after:
-                    raise error
-                self.ran.append((task.analyses, chunk))
-                return task.run(chunk, on_pass)
+        def run(group, chunk, on_pass):
+            if len([one for one in self.ran if one[0] == group.analyses]) >= after:
+                raise error
+            self.ran.append((group.analyses, chunk))
+            return plain(group, chunk, on_pass)
 
-            return dataclasses.replace(task, run=run)
-
-        monkeypatch.setattr(runner, "tasks_for", lambda *args: [wrapped(task) for task in plain(*args)])
+        monkeypatch.setattr(Group, "run", run)
 
 
 @pytest.fixture(scope="module")
@@ -304,15 +300,13 @@ def test_a_folder_that_cannot_be_written(make, tmp_path):
 
 def test_a_noise_floor_is_announced(make, monkeypatch):
     lines = []
-    plain = runner.tasks_for
+    plain = Group.run
 
-    def noisy(task):
-        def run(chunk, on_pass):
-            return dataclasses.replace(task.run(chunk, on_pass), null_effect=0.25 * chunk, null_where=f"layer {chunk}")
+    def noisy(group, chunk, on_pass):
+        found = plain(group, chunk, on_pass)
+        return dataclasses.replace(found, null_effect=0.25 * chunk, null_where=f"layer {chunk}")
 
-        return dataclasses.replace(task, run=run)
-
-    monkeypatch.setattr(runner, "tasks_for", lambda *args: [noisy(task) for task in plain(*args)])
+    monkeypatch.setattr(Group, "run", noisy)
     (result,) = make(warn=lines.append).execute(["skip-current"])
     assert (result.metadata["null_effect"], result.metadata["null_where"]) == (0.5, "layer 2")
     assert len(lines) == 1
