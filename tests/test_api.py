@@ -57,7 +57,8 @@ def test_the_same_as_the_command_line(results, prompts, tmp_path, capsys):
     for name in names:
         assert stored[name].tensors.keys() == results[name].tensors.keys()
         for key, value in stored[name].tensors.items():
-            assert torch.equal(value, results[name].tensors[key]), (name, key)
+            same = torch.equal(value.nan_to_num(-1.0), results[name].tensors[key].nan_to_num(-1.0))
+            assert same, (name, key)  # a prompt too short to be cut is NaN in both
     assert stored["skip-future"].metadata["settings"] == results["skip-future"].metadata["settings"]
 
 
@@ -95,7 +96,7 @@ def test_warnings_point_at_the_caller(model, prompts):
         ({"keepfront": 2}, "did you mean keep_front"),
         ({"keep_front": 2, "analyses": "integrated-gradients"}, "none of the chosen analyses reads --keep-front"),
         ({"keep_front": 1.0}, "keep_front=1.0 is not a whole number of at least 0"),
-        ({"ig_steps": "256"}, "is no number of steps"),
+        ({"ig_steps": "many"}, "ig_steps='many' is not a whole number"),
         ({"ig_method": "rieman"}, "did you mean riemann"),
         ({"dataset": "no-such-file.txt"}, "no data set or file"),
     ],
