@@ -14,17 +14,18 @@ import os
 import tempfile
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hookdepth.analyses.base import Analysis
-from hookdepth.data import load_examples, texts_as_dataset
+from hookdepth.data import texts_as_dataset
 from hookdepth.errors import HookdepthError
 from hookdepth.model.decoder import Decoder
 from hookdepth.model.loading import load_model
 from hookdepth.options import refuse_unknown
 from hookdepth.results import Result
 from hookdepth.runs.config import Config
-from hookdepth.runs.start import analyses_of, run_of
+from hookdepth.runs.start import analyses_of, read_dataset, run_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,18 +62,20 @@ def analyse(
     """
     options = {**options, "probe": options.pop("probes")} if "probes" in options else options
     refuse_unknown(options, Config)
-    if texts is not None and "dataset" in options:
-        raise HookdepthError("both texts and dataset= are given", "give one of them")
-    config = Config(analyses=analyses, **{"limit": 10, **options})
+    if texts is not None and {"dataset", "limit"} & set(options):
+        raise HookdepthError("texts are given besides dataset= or limit=", "give texts alone, as many as are meant")
+    config = Config(analyses=analyses, **options)
     wanted = analyses_of(config, [name for name in options if options[name] is not None])
-    data = load_examples(config.dataset) if texts is None else texts_as_dataset(texts)
+    notes: list[str] = []
+    data = read_dataset(config, notes.append) if texts is None else texts_as_dataset(texts)
+    if texts is not None:
+        config = replace(config, limit=len(data.examples))
     decoder = model if isinstance(model, Decoder) else load_model(os.fspath(model), **config.of_model)
     if decoder.tokenizer is None:
         raise HookdepthError("this model has no tokenizer", "give one to wrap(model, tokenizer)")
-    notes: list[str] = []
     try:
         with tempfile.TemporaryDirectory(prefix="hookdepth-") as scratch:
-            kept = config if config.out is not None else config.with_out(scratch)
+            kept = config if config.out is not None else replace(config, out=scratch)
             found = run_of(kept, wanted, data, decoder, notes.append).execute(wanted)
     finally:
         for note in notes:

@@ -13,17 +13,26 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import Field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from hookdepth._version import __version__
+from hookdepth.analyses.registry import questions
+from hookdepth.analyses.settings import Settings
 from hookdepth.errors import HookdepthError, choose, suggestion
+from hookdepth.options import Check
+from hookdepth.runs.config import Config
 
 if TYPE_CHECKING:
+    from hookdepth.analyses.base import Analysis
     from hookdepth.results import Result
 
+INTERRUPTED = "hookdepth: interrupted; the same command goes on where it stopped"
+INTERRUPTED_STATUS = 130
 COMMANDS = ("run", "report", "compare", "info")
 EXAMPLES = """\
 examples:
@@ -35,16 +44,6 @@ examples:
 
 A run that was stopped goes on when the same command is given again. Exit
 status: 0 done, 1 the run failed, 2 what was given cannot be used."""
-ANALYSES = """\
-analyses:
-  residual-stats        how much do attention and MLP add, in which direction
-  logit-lens            when is the prediction there
-  skip-current          which later layers notice that a layer is skipped
-  skip-future           the same, seen from later tokens only
-  local-current, local-future
-                        the same two, direct effects only
-  residual-erasure      until which layer each token is needed for an answer
-  integrated-gradients  which tokens an answer is made of, layer by layer"""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -61,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show ends no run
+    if arguments is None:  # the process is ours, and so is what ends it
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         options = _parse(list(sys.argv[1:] if arguments is None else arguments))
         return int(options.command(options))
@@ -69,8 +70,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _say(str(error))
         return error.exit_status
     except KeyboardInterrupt:
-        print("hookdepth: interrupted; the same command goes on where it stopped", file=sys.stderr)
-        return 130
+        if arguments is None:
+            sys.stdout.flush()
+            _end()
+        print(INTERRUPTED, file=sys.stderr)
+        return INTERRUPTED_STATUS
     except BrokenPipeError:
         sys.stderr.close()  # whoever read our output has gone; nothing is left to say
         return 1
@@ -78,6 +82,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = f" ({error.filename})" if error.filename else ""
         _say(f"{error.strerror or error}{where}; see to that, then give the same command again")
         return 1
+
+
+def _interrupt(_number: int, _frame: object) -> NoReturn:
+    """The first Ctrl-C lets every `finally` run; a second one, which would cut through them, ends the process."""
+    signal.signal(signal.SIGINT, _end)
+    raise KeyboardInterrupt
+
+
+def _end(_number: int = 0, _frame: object = None) -> NoReturn:
+    """End at once, with one line: nothing is half written, whenever that is, and a third Ctrl-C adds no line."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.write(2, f"{INTERRUPTED}\n".encode())
+    os._exit(INTERRUPTED_STATUS)
 
 
 def _say(text: str) -> None:
@@ -139,123 +156,82 @@ def _add_run(commands: argparse._SubParsersAction[_Parser]) -> None:
         usage="hookdepth run --out DIR [options]",
         help="run analyses, write results, figures and the report",
         description="Run analyses on a model and a data set; the same command resumes\na run that was stopped.",
-        epilog=ANALYSES,
+        epilog=_analyses(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     run.set_defaults(command=_run)
-    what = run.add_argument_group("what")
-    what.add_argument("--model", default="demo", metavar="demo|HUB_ID|FOLDER", help="default: demo")
-    what.add_argument(
-        "--dataset",
-        default="demo",
-        metavar="demo|gsm8k|FILE",
-        help="JSONL or text; default: demo",
-    )
-    what.add_argument("--limit", type=_positive, default=10, metavar="N", help="first N prompts (default: 10)")
-    what.add_argument("--analyses", default="all", metavar="A,B,…", help="of those below; default: all")
-    what.add_argument("--parts", default="layer", metavar="P,…", help="of layer,attn,mlp (default: layer)")
-    what.add_argument("--keep-front", type=_count, default=1, metavar="N", help="first tokens left alone (default: 1)")
-    what.add_argument(
-        "--probe", nargs=2, action="append", metavar=("PROMPT", "ANSWER"), help="repeatable; default: the paper's two"
-    )
-    what.add_argument("--seed", type=_seed, default=123, metavar="N", help="of the cuts (default: 123)")
-    ig = run.add_argument_group("integrated gradients")
-    ig.add_argument(
-        "--ig-method",
-        default="adaptive",
-        metavar="NAME",
-        help="adaptive (default), riemann (the paper's) or gauss-legendre",
-    )
-    ig.add_argument("--ig-steps", type=_positive, default=256, metavar="N", help="of the other two (default: 256)")
-    ig.add_argument("--ig-tolerance", type=_tolerance, metavar="X", help="of f(x) − f(baseline) (default: 0.01)")
-    ig.add_argument(
-        "--ig-max-evaluations", type=_evaluations, default=1024, metavar="N", help="a layer (default: 1024)"
-    )
-    how = run.add_argument_group("how")
-    how.add_argument("--dtype", default="auto", metavar="TYPE", help="auto, float32, bfloat16 or float16")
-    how.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N")
-    how.add_argument("--device-map", metavar="auto|FILE.json", help="spread a large model, as accelerate does")
-    how.add_argument("--quantize", default="none", metavar="BITS", help="none, 8bit or 4bit (bitsandbytes)")
-    how.add_argument("--attn-implementation", metavar="NAME", help="sdpa, eager, … (default: transformers' choice)")
-    how.add_argument("--revision", metavar="NAME", help="of a hub id")
-    how.add_argument("--max-rows", type=_rows, metavar="N", help="most rows of a pass (default: as many as fit)")
-    where = run.add_argument_group("where")
-    where.add_argument("--out", required=True, metavar="DIR", help="folder for results, figures and report.html")
-    where.add_argument("--overwrite", action="store_true", help="replace results of other settings")
-    where.add_argument("--strict", action="store_true", help="fail where the noise floor is not 0")
-    where.add_argument("--dry-run", action="store_true", help="print work, memory and time, load no weights, and stop")
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    of_analyses = {one.name for one in fields(Settings)}
+    for one in sorted(fields(Config), key=lambda one: one.name in of_analyses):  # the run's own come first
+        about = one.metadata
+        group = groups.setdefault(about["group"], run.add_argument_group(about["group"]))
+        group.add_argument(f"--{one.name.replace('_', '-')}", **_argument(one))
 
 
-def _positive(text: str) -> int:
-    return _number(text, 1)
+def _argument(one: Field[Any]) -> dict[str, Any]:
+    """What argparse wants to know of an option. Only what was given is in the namespace: defaults are the config's."""
+    about = one.metadata
+    shown = one.default if not isinstance(one.default, tuple) else ",".join(one.default)
+    said = "default" in about["help"] or isinstance(one.default, bool) or one.default is None
+    argument = {"help": about["help"] if said else f"{about['help']} (default: {shown})", "default": argparse.SUPPRESS}
+    if "action" not in about["argument"]:
+        argument["type"] = _type(about["check"])
+    if about["metavar"]:
+        argument["metavar"] = about["metavar"]
+    return {**argument, **about["argument"]}
 
 
-def _count(text: str) -> int:
-    return _number(text, 0)
+def _type(check: Check) -> Callable[[str], Any]:
+    def convert(given: str) -> Any:
+        try:
+            return check(given)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{given[:57] + '…' if len(given) > 60 else given!r} {error}") from error
+
+    return convert
 
 
-def _rows(text: str) -> int:
-    return _number(text, 3)
-
-
-def _evaluations(text: str) -> int:
-    return _number(text, 9)  # the adaptive method begins with as many
-
-
-def _tolerance(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number between 0 and 1")
-    return value
-
-
-def _seed(text: str) -> int:
-    return _number(text, None)
-
-
-def _number(text: str, least: int | None) -> int:
-    # isdecimal alone takes other scripts' digits; int() alone refuses more than 4300 of them in words of its own.
-    digits = text[1:] if text[:1] in ("+", "-") else text
-    number = int(text) if digits.isascii() and digits.isdecimal() and len(digits) <= 18 else None
-    if number is None or (least is not None and number < least):
-        at_least = "" if least is None else f" of at least {least}"
-        shown = text if len(text) <= 40 else f"{text[:37]}…"
-        raise argparse.ArgumentTypeError(f"{shown!r} is not a whole number{at_least}")
-    return number
+def _analyses() -> str:
+    """The analyses with their questions, from their own declarations."""
+    known = questions()
+    width = 2 + max(map(len, known))
+    lines = [f"  {name:{width}}{own['question']}" for name, own in known.items()]
+    return "\n".join(["analyses:", *lines, "  FILE.py:CLASS".ljust(width + 2) + "an analysis of your own"])
 
 
 def _run(options: argparse.Namespace) -> int:
-    from hookdepth.runs import session  # imports torch and transformers: --help should not wait for them
+    from hookdepth.runs import start  # imports torch and transformers: --help should not wait for them
     from hookdepth.runs.workers import joined
 
+    names = {one.name for one in fields(Config)}
+    given = {name: value for name, value in vars(options).items() if name in names}
+    config = Config(**given)
+    if config.out is None:
+        raise HookdepthError("the following arguments are required: --out", "see `hookdepth run --help`")
     with joined() as workers:
-        names, parts = workers.together(lambda: _checked(options))
-        if options.dry_run:
+        analyses = workers.together(lambda: _checked(config, list(given)))
+        if config.dry_run:
             if workers.first:
-                print(session.describe_plan(options, names, parts))
+                print(start.describe_plan(config, analyses))
             return 0
-        results = session.run(options, names, parts, _warn if workers.first else lambda line: None, workers)
-        return _finish(options, results) if workers.first else 0
+        results = start.run(config, analyses, _warn if workers.first else lambda line: None, workers)
+        return _finish(config, results) if workers.first else 0
 
 
-def _checked(options: argparse.Namespace) -> tuple[list[str], tuple[str, ...]]:
-    from hookdepth.runs import session
+def _checked(config: Config, given: Sequence[str]) -> list[Analysis]:
+    from hookdepth.runs.start import analyses_of
 
-    names, parts = session.parse_analyses(options.analyses), session.parse_parts(options.parts)
-    session.choose_method(options.ig_method)
-    if not options.dry_run:
-        _check_out(options.out, names)
-    return names, parts
+    analyses = analyses_of(config, given)
+    if not config.dry_run:
+        _check_out(str(config.out), [one.name for one in analyses])
+    return analyses
 
 
-def _finish(options: argparse.Namespace, results: Sequence[Result]) -> int:
+def _finish(config: Config, results: Sequence[Result]) -> int:
     from hookdepth.report.page import write_report
     from hookdepth.results import read_log
 
-    page, log = write_report(options.out), read_log(options.out)
+    page, log = write_report(str(config.out)), read_log(str(config.out))
     for result in results:
         floor = result.metadata.get("null_effect")
         noise = "" if floor is None else f", noise floor {floor:.2g}"
@@ -264,7 +240,7 @@ def _finish(options: argparse.Namespace, results: Sequence[Result]) -> int:
         print(f"{result.analysis:22} {cost}{noise}")
     print(f"report: {page}")
     noisy = [result for result in results if result.metadata.get("null_effect")]
-    if options.strict and noisy:
+    if config.strict and noisy:
         worst = max(noisy, key=lambda result: float(result.metadata["null_effect"]))
         raise HookdepthError(
             f"--strict: the noise floor of {worst.analysis} is {worst.metadata['null_effect']:.2g}, not 0 "

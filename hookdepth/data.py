@@ -15,13 +15,15 @@ import os
 import random
 import stat
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
 from importlib import resources
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from hookdepth.errors import HookdepthError, suggestion
+from hookdepth.lines import Lines
 from hookdepth.model.hub import hub_or_cache
 
 NAMES = ("demo", "gsm8k")
@@ -39,6 +41,7 @@ GET_GSM8K = (
     "check the network, or fetch test.jsonl of the GitHub repository openai/grade-school-math "
     "(folder grade_school_math/data) elsewhere and give --dataset test.jsonl"
 )
+_KEYS = ("question", "prompt", "answer")
 READABLE = str.maketrans({"Ġ": "_", "▁": "_", "Ċ": "\\n", "\n": "\\n"})
 
 
@@ -53,11 +56,34 @@ class Example:
 
 @dataclass(frozen=True)
 class Dataset:
-    """load_examples("demo"): its name (a file's without the folder), rows, and a hash of what the rows say."""
+    """Rows of a data set, as many as were asked for: load_examples("demo").
+
+    Attributes:
+        name: a file's is without the folder.
+        examples: the rows that were read.
+        more: how many follow that were not; None where some do that nobody has counted.
+    """
 
     name: str
     examples: tuple[Example, ...]
-    sha256: str
+    more: int | None = 0
+
+    @property
+    def sha256(self) -> str:
+        """A hash of what the rows say that were read."""
+        return self.digest(len(self.examples))
+
+    def digest(self, count: int) -> str:
+        """A hash of what the first rows say, whatever follows them: load_examples("demo").digest(2)."""
+        rows = [astuple(example) for example in self.examples[:count]]
+        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+    def left_out(self, limit: int) -> str:
+        """What a run of the first `limit` rows leaves out, in words: "the first 10 of 1,319 prompts", or ""."""
+        if self.more is None:
+            return f"the first {limit:,} of more than {len(self.examples):,} prompts"
+        total = len(self.examples) + self.more
+        return f"the first {limit:,} of {total:,} prompts" if total > limit else ""
 
 
 @dataclass(frozen=True)
@@ -76,25 +102,32 @@ class Probe:
     answer_positions: tuple[int, ...]
 
 
-def load_examples(name: str | os.PathLike[str]) -> Dataset:
+def load_examples(name: str | os.PathLike[str], limit: int | None = None) -> Dataset:
     """Read a data set: `demo`, `gsm8k`, a .jsonl file, or a text file with a prompt a line.
 
         load_examples("probes.jsonl").examples[0].answer
 
     A name goes before a file of that name. Blank lines in files are skipped.
 
+    Args:
+        limit: read no more rows than these; what follows is counted, but not looked at. None: read all.
+
     Raises:
         HookdepthError: no such data set or file, no `datasets` or hub, not UTF-8, a bad row; names file and line.
     """
     name = os.fspath(name)
     if name == "gsm8k":
-        examples = _load_gsm8k()
-    else:
-        content = (resources.files("hookdepth") / "demo.jsonl").read_bytes() if name == "demo" else _read(name)
-        jsonl = name == "demo" or Path(name).suffix.lower() in (".jsonl", ".ndjson")
-        examples = _parse(name, _decode(name, content), jsonl)
-    digest = hashlib.sha256(json.dumps([astuple(example) for example in examples]).encode()).hexdigest()
-    return Dataset(Path(name).name, tuple(examples), digest)
+        rows = _gsm8k_rows()
+        where = "row {} of openai/gsm8k"
+        examples = [_gsm8k_example(row, where.format(number)) for number, row in enumerate(rows[:limit], 1)]
+        return Dataset(name, tuple(examples), len(rows) - len(examples))
+    jsonl = name == "demo" or Path(name).suffix.lower() in (".jsonl", ".ndjson")
+    with Lines(name, _file(name)) as lines:
+        examples = _parse(islice(lines.filled(), limit), jsonl)
+        more = lines.count_rest()
+    if not examples:
+        raise HookdepthError(f"{name!r} is empty", f"write a prompt a line, or in a .jsonl file {ROW}")
+    return Dataset(Path(name).name, tuple(examples), more)
 
 
 def texts_as_dataset(texts: str | Sequence[str]) -> Dataset:
@@ -110,11 +143,10 @@ def texts_as_dataset(texts: str | Sequence[str]) -> Dataset:
     if wrong or not listed:
         raise HookdepthError(f"{wrong[0]!r} is no text" if wrong else "there are no texts", "give a list of prompts")
     examples = tuple(Example(text, prompt=text) for text in listed)
-    digest = hashlib.sha256(json.dumps([astuple(example) for example in examples]).encode()).hexdigest()
-    return Dataset("texts", examples, digest)
+    return Dataset("texts", examples, 0)
 
 
-def _load_gsm8k() -> list[Example]:
+def _gsm8k_rows() -> list[dict[str, Any]]:
     try:
         import datasets
     except ImportError as error:
@@ -126,16 +158,17 @@ def _load_gsm8k() -> list[Example]:
     online = False
     try:
         with hub_or_cache() as online:
-            rows = list(datasets.load_dataset("openai/gsm8k", "main", split="test"))
+            return list(datasets.load_dataset("openai/gsm8k", "main", split="test"))
     except Exception as error:  # what is raised without a network differs from release to release
         why = (str(error) or type(error).__name__).partition("\n")[0][:200]
         if not online:
             why = "the hub cannot be reached, and it was not downloaded before"
         raise HookdepthError(f"cannot load openai/gsm8k ({why})", GET_GSM8K) from error
-    return [_gsm8k_example(row, f"row {number} of openai/gsm8k") for number, row in enumerate(rows, 1)]
 
 
-def _read(name: str) -> bytes:
+def _file(name: str) -> Path:
+    if name == "demo":
+        return Path(str(resources.files("hookdepth") / "demo.jsonl"))
     path = Path(os.path.expanduser(name))  # unlike the method of Path, it takes any string
     if not name or not os.path.exists(path):  # so does this one
         near = suggestion(name, NAMES)
@@ -150,47 +183,42 @@ def _read(name: str) -> bytes:
         raise HookdepthError(f"{name!r} is JSON, not JSON lines", f"write {ROW}, to a file ending in .jsonl")
     if path.suffix.lower() in (".csv", ".tsv"):
         raise HookdepthError(f"{name!r} is a table, of which every line would be a prompt", f"write {ROW}")
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise HookdepthError(f"cannot read {name!r} ({error.strerror})", "give a file that you may read") from error
+    return path
 
 
-def _decode(name: str, content: bytes) -> str:
-    if b"\0" in content:
-        raise HookdepthError(f"{name!r} is a binary file", "give a .jsonl or text file in UTF-8")
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise HookdepthError(f"{name!r} line {line} is not UTF-8", "save the file in UTF-8") from error
-    if not text.strip():
-        raise HookdepthError(f"{name!r} is empty", f"write a prompt a line, or in a .jsonl file {ROW}")
-    return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def _parse(name: str, text: str, jsonl: bool) -> list[Example]:
-    # Not splitlines: JSON strings and prompts may hold U+2028 and its like.
-    lines = [(f"{name!r} line {number}", line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+def _parse(lines: Iterable[tuple[str, str]], jsonl: bool) -> list[Example]:
     if not jsonl:
         return [Example(line, prompt=line) for _, line in lines]
-    rows = [(where, _row(line, where)) for where, line in lines]
-    for where, row in rows:
-        if ("question" in row) != ("question" in rows[0][1]):
-            raise HookdepthError(f"{where} has other keys than {rows[0][0]}", f"write {ROW}")
-    read = _gsm8k_example if "question" in rows[0][1] else _prompt_example
-    return [read(row, where) for where, row in rows]
+    examples: list[Example] = []
+    first: tuple[str, bool] | None = None
+    for where, line in lines:
+        row = _row(line, where)
+        questions = "question" in row
+        first = first or (where, questions)
+        if questions != first[1]:
+            raise HookdepthError(f"{where} has other keys than {first[0]}", f"write {ROW}")
+        examples.append((_gsm8k_example if questions else _prompt_example)(row, where))
+    return examples
 
 
 def _row(line: str, where: str) -> dict[str, Any]:
     try:
-        row = json.loads(line)
+        row = json.loads(line, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         why = str(error).split(": line 1")[0]  # it counts lines within the line
         raise HookdepthError(f"{where} is not valid JSON ({why})", f"write {ROW}") from error
     if not isinstance(row, dict) or ("question" in row) == ("prompt" in row):
         raise HookdepthError(f'{where} is no JSON object with either "question" or "prompt"', f"write {ROW}")
     return row
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; a key that stands twice would leave nobody sure which of its values is meant."""
+    keys = [key for key, _ in pairs]
+    for key in _KEYS:
+        if keys.count(key) > 1:
+            raise ValueError(f"{key!r} stands twice")
+    return dict(pairs)
 
 
 def _gsm8k_example(row: dict[str, Any], where: str) -> Example:

@@ -13,6 +13,8 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterable, Mapping
+from operator import index
+from typing import Any
 
 
 class HookdepthError(Exception):
@@ -68,7 +70,7 @@ def environment_number(name: str, default: int | None, least: int, most: int | N
     return number
 
 
-def choose(what: str, given: str, allowed: Iterable[str], also: Mapping[str, str] | None = None) -> str:
+def choose(what: str, given: Any, allowed: Iterable[str], also: Mapping[str, str] | None = None) -> str:
     """Return `given` if it is allowed; else raise with the nearest word that is.
 
         choose("analysis", "skip-curent", ["skip-current", "logit-lens"])
@@ -78,13 +80,60 @@ def choose(what: str, given: str, allowed: Iterable[str], also: Mapping[str, str
         also: what people call it elsewhere → the word that is meant; suggested, never accepted.
     """
     options = list(allowed)
+    listed = ", ".join(options)
+    if not isinstance(given, str):
+        raise HookdepthError(f"unknown {what} {shown(given)}", f"use one of {listed}")
     if given in options:
         return given
     near = suggestion(given, options, also)
-    listed = ", ".join(options)
     remedy = f"did you mean {near}? ({listed})" if near else f"use one of {listed}"
-    shown = given if len(given) <= 60 else f"{given[:57]}…"
-    raise HookdepthError(f"unknown {what} {shown!r}", remedy)
+    word = given if len(given) <= 60 else f"{given[:57]}…"
+    raise HookdepthError(f"unknown {what} {word!r}", remedy)
+
+
+def whole_number(what: str, given: Any, low: int | None = None, high: int | None = None) -> int:
+    """Return the int that is meant; refuse everything that is none (1.5, True, "3", None), and what lies outside.
+
+        whole_number("the layer", 3, 0, 29)   # 3
+        whole_number("the layer", 1.5)        # HookdepthError: the layer is 1.5; give a whole number
+
+    Args:
+        what: how the message calls it.
+        given: an int, or what counts as one: an integer of numpy's, a tensor of an integer dtype without axes.
+        low, high: least and largest value allowed.
+    """
+    wanted = "a whole number"
+    if low is not None:
+        wanted += f" of at least {low}" if high is None else f" from {low} to {high}"
+    # A bool, also one of numpy's or torch's, can be used as an index, but nobody means a number by it.
+    is_number = not isinstance(given, bool) and "bool" not in str(getattr(given, "dtype", ""))
+    if is_number and not getattr(given, "ndim", 0):
+        try:
+            number = index(given)
+        except (TypeError, ValueError, RuntimeError):  # no number; a tensor of floats; a tensor without data
+            is_number = False
+    else:
+        is_number = False
+    if not is_number:
+        raise HookdepthError(f"{what} is {shown(given)}", f"give {wanted}")
+    if (low is not None and number < low) or (high is not None and number > high):
+        raise HookdepthError(f"{what} is {number}", f"give {wanted}")
+    return number
+
+
+def shown(given: Any) -> str:
+    """A value as a message shows it: on one line, and not longer than a line; a tensor by its shape.
+
+    shown([1.5] * 99)   # '[1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5…'
+    """
+    if getattr(given, "ndim", 0):
+        return f"an array of shape {list(given.shape)}"
+    if isinstance(given, type):
+        return f"the class {given.__name__}"
+    if "__repr__" not in {name for kind in type(given).__mro__[:-1] for name in vars(kind)}:
+        return f"an instance of {type(given).__name__}"
+    text = " ".join(repr(given).split())
+    return text if len(text) <= 60 else f"{text[:59]}…"
 
 
 def suggestion(given: str, allowed: Iterable[str], also: Mapping[str, str] | None = None) -> str | None:

@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from hookdepth.errors import choose
 
 EPS = 1e-6
 
@@ -72,17 +74,43 @@ def topk_overlap(a: Float[Tensor, "*b v"], b: Float[Tensor, "*b v"], k: int = 5)
     return (top_a[..., :, None] == top_b[..., None, :]).any(-1).float().mean(-1)
 
 
-def masked_reduce(values: Float[Tensor, "r t"], mask: Bool[Tensor, "r t"], how: str) -> Float[Tensor, " r"]:
-    """Reduce over the tokens that the mask selects: `max` (0 where there are none), `sum` or `mean`.
+REDUCTIONS = ("max", "min", "mean", "sum")
 
-    masked_reduce(effect, measured, "max")   # [row]
+
+def masked_reduce(
+    values: Float[Tensor, "r t"], mask: Bool[Tensor, "r t"], how: str, zeros: Int[Tensor, " r"] | None = None
+) -> Float[Tensor, " r"]:
+    """Reduce over the tokens that the mask selects, and over no others; NaN where it selects none.
+
+        masked_reduce(effect, measured, "max")   # [row]
+
+    Args:
+        values: what stands at tokens that are not selected may be anything.
+        mask: the tokens reduced over.
+        how: one of `REDUCTIONS`.
+        zeros: further tokens of each row, not among the columns, whose value is known to be 0.
+
+    Raises:
+        HookdepthError: another reduction.
     """
-    kept = values.masked_fill(~mask, 0.0)
-    if how == "max":
-        # The values reduced by maximum are norms: nothing selected means nothing changed.
-        return kept.amax(-1)
-    total = kept.sum(-1)
-    return total if how == "sum" else total / mask.sum(-1).clamp(min=1)
+    choose("reduction", how, REDUCTIONS)
+    if not values.shape[-1]:
+        values, mask = values.new_zeros(values.shape[0], 1), mask.new_zeros(values.shape[0], 1)
+    left_out = ~mask
+    empty = left_out.all(-1)
+    if how in ("max", "min"):
+        worst = float("-inf") if how == "max" else float("inf")
+        kept = values.masked_fill(left_out, worst)
+        reduced = kept.amax(-1) if how == "max" else kept.amin(-1)
+        if zeros is not None:
+            with_zero = reduced.clamp(min=0.0) if how == "max" else reduced.clamp(max=0.0)
+            reduced = torch.where(zeros > 0, with_zero, reduced)
+    else:
+        reduced = values.masked_fill(left_out, 0.0).sum(-1)
+        if how == "mean":
+            count = mask.sum(-1) if zeros is None else mask.sum(-1) + zeros
+            reduced = reduced / count.clamp(min=1)
+    return reduced.masked_fill(empty if zeros is None else empty & (zeros == 0), float("nan"))
 
 
 def blocks(n: int, elements: int, device: torch.device) -> Iterator[slice]:

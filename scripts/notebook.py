@@ -63,7 +63,9 @@ def run(model, folder, *analyses, **options):
     log = read_log(folder)
     for result in results.values():
         floor = result.metadata.get("null_effect")
-        print(f"{result.analysis}: {log[result.analysis]['wall_time_s']} s" + (f", noise floor {floor}" if floor else ""))
+        print(
+            f"{result.analysis}: {log[result.analysis]['wall_time_s']} s" + (f", noise floor {floor}" if floor else "")
+        )
     return {title: figure for result in results.values() for title, figure in hookdepth.plot(result).items()}
 
 

@@ -13,6 +13,7 @@ from tiny_models import FAMILIES, prompts, tiny_model
 import hookdepth
 from hookdepth.analyses import Inputs, Settings, Subject, chosen, groups_of
 from hookdepth.data import Probe
+from hookdepth.errors import HookdepthError
 
 PARTS = ("layer", "attn", "mlp")
 LENGTHS = (20, 14, 9)
@@ -106,6 +107,33 @@ def test_parts_together_equal_parts_alone(family):
         for name in names:
             for kind in ("effect", "output"):
                 close(together[name][f"{part}.{kind}"], alone[name][f"{part}.{kind}"])
+
+
+@pytest.mark.parametrize("keep_front", [1, 4])
+def test_the_first_tokens_do_not_count_where_they_are_left_out(keep_front):
+    hf = tiny_model("llama")
+    model, ids = hookdepth.wrap(hf), prompts(3, LENGTHS)
+    inputs = Inputs(tuple(map(tuple, ids)))
+    ours = results_of(["residual-stats", "logit-lens"], model, inputs, keep_front=keep_front)
+    # What is left of a prompt's sums is what its first tokens did not bring: those see no later ones.
+    heads, whole = Inputs(tuple(tuple(prompt[:keep_front]) for prompt in ids)), {}
+    for part in (inputs, heads):
+        whole[part] = results_of(["residual-stats", "logit-lens"], model, part)
+    n_all, n_front = sum(LENGTHS), keep_front * len(LENGTHS)
+    for name, own in ours.items():
+        for key, values in own.items():
+            if "_max" not in key:
+                total = whole[inputs][name][key] * n_all - whole[heads][name][key] * n_front
+                torch.testing.assert_close(values, total / (n_all - n_front), rtol=1e-4, atol=1e-5)
+    largest = whole[inputs]["residual-stats"]["relative_contribution_max.layer"]
+    assert (ours["residual-stats"]["relative_contribution_max.layer"] <= largest).all()
+
+
+@pytest.mark.parametrize("name", ["residual-stats", "logit-lens"])
+def test_a_prompt_of_which_nothing_is_left_is_refused(name):
+    model, inputs = hookdepth.wrap(tiny_model("llama")), Inputs(tuple(map(tuple, prompts(3, LENGTHS))))
+    with pytest.raises(HookdepthError, match="--keep-front 9 leaves nothing of prompt 2"):
+        tasks_for([name], model, inputs, Settings(keep_front=9))
 
 
 @pytest.mark.parametrize("keep_front", [0, 1, 3])

@@ -156,6 +156,10 @@ OPTIONS = {
     "--model out": "cannot load the model 'out'; give a folder",
     "--keep-front 1000 --analyses skip-current": "--keep-front 1000 leaves nothing for skip-current to change",
     "--keep-front 8 --analyses skip-future": "--keep-front 8 leaves nothing for skip-future",
+    "--keep-front 1000": "--keep-front 1000 leaves nothing of prompt 0 for logit-lens to measure",
+    "--keep-front 2 --analyses residual-erasure": "--keep-front means nothing to residual-erasure",
+    "--ig-method riemann --ig-steps 300000000": "give at most 1000000",
+    "--ig-method gauss-legendre --ig-steps 60000": "give at most 2048",
     "--out prompts.txt": "'prompts.txt' is a file",
     "--out out/logit-lens.safetensors": "is a file",
     "--out out/logit-lens.safetensors/x": "'out/logit-lens.safetensors' is a file",
@@ -511,3 +515,37 @@ def test_a_folder_of_results_is_left_as_it_was(tmp_path, capfd):
     refused(["report", folder], 2, "skip-current.safetensors", capfd)
     assert (folder / "report.html").read_bytes() == page
     assert results.SCHEMA == 1
+
+
+@pytest.mark.parametrize("explicit", [False, True])
+def test_a_run_says_when_a_data_set_has_more_prompts(here, capfd, explicit):
+    (here / "many.txt").write_text(f"{LINE}\n" * 12)
+    more = ["--limit", 10] if explicit else []
+    for again in ([], ["--dry-run"]):
+        capfd.readouterr()
+        assert main(run(here, *more, *again, dataset="many.txt", analyses="residual-stats", out="many")) == 0
+        out, err = capfd.readouterr()
+        said = "the first 10 of 12 prompts of 'many.txt' are taken; --limit N takes as many as you like"
+        assert (said in out + err) == (not explicit)
+
+
+def test_what_a_result_says_of_its_data_set_is_the_same_for_every_limit(here):
+    (here / "many.txt").write_text("".join(f"{LINE} {n}\n" for n in range(12)))
+    digests = set()
+    for limit in (2, 12):
+        assert main(run(here, "--limit", limit, dataset="many.txt", analyses="residual-stats", out=f"o{limit}")) == 0
+        digests.add(results.load_folder(f"o{limit}")["residual-stats"].metadata["data"]["prompts_sha256"])
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize("backend", ["nonsense", "", "svg"])
+def test_figures_need_no_backend(backend):
+    code = (
+        "import os; import hookdepth.report.page; import matplotlib.figure;"
+        "from hookdepth.report.style import new_figure, render; print(matplotlib.get_backend());"
+        "print(len(render(new_figure(1, 1), 'png')) > 100);"
+        "print(repr(os.environ['MPLBACKEND']))"
+    )
+    given = {**os.environ, "MPLBACKEND": backend}
+    done = subprocess.run([sys.executable, "-c", code], env=given, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == (f"{'svg' if backend == 'svg' else 'agg'}\nTrue\n{backend!r}\n", "")

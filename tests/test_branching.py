@@ -291,7 +291,7 @@ def test_measurements_that_are_no_changes_are_taken_at_every_measured_token(llam
     ids = prompts(1, 40)[0]
     vector = vectors(D)
     branches = [
-        Branch((Patch("resid_pre", layer, vector, [token]),), measured=[1, 3, token % 7, -1], until=until)
+        Branch((Patch("resid_pre", layer, vector, [token]),), measured=sorted({1, 3, token % 7, 39}), until=until)
         for layer, until in ((0, None), (2, None), (4, None), (2, 3))
         for token in range(40)
     ]
@@ -310,14 +310,15 @@ def test_measurements_that_are_no_changes_are_taken_at_every_measured_token(llam
         norms = torch.stack([h[0, at].norm(dim=-1).mean() for h in resid])
         logits = (changed if branch.until is None else clean).logits[0]
         p = logits.softmax(-1)
-        following = torch.tensor([*ids[1:], ids[-1]])
+        following = torch.tensor(ids[1:])
+        before = at[:-1]  # no token follows the last, which all of them measure
         entropies = torch.special.entr(p).sum(-1)[at]
         torch.testing.assert_close(results.layer["norm"][number], norms, rtol=1e-4, atol=1e-4)
         for name, expected in (
             ("entropy-sum", entropies.sum()),
             ("entropy-mean", entropies.mean()),
             ("entropy-max", entropies.max()),
-            ("target_probability", p[at, following[at]].sum()),
+            ("target_probability", p[before, following[before]].sum()),
             ("logit_difference", (logits[at, 5] - logits[at, 7]).mean()),
         ):
             torch.testing.assert_close(results.output[name][number], expected, rtol=1e-4, atol=1e-4)
@@ -361,7 +362,7 @@ def test_activation_patching_from_another_prompt(llama):
 
 def test_short_prompts_share_launches_and_give_the_same(family):
     _, model, _ = family
-    many = prompts(12, (3, 14, 5, 9, 13, 2), seed=3)
+    many = prompts(12, (3, 14, 5, 9, 13, 4), seed=3)
     branches = [
         Branch((skip,), prompt=prompt, cut=cut)
         for prompt in range(12)
@@ -391,9 +392,16 @@ def test_one_token(llama):
 
 
 def test_nothing_to_run(llama):
+    """Every measurement is there, for no branch; nobody's clean run was measured, so it is not 0 either."""
     _, model, ids = llama
-    results = run(model, ids, [])
-    assert (results.passes, results.null_effect, results.layer, results.output) == (0, 0, {}, {})
+    results = run(model, [ids, ids], [])
+    assert (results.passes, results.null_effect) == (0, 0)
+    for layer, output in ((results.layer, results.output), (results.clean_layer, results.clean_output)):
+        assert {name: tuple(value.shape) for name, value in layer.items()} == {"effect": (0, L)}
+        assert {name: tuple(value.shape) for name, value in output.items()} == {"output": (0,)}
+    assert results.trunk_layer["effect"].shape == (2, L)
+    assert results.trunk_layer["effect"].isnan().all()
+    assert results.trunk_output["output"].isnan().tolist() == [True, True]
 
 
 def test_without_output_measurements_nothing_is_unembedded(llama, monkeypatch):

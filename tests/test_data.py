@@ -1,11 +1,14 @@
 """Data sets, template, tokens and cuts: the package's own and whatever a user may hand in."""
 
 import ast
+import gzip
 import json
 import operator
+import os
 import random
 import re
 import sys
+import threading
 import types
 from fractions import Fraction
 from pathlib import Path
@@ -16,7 +19,7 @@ from hypothesis import strategies as st
 from tiny_tokenizer import tiny_tokenizer
 
 import hookdepth
-from hookdepth import data
+from hookdepth import data, lines
 from hookdepth.data import DEFAULT_PROBES, Example, encode, load_examples, make_probe, readable_tokens, sample_cuts
 from hookdepth.errors import HookdepthError
 
@@ -208,6 +211,12 @@ BAD_FILES = {
         "the \"answer\" of 'blank-answer.jsonl' line 1 is empty",
     ),
     "half.jsonl": (b'{"prompt": "\\ud800"}\n', "is not Unicode text"),
+    "twice.jsonl": (
+        b'{"prompt": "p", "answer": "1", "answer": "2"}\n',
+        "line 1 is not valid JSON ('answer' stands",
+    ),
+    "gz.jsonl": (gzip.compress(PROMPT), "is compressed; decompress it first"),
+    "zip.txt": (b"PK\x03\x04rest", "is compressed"),
     "none.jsonl": (b'{"question": "q", "answer": "42"}\n', "is not reasoning, one '####' and a final answer"),
     "two.jsonl": (b'{"question": "q", "answer": "a #### 1 #### 2"}\n', "one '####'"),
     "no-final.jsonl": (QA + b'{"question": "q", "answer": "a #### "}\n', "line 2 is not reasoning"),
@@ -260,11 +269,79 @@ def test_a_file_with_a_name_near_a_data_set_is_read(tmp_path, monkeypatch):
 def test_unreadable_file(tmp_path, monkeypatch):
     path = write(tmp_path, [{"prompt": "p"}])
 
-    def denied(self):
+    def denied(*_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_bytes", denied)
+    monkeypatch.setattr("builtins.open", denied)
     assert "Permission denied" in refusal(load_examples, path)
+
+
+def test_what_follows_the_limit_is_counted_and_not_looked_at(tmp_path):
+    path = write(tmp_path, [{"prompt": f"p{n}"} for n in range(7)])
+    with path.open("ab") as file:
+        file.write(b"\n{not JSON\n\n\xff\xff\r\n  \n")
+    dataset = load_examples(path, 3)
+    assert [e.text for e in dataset.examples] == ["p0", "p1", "p2"]
+    assert dataset.more == 6
+    assert dataset.left_out(2) == "the first 2 of 9 prompts"
+    assert "line 9 is not valid JSON" in refusal(load_examples, path, 8)
+    assert "line 9 is not valid JSON" in refusal(load_examples, path)
+
+
+def test_a_limit_that_nothing_exceeds(tmp_path):
+    path = write(tmp_path, [{"prompt": "a"}, {"prompt": "b"}])
+    assert load_examples(path, 2) == load_examples(path) == load_examples(path, 50)
+    assert load_examples(path, 2).more == 0
+    assert load_examples(path).left_out(2) == ""
+    assert load_examples(path).left_out(1) == "the first 1 of 2 prompts"
+
+
+def test_the_digest_of_the_first_rows_does_not_depend_on_how_many_were_read(tmp_path):
+    path = write(tmp_path, [{"prompt": f"p{n}"} for n in range(5)])
+    few, many = load_examples(path, 2), load_examples(path)
+    assert few.sha256 == few.digest(2) == many.digest(2)
+    assert many.digest(3) != many.digest(2)
+
+
+def test_a_file_too_large_to_be_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(lines, "_COUNTED_BYTES", 10)
+    (tmp_path / "p.txt").write_text("one\ntwo\nthree\nfour\n \n")
+    assert load_examples(tmp_path / "p.txt", 3).more is None
+    assert load_examples(tmp_path / "p.txt", 3).left_out(2) == "the first 2 of more than 3 prompts"
+    assert load_examples(tmp_path / "p.txt", 4).more == 0
+
+
+def test_a_line_without_an_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(lines, "_LONGEST_LINE", 1 << 20)
+    path = tmp_path / "p.txt"
+    path.write_bytes(b"fine\n" + b"x" * (1 << 20) + b"\n")
+    assert len(load_examples(path).examples) == 2
+    path.write_bytes(b"fine\n" + b"x" * (2 << 20))
+    assert "line 2 is longer than 1 MiB" in refusal(load_examples, path)
+
+
+def test_a_pipe_is_read_as_far_as_it_is_needed(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    gone = threading.Event()
+
+    def write_on():
+        try:
+            with pipe.open("wb") as file:
+                while True:
+                    file.write(b"a prompt\n" * 1000)
+        except BrokenPipeError:
+            gone.set()
+
+    threading.Thread(target=write_on, daemon=True).start()
+    dataset = load_examples(pipe, 2)
+    assert (len(dataset.examples), dataset.more) == (2, None)
+    assert gone.wait(10)
+
+
+def test_lines_end_as_on_any_machine(tmp_path):
+    (tmp_path / "p.txt").write_bytes(b"\xef\xbb\xbfa\rb\r\nc\n\r\r\nd\r")
+    assert [e.text for e in load_examples(tmp_path / "p.txt").examples] == list("abcd")
 
 
 # GSM8K from the hub
@@ -470,4 +547,4 @@ def test_data_stands_on_errors_alone():
     names = {node.module or "" for node in tree.body if isinstance(node, ast.ImportFrom)}
     names |= {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
     foreign = {name for name in names if name.split(".")[0] not in sys.stdlib_module_names}
-    assert foreign == {"hookdepth.errors", "hookdepth.model.hub"}
+    assert foreign == {"hookdepth.errors", "hookdepth.lines", "hookdepth.model.hub"}

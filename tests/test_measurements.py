@@ -15,6 +15,7 @@ from hookdepth.engine.measurements import (
     OutputView,
     TargetProbability,
 )
+from hookdepth.errors import HookdepthError
 
 
 def output_view():
@@ -86,9 +87,9 @@ def test_a_measurement_must_say_what_it_measures():
     class Nothing(LayerMeasurement):
         name = "nothing"
 
-    with pytest.raises(TypeError, match=r"Nothing must define values\(view\)"):
+    with pytest.raises(HookdepthError, match=r"Nothing says nothing to measure; define values\(view\)"):
         Nothing().values(None)
-    with pytest.raises(TypeError, match="OutputMeasurement must define"):
+    with pytest.raises(HookdepthError, match="OutputMeasurement says nothing"):
         OutputMeasurement().values(None)
     assert metrics.EPS == 1e-6
 

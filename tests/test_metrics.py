@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hookdepth import metrics
+from hookdepth.errors import HookdepthError
 
 SHAPE = (3, 5, 8)
 
@@ -54,17 +55,46 @@ def test_topk_overlap_by_hand():
     assert metrics.topk_overlap(a, a).tolist() == [1.0]
 
 
+def same(found, expected):
+    return torch.equal(found.nan_to_num(-99.0), torch.tensor(expected).nan_to_num(-99.0))
+
+
 def test_masked_reduce_by_hand():
-    values = torch.tensor([[1.0, 5.0, 3.0], [7.0, 2.0, 4.0], [9.0, 9.0, 9.0]])
+    values = torch.tensor([[-1.0, 5.0, -3.0], [7.0, 2.0, 4.0], [9.0, 9.0, 9.0]])
     mask = torch.tensor([[True, False, True], [False, True, True], [False, False, False]])
-    assert metrics.masked_reduce(values, mask, "max").tolist() == [3.0, 4.0, 0.0]
-    assert metrics.masked_reduce(values, mask, "sum").tolist() == [4.0, 6.0, 0.0]
-    assert metrics.masked_reduce(values, mask, "mean").tolist() == [2.0, 3.0, 0.0]
+    nan = float("nan")
+    assert same(metrics.masked_reduce(values, mask, "max"), [-1.0, 4.0, nan])
+    assert same(metrics.masked_reduce(values, mask, "min"), [-3.0, 2.0, nan])
+    assert same(metrics.masked_reduce(values, mask, "sum"), [-4.0, 6.0, nan])
+    assert same(metrics.masked_reduce(values, mask, "mean"), [-2.0, 3.0, nan])
+
+
+@pytest.mark.parametrize("how", metrics.REDUCTIONS)
+@given(data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_zeros_that_are_known_count_like_columns(how, data):
+    """Tokens that need not be computed, because their value is 0, count as if they were there."""
+    numbers = st.lists(st.sampled_from([-2.0, -1.0, 0.0, 3.0]), max_size=4)
+    rows = data.draw(st.lists(st.tuples(numbers, st.integers(0, 3)), min_size=1, max_size=4))
+    width = max(len(row) for row, _ in rows)
+    values = torch.tensor([row + [float("nan")] * (width - len(row)) for row, _ in rows]).reshape(len(rows), width)
+    mask = torch.tensor([[n < len(row) for n in range(width)] for row, _ in rows], dtype=torch.bool)
+    mask, zeros = mask.reshape(len(rows), width), torch.tensor([n for _, n in rows])
+    plain = {"max": max, "min": min, "sum": sum, "mean": lambda row: sum(row) / len(row)}[how]
+    whole = [row + [0.0] * n for row, n in rows]
+    expected = [plain(row) if row else float("nan") for row in whole]
+    torch.testing.assert_close(metrics.masked_reduce(values, mask, how, zeros), torch.tensor(expected), equal_nan=True)
+
+
+@pytest.mark.parametrize("how", ["median", "MAX", None, max, ["max"]])
+def test_other_reductions_are_refused(how):
+    with pytest.raises(HookdepthError, match="unknown reduction"):
+        metrics.masked_reduce(torch.ones(1, 2), torch.ones(1, 2, dtype=torch.bool), how)
 
 
 def test_what_is_not_selected_may_be_anything():
     values, mask = torch.tensor([[1.0, float("nan"), float("inf")]]), torch.tensor([[True, False, False]])
-    for how in ("max", "sum", "mean"):
+    for how in metrics.REDUCTIONS:
         assert metrics.masked_reduce(values, mask, how).tolist() == [1.0]
 
 

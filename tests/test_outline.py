@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import types
 
 import pytest
 import torch
@@ -42,6 +43,49 @@ def test_an_outline_is_the_model_without_its_weights(family, tmp_path):
     assert (small.n_layers, small.device.type, small.dtype) == (2, "cpu", torch.float32)
     with torch.no_grad():
         assert torch.isfinite(small.forward(torch.arange(12)[None])).all()
+
+
+BAD_CONFIGS = {
+    "no heads": ({"num_attention_heads": 0}, "num_attention_heads = 0, which is no whole number"),
+    "no key heads": ({"num_key_value_heads": 0}, "num_key_value_heads = 0"),
+    "three key heads": ({"num_key_value_heads": 3}, "num_attention_heads = 4, which num_key_value_heads = 3 does not"),
+    "a thousand million layers": ({"num_hidden_layers": 10**9}, "num_hidden_layers = 1000000000"),
+    "no layers": ({"num_hidden_layers": 0}, "num_hidden_layers = 0"),
+    "ten million wide": ({"hidden_size": 10**7}, "hidden_size = 10000000"),
+    "an odd width": ({"hidden_size": 65, "head_dim": None}, ""),
+    "layers in words": ({"num_hidden_layers": "five"}, ""),
+    "half a layer": ({"num_hidden_layers": 5.5}, ""),
+    "no words": ({"vocab_size": 0}, "vocab_size = 0"),
+    "an activation of no name": ({"hidden_act": "nope"}, "nope"),
+    "an epsilon in words": ({"rms_norm_eps": "x"}, ""),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CONFIGS)
+@pytest.mark.parametrize("load", [load_outline, load_model])
+def test_configs_that_no_model_can_have(folder, tmp_path, case, load, capfd):
+    changes, says = BAD_CONFIGS[case]
+    shutil.copytree(folder, tmp_path / "model")
+    if load is load_model:
+        tiny_model("llama", intermediate_size=128).save_pretrained(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps({**config, **changes}))
+    capfd.readouterr()
+    with pytest.raises(HookdepthError) as caught:
+        load(str(tmp_path / "model"))
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_miniature_that_does_not_fit_is_not_begun(folder, monkeypatch):
+    outline = load_outline(str(folder))
+    monkeypatch.setattr("psutil.virtual_memory", lambda: types.SimpleNamespace(available=1000))
+    with pytest.raises(HookdepthError, match=r"2 layers of .* take .* GiB, and cpu has 0.0 GiB free") as caught:
+        miniature(outline, 2)
+    assert caught.value.exit_status == 1
+    monkeypatch.setattr("psutil.virtual_memory", lambda: types.SimpleNamespace(available=1 << 30))
+    assert miniature(outline, 2).n_layers == 2
 
 
 def test_quantised_weights_are_smaller(folder):

@@ -144,7 +144,7 @@ def test_peak_rows_counts_what_lives_together():
 
 
 @pytest.mark.parametrize(
-    ("branch", "birth", "layers", "tokens"),
+    ("branch", "joins", "layers", "tokens"),
     [
         (Branch((Skip(3),)), (3, 2), range(4, L), (1, 20)),
         (Branch((Skip(3, "mlp"),)), (3, 2), range(4, L), (1, 20)),

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hookdepth.analyses.quadrature import AdaptivePath, gauss_legendre, riemann
+from hookdepth.analyses.quadrature import AdaptivePath, check_steps, gauss_legendre, riemann
+from hookdepth.errors import HookdepthError
 
 
 def solve(function, derivative, **options):
@@ -36,6 +37,35 @@ def test_fixed_rules_integrate_what_they_should():
     for degree in range(10):
         total = sum(w * x**degree for x, w in zip(nodes, weights, strict=True))
         assert total == pytest.approx(1 / (degree + 1), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("method", "steps", "says"),
+    [
+        ("gauss-legendre", 60_000, "give at most 2048"),
+        ("riemann", 3 * 10**8, "give at most 1000000"),
+        ("riemann", 0, "is no number of steps"),
+        ("gauss-legendre", -3, "is no number of steps"),
+        ("adaptive", 1.5, "is no number of steps"),
+        ("riemann", True, "is no number of steps"),
+        ("riemann", "256", "is no number of steps"),
+    ],
+)
+def test_numbers_of_steps_beyond_reason_are_refused(method, steps, says):
+    with pytest.raises(HookdepthError, match=says):
+        check_steps(method, steps)
+    rule = {"riemann": riemann, "gauss-legendre": gauss_legendre}.get(method)
+    if rule:
+        with pytest.raises(HookdepthError, match=says):
+            rule(steps)
+
+
+def test_the_most_steps_are_taken():
+    check_steps("adaptive", 10**9)  # which does not read it
+    nodes, weights = gauss_legendre(2048)
+    assert sum(w * x**7 for x, w in zip(nodes, weights, strict=True)) == pytest.approx(1 / 8, rel=1e-12)
+    nodes, weights = riemann(1_000_000)
+    assert sum(weights) == pytest.approx(1)
 
 
 def test_a_cubic_needs_no_refinement():

@@ -22,7 +22,7 @@ from hookdepth.cli import main
 from hookdepth.errors import HookdepthError
 from hookdepth.results import Result
 from hookdepth.training import DepthMonitor, load_history, padding_mask, save_picture
-from hookdepth.training.monitor import metrics_of
+from hookdepth.training.metrics import metrics_of
 from hookdepth.training.statistics import adds_up, products, statistics
 
 IDS = list(range(3, 20))
@@ -244,12 +244,20 @@ def test_an_error_is_said_once_and_the_training_goes_on(caplog):
     assert n_hooks(strict.target.outer) == 0
 
 
-def test_a_probe_that_fails_and_a_folder_that_cannot_be_written(tmp_path, caplog):
+def raising(error):
+    def run(*_args):
+        raise error
+
+    return run
+
+
+def test_a_probe_that_fails_and_a_folder_that_cannot_be_written(tmp_path, caplog, monkeypatch):
     batches = make_batches(3)
     without = train(fresh_model(), batches)
     model = fresh_model()
-    beyond = DepthMonitor(model, 1, probes=["logit-lens"], prompts=[[10**6]])  # no such token
-    assert_same(without, train(model, batches, beyond))
+    failing = DepthMonitor(model, 1, probes=["logit-lens"], prompts=[IDS])
+    monkeypatch.setattr(failing.probes, "run", raising(RuntimeError("no memory")))
+    assert_same(without, train(model, batches, failing))
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "step-000000").write_text("in the way")
     model = fresh_model()
@@ -358,6 +366,10 @@ def test_metrics():
         ({"probes": ["skip-future"], "prompts": [[1, 2]]}, "long enough"),
         ({"probes": ["residual-erasure"], "prompts": [IDS]}, "no prompt has one"),
         ({"out": __file__}, "is a file"),
+        ({"every": True}, "every=True"),
+        ({"probe_every": 0}, "probe_every=0"),
+        ({"mask": None}, "mask=None is no function"),
+        ({"probes": ["logit-lens"], "prompts": [IDS], "settings": {"ig_steps": 4}}, "are no Settings"),
     ],
 )
 def test_what_cannot_be_used_is_refused_before_the_training(options, says):

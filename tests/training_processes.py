@@ -8,6 +8,7 @@ import logging
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from torch import distributed
 from torch.distributed.fsdp import fully_shard
@@ -15,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from training_runs import assert_close, assert_same, expected_stats, fresh_model, make_batches, n_hooks, train
 
 from hookdepth.data import Probe
+from hookdepth.errors import HookdepthError
 from hookdepth.training import DepthMonitor, load_history
 from hookdepth.training.probing import Probes
 from hookdepth.training.wrapping import unwrap
@@ -48,12 +50,20 @@ def check_written(folder, rank, start_of_first_step):
         assert_close(history[name][0], found["tensors"], 1e-4)
 
 
+def check_refused(call):
+    """A probe beyond the embedding, of which this process may hold a part only: no rank waits for another."""
+    DepthMonitor(call, 1, probes=["logit-lens"], prompts=[[299]])
+    with pytest.raises(HookdepthError, match="embeds 0 to 299"):
+        DepthMonitor(call, 1, probes=["logit-lens"], prompts=[[300]])
+
+
 def ddp(rank, folder):
     """Weights, optimiser and random state as without the monitor; statistics over both ranks' tokens."""
 
     def run(monitored):
         model = fresh_model(attention_dropout=0.0)
         call = DistributedDataParallel(model)
+        check_refused(call)
         monitor = watch(call, folder / "ddp", rank) if monitored else None
         return train(model, batches_of(rank), monitor, call=call)
 
@@ -105,6 +115,7 @@ def fsdp2(rank, folder):
 
     def run(monitored):
         model = sharded()
+        check_refused(model)
         monitor = watch(model, folder / "fsdp2", rank) if monitored else None
         found = train(model, batches_of(rank), monitor)
         found["weights"] = {name: value.full_tensor() for name, value in found["weights"].items()}

@@ -204,6 +204,24 @@ class Analysis:
 
     def refuse(self, subject: Subject) -> None:
         """Raise where model and inputs are such that it cannot be measured, before anything is computed."""
+        if "keep_front" in self.options:
+            self._refuse_front(subject, self.front(subject.settings))
+
+    def _refuse_front(self, subject: Subject, front: int) -> None:
+        """A prompt of which nothing is changed or measured would look like one on which nothing matters."""
+        for number, prompt in enumerate(subject.inputs.prompts):
+            cut = min(subject.inputs.cuts[number], default=len(prompt)) if self.needs == "cuts" else len(prompt)
+            if front >= cut:
+                what = f"{cut} tokens" if cut == len(prompt) else f"is cut at token {cut}"
+                raise HookdepthError(
+                    f"--keep-front {front} leaves nothing of prompt {number} for {self.name} to change or measure "
+                    f"({'it has ' if cut == len(prompt) else 'it '}{what})",
+                    "give a smaller number, or leave that prompt out",
+                )
+
+    def measured_tokens(self, subject: Subject) -> list[int]:
+        """How many tokens of each prompt are not left alone."""
+        return [len(prompt) - self.front(subject.settings) for prompt in subject.inputs.prompts]
 
     def front(self, settings: Settings) -> int:
         """How many tokens at the start are left alone."""

@@ -141,13 +141,17 @@ def _wrong_shapes(axes: Mapping[str, str], tensors: Mapping[str, Tensor], n_laye
     """jaxtyping holds all of them against each other: the same word is the same size, and layer+1 is one more."""
     layers = n_layers if isinstance(n_layers, int) and n_layers > 0 else _layers(axes, tensors)
     with jaxtyped("context"):
-        isinstance(torch.empty(layers, device="meta"), Float[Tensor, "layer"])  # from here on the word has this size
+        _is_shaped(torch.empty(layers, device="meta"), "layer")  # from here on the word has this size
         for name, wanted in axes.items():
             shape = list(tensors[name].shape)
-            if 0 in shape or not isinstance(tensors[name], Float[Tensor, wanted]):
+            if 0 in shape or not _is_shaped(tensors[name], wanted):
                 of = f", for {layers} layers" if "layer" in wanted else ""
                 return f"the tensor {name} has shape {shape}, its axes are [{', '.join(wanted.split())}]{of}"
     return None
+
+
+def _is_shaped(tensor: Tensor, axes: str) -> bool:
+    return isinstance(tensor, Float[Tensor, axes])  # type: ignore[arg-type]
 
 
 def _layers(axes: Mapping[str, str], tensors: Mapping[str, Tensor]) -> int:

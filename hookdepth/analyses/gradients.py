@@ -14,7 +14,8 @@ positions that predict the answer are unembedded.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -73,6 +74,10 @@ class IntegratedGradients(Analysis):
         given = super().used(subject)
         return given | {"ig_tolerance": given["ig_tolerance"] or default_tolerance(subject.model)}
 
+    def refuse(self, subject: Subject) -> None:
+        """More steps than a rule can be made of."""
+        quadrature.check_steps(subject.settings.ig_method, subject.settings.ig_steps)
+
     def measure(self, subject: Subject, item: int, on_pass: OnPass) -> Partial:
         """All layers of every part, for one probe."""
         settings = subject.settings
@@ -123,18 +128,28 @@ class Path:
         """The prompt's own token mean."""
         return self.activation[layer].mean(0)
 
-    def evaluate(self, nodes: Sequence[Node]) -> Iterator[tuple[Node, float, Float[Tensor, " token"]]]:
-        """f and its derivative along the path, split over tokens, at each node; order as given."""
-        pending = list(nodes)
+    def evaluate(self, nodes: Iterable[Node]) -> Iterator[tuple[Node, float, Float[Tensor, " token"]]]:
+        """f and its derivative along the path, split over tokens, at each node; order as given.
+
+        Nodes are taken as passes need them and handed on as passes give them: there may be very many.
+        """
+        coming, pending = iter(nodes), list[Node]()
+        while True:
+            pending += islice(coming, max(0, self.max_rows - len(pending)))
+            if not pending:
+                return
+            yield from self._first(pending)
+
+    def _first(self, pending: list[Node]) -> list[tuple[Node, float, Tensor]]:
+        """Run as many nodes as a pass takes, and take them off the list."""
         done: list[tuple[Node, float, Tensor]] = []
 
-        def run_pending() -> None:
-            while pending:
-                chunk = self._chunk(pending)
-                done.extend(zip(chunk, *self._pass(chunk), strict=True))
-                del pending[: len(chunk)]
+        def run() -> None:
+            chunk = self._chunk(pending)
+            done.extend(zip(chunk, *self._pass(chunk), strict=True))
+            del pending[: len(chunk)]
 
-        while not fits(run_pending):
+        while not fits(run):
             if len(self._chunk(pending)) == 1:
                 raise HookdepthError(
                     "not even one node of the path fits into memory with its gradients",
@@ -142,7 +157,7 @@ class Path:
                     1,
                 )
             self.max_rows = len(self._chunk(pending)) // 2
-        yield from done
+        return done
 
     def _chunk(self, pending: Sequence[Node]) -> list[Node]:
         tokens = max(self.measured) + 1
@@ -236,8 +251,8 @@ def _fixed(path: Path, layers: list[int], nodes: list[float], weights: list[floa
     place = {layer: n for n, layer in enumerate(layers)}
     attribution = torch.zeros(len(layers), len(path.probe.token_ids), dtype=torch.float64)
     f_baseline = torch.zeros(len(layers), dtype=torch.float64)
-    listed = [(layer, alpha) for layer in layers for alpha in [*nodes, *extra]]
-    for (layer, alpha), f, gradient in path.evaluate(listed):
+    every = ((layer, alpha) for layer in layers for alpha in [*nodes, *extra])
+    for (layer, alpha), f, gradient in path.evaluate(every):
         attribution[place[layer]] += weight_of.get(alpha, 0.0) * gradient.double()
         if alpha == 0.0:
             f_baseline[place[layer]] = f

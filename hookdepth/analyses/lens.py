@@ -5,6 +5,7 @@
 Final norm and unembedding of resid_pre[0..L−1] and of the final residual; KL(lens‖final) in nats and the
 share of the top 5 in common. All layers of a few tokens are unembedded in one product, whose last rows are
 the final prediction: so entry L is exactly 0 and 1, and the logits of all layers never exist at once.
+The first `keep_front` tokens of each prompt (0) are left out.
 """
 
 from __future__ import annotations
@@ -43,17 +44,17 @@ class LogitLens(Analysis):
 
     def measure(self, subject: Subject, item: int, on_pass: OnPass) -> Partial:
         """Sums over the tokens of a prompt, from one forward pass."""
-        sums = lens_sums(subject.model, subject.inputs.prompts[item])
+        sums = lens_sums(subject.model, subject.inputs.prompts[item], self.front(subject.settings))
         on_pass()
         return Partial(sums, 1)
 
     def reduce(self, subject: Subject, items: Sequence[Tensors]) -> Tensors:
         """Means over all tokens, so that a long prompt counts for more, and each prompt's own."""
-        return token_means(items, [len(prompt) for prompt in subject.inputs.prompts])
+        return token_means(items, self.measured_tokens(subject))
 
 
-def lens_sums(model: Decoder, prompt: Sequence[int], logit_elements: int | None = None) -> Tensors:
-    """Sums over a prompt's tokens of KL and top-5 overlap.
+def lens_sums(model: Decoder, prompt: Sequence[int], front: int = 0, logit_elements: int | None = None) -> Tensors:
+    """Sums over a prompt's tokens from `front` on of KL and top-5 overlap.
 
         lens_sums(model, ids)["topk_overlap"]   # [L+1]
 
@@ -65,8 +66,10 @@ def lens_sums(model: Decoder, prompt: Sequence[int], logit_elements: int | None 
     with model.evaluating():
         with capture(model, "resid_pre") as acts, capture(model, "resid_post", layers=[n_layers - 1]) as last:
             model.forward(torch.tensor([list(prompt)], device=model.device))
-        final = last["resid_post", n_layers - 1][0]
-        resid = torch.stack([acts["resid_pre", layer][0].to(final.device) for layer in range(n_layers)] + [final])
+        final = last["resid_post", n_layers - 1][0, front:]
+        resid = torch.stack(
+            [acts["resid_pre", layer][0, front:].to(final.device) for layer in range(n_layers)] + [final]
+        )
         sums = sum(_kl_and_overlap(model.unembed(model.norm(chunk))) for chunk in resid.split(size, dim=1))
     assert isinstance(sums, torch.Tensor)
     return {"kl": sums[0].cpu(), "topk_overlap": sums[1].cpu()}

@@ -22,6 +22,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from hookdepth.errors import HookdepthError
+
 _WEIGHTS = (1 / 6, 4 / 6, 1 / 6)  # at the ends and the middle
 FLOOR = 0.01
 """Tolerances are relative to |f(1) − f(0)| and to the largest attribution, but never to less than this."""
@@ -29,11 +31,30 @@ _START = 4  # equal intervals to begin with; even, so that each is one half of a
 _SAFETY = 5  # for a smooth f, halving an interval leaves a fifteenth of what it changed; sharp ones are not smooth
 
 
+_MOST_STEPS = {
+    "riemann": (1_000_000, "steps of a millionth are as fine as float32 tells the points of a path apart"),
+    "gauss-legendre": (2048, "the time and memory that finding the nodes takes grow with the cube and the square"),
+}
+
+
+def check_steps(method: str, steps: int) -> None:
+    """Refuse more nodes than can be of use, or none: check_steps("riemann", 256)."""
+    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+        raise HookdepthError(f"--ig-steps {steps!r} is no number of steps", "give a whole number of at least 1")
+    most, why = _MOST_STEPS.get(method, (steps, ""))
+    if steps > most:
+        raise HookdepthError(
+            f"--ig-steps {steps} is more than {method} takes ({why})",
+            f"give at most {most}, or use --ig-method adaptive, which takes as many as an answer needs",
+        )
+
+
 def riemann(steps: int) -> tuple[list[float], list[float]]:
     """The paper's left Riemann sum: nodes k/steps, k = 0 … steps−1, equal weights.
 
     riemann(256)
     """
+    check_steps("riemann", steps)
     return [k / steps for k in range(steps)], [1 / steps] * steps
 
 
@@ -42,6 +63,7 @@ def gauss_legendre(steps: int) -> tuple[list[float], list[float]]:
 
     gauss_legendre(50)    # Captum's default
     """
+    check_steps("gauss-legendre", steps)
     import numpy
 
     nodes, weights = numpy.polynomial.legendre.leggauss(steps)

@@ -3,7 +3,7 @@
     hookdepth.analyse("demo", "residual-stats", limit=2)["relative_contribution.attn"]   # [L]
 
 attn: ‖a‖/‖h‖ and cos(a, h); mlp: ‖m‖/‖h+a‖ and cos(m, h+a); layer: ‖c‖/‖h‖ and cos(c, h). Means over all
-tokens of all prompts, so a long prompt counts for more.
+tokens of all prompts but the first `keep_front` of each (0), so a long prompt counts for more.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ class ResidualStats(Analysis):
 
     def measure(self, subject: Subject, item: int, on_pass: OnPass) -> Partial:
         """Sums over the tokens of a prompt, on the device, from one forward pass."""
-        sums = residual_sums(subject.model, subject.inputs.prompts[item])
+        sums = residual_sums(subject.model, subject.inputs.prompts[item], self.front(subject.settings))
         on_pass()
         return Partial(sums, 1)
 
     def reduce(self, subject: Subject, items: Sequence[Tensors]) -> Tensors:
         """Means over all tokens, so that a long prompt counts for more, and each prompt's own; maxima over all."""
-        return token_means(items, [len(prompt) for prompt in subject.inputs.prompts], largest=_LARGEST)
+        return token_means(items, self.measured_tokens(subject), largest=_LARGEST)
 
 
-def residual_sums(model: Decoder, prompt: Sequence[int]) -> Tensors:
-    """Sums over a prompt's tokens of everything that residual-stats averages; `*_max` are maxima.
+def residual_sums(model: Decoder, prompt: Sequence[int], front: int = 0) -> Tensors:
+    """Sums over a prompt's tokens from `front` on of everything that residual-stats averages; `*_max` are maxima.
 
     residual_sums(model, ids)["norm.resid"]   # [L+1]
     """
@@ -63,13 +63,13 @@ def residual_sums(model: Decoder, prompt: Sequence[int]) -> Tensors:
         resid_mid = sites.resid_pre + sites.attn_out
         contribution = sites.resid_post.float() - sites.resid_pre.float()
         pairs = ((sites.attn_out, sites.resid_pre), (sites.mlp_out, resid_mid), (contribution, sites.resid_pre))
-        relative = torch.stack([relative_norm(part, whole)[0] for part, whole in pairs])  # [part, token]
-        cosines = torch.stack([cosine(part, whole)[0] for part, whole in pairs])
-        norms = torch.stack([part.float().norm(dim=-1)[0] for part, _ in pairs])
-        resid = sites.resid_pre.float().norm(dim=-1).sum()[None]
+        relative = torch.stack([relative_norm(part, whole)[0, front:] for part, whole in pairs])  # [part, token]
+        cosines = torch.stack([cosine(part, whole)[0, front:] for part, whole in pairs])
+        norms = torch.stack([part.float().norm(dim=-1)[0, front:] for part, _ in pairs])
+        resid = sites.resid_pre[0, front:].float().norm(dim=-1).sum()[None]
         per_layer.append(torch.cat([relative.sum(-1), cosines.sum(-1), norms.sum(-1), relative.amax(-1), resid]))
         if layer == model.n_layers - 1:
-            last_norm.append(sites.resid_post.float().norm(dim=-1).sum())
+            last_norm.append(sites.resid_post[0, front:].float().norm(dim=-1).sum())
 
     with model.evaluating(), each_layer(model, measure):
         model.forward(torch.tensor([list(prompt)], device=model.device))

@@ -7,11 +7,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hookdepth.engine.interventions import Intervention
-from hookdepth.engine.tokens import Tokens, positions
-from hookdepth.errors import HookdepthError
+from hookdepth.engine.tokens import Tokens, as_tokens, positions
+from hookdepth.errors import HookdepthError, shown, whole_number
 from hookdepth.model.decoder import SITES
 
 
@@ -35,7 +36,8 @@ class Branch:
         measured: positions at which measurements read; default all from the cut on.
 
     Raises:
-        HookdepthError: no interventions; what does not fit model or prompt is refused by `run_branches`.
+        HookdepthError: no interventions, or what is none; a prompt, cut or layer that is no whole number; what does
+            not fit model or prompt is refused by `run_branches`.
     """
 
     interventions: tuple[Intervention, ...]
@@ -45,8 +47,23 @@ class Branch:
     measured: Tokens | None = None
 
     def __post_init__(self) -> None:
-        if not self.interventions:
+        given = self.interventions
+        if isinstance(given, str) or not isinstance(given, Sequence):
+            raise HookdepthError(f"a branch of {shown(given)}", "give a tuple of interventions: Branch((Skip(4),))")
+        if not given:
             raise HookdepthError("a branch without interventions", "give at least one, e.g. Identity('resid_pre', 0)")
+        for one in given:
+            if not isinstance(one, Intervention):
+                raise HookdepthError(
+                    f"a branch has {shown(one)} for an intervention", "give instances, e.g. Branch((Skip(4),))"
+                )
+        object.__setattr__(self, "interventions", tuple(given))
+        object.__setattr__(self, "prompt", whole_number("a branch's prompt", self.prompt, 0))
+        for name in ("cut", "until"):
+            if (number := getattr(self, name)) is not None:
+                object.__setattr__(self, name, whole_number(f"a branch's {name}", number))
+        if self.measured is not None:
+            object.__setattr__(self, "measured", as_tokens(self.measured, "where a branch is measured"))
 
     def joins(self) -> tuple[int, str]:
         """(layer, site) of its first intervention: before that the branch is the clean run."""

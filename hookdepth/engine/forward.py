@@ -21,10 +21,10 @@ from torch import Tensor
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.interventions import Intervention
 from hookdepth.engine.kv_cache import KeysValues, PrefixCache
+from hookdepth.engine.measured import MeasuredTokens, checked, measured_tokens
 from hookdepth.engine.measurements import LayerMeasurement, LayerView, Measurement, OutputMeasurement, OutputView
 from hookdepth.engine.rows import RowTable
 from hookdepth.engine.tokens import Where, locate
-from hookdepth.metrics import masked_reduce
 from hookdepth.model.decoder import Decoder
 from hookdepth.model.unembedding import most_logits
 
@@ -37,12 +37,16 @@ class PassResult:
         table: its rows.
         layer: measurement → [row, L]; before a branch is born, its clean run's value.
         output: measurement → [row]; for branches that did not live to the end, their clean run's value.
+        clean_layer, clean_output: the clean run's, at the tokens at which each row is measured. All four are NaN where
+            a row is not measured in this pass.
         recorded: layer → keys and values, where suffix passes need them.
     """
 
     table: RowTable
     layer: dict[str, Float[Tensor, "row layer"]]
     output: dict[str, Float[Tensor, " row"]]
+    clean_layer: dict[str, Float[Tensor, "row layer"]]
+    clean_output: dict[str, Float[Tensor, " row"]]
     recorded: dict[int, KeysValues] = field(default_factory=dict)
 
 
@@ -80,8 +84,15 @@ def run_pass(
         hidden = model.forward(token_ids[:, pass_.start : pass_.stop], cache)
     outputs = [m for m in wanted if isinstance(m, OutputMeasurement)]
     elements = logit_elements or most_logits(model.device)
-    output = _measure_output(model, hidden, token_ids, table, forward.mask, outputs, elements) if outputs else {}
-    return PassResult(table, forward.layer_results(), output, cache.recorded)
+    wanting = any(m.needs_target for m in outputs)
+    targeted = measured_tokens(table, branches, lengths, targets=True) if wanting else forward.measured
+    output = _measure_output(model, hidden, token_ids, table, forward.measured, targeted, outputs, elements)
+    own, clean = ([_half(twice, k) for twice in (forward.layer_results(), output)] for k in range(2))
+    return PassResult(table, own[0], own[1], clean[0], clean[1], cache.recorded)
+
+
+def _half(twice: dict[str, Tensor], which: int) -> dict[str, Tensor]:
+    return {name: both.chunk(2)[which] for name, both in twice.items()}
 
 
 def _prefix(table: RowTable, parent: PassResult) -> Callable[[int], KeysValues]:
@@ -129,8 +140,8 @@ class _Pass:
         measurements: Sequence[LayerMeasurement],
     ) -> None:
         self.model, self.table, self.lengths, self.measurements = model, table, lengths, measurements
-        self.measured = _measured_mask(table, branches, lengths)
-        self.mask = self.measured.to(model.device)
+        self.measured = measured_tokens(table, branches, lengths)
+        self.measured_twice = self.measured.twice(model.device)
         self.slots = torch.tensor(table.slot, device=model.device)
         self.values: dict[str, list[Tensor]] = {m.name: [] for m in measurements}
         self.pre = self.attn = self.mlp = torch.empty(0)
@@ -166,7 +177,7 @@ class _Pass:
         last = self.table.n_layers - 1
         edits = [self.table.edits.get((last, site), []) for site in ("mlp_out", "resid_post")]
         tokenwise = all(i.tokenwise for site in edits for _, own in site for i in own)
-        read = self.measured.any(0)
+        read = self.measured.mask.any(0)
         if self.measurements or not tokenwise or read.all():
             return
         tokens = read.nonzero().flatten() if read.any() else torch.zeros(1, dtype=torch.long)
@@ -210,13 +221,13 @@ class _Pass:
         if self.measurements:
             before = _append(self.pre, [self.pre[self.table.slot[id_]] for id_ in rows.born_post])
             view = LayerView(layer, before, after, rows.clean_row, n_clean)
-            mask = self.mask.to(hidden.device)
             # Clean runs come first: a branch that is not here is its clean run, measured where the branch is.
             here = torch.arange(len(rows.outside), device=hidden.device)
-            source = self.slots.to(hidden.device).index_copy(0, rows.ids, here)
+            slots = self.slots.to(hidden.device)
+            places = torch.cat([slots.index_copy(0, rows.ids, here), slots])
             for measurement in self.measurements:
-                values = measurement.values(view).index_select(0, source)
-                self.values[measurement.name].append(masked_reduce(values, mask, measurement.reduce))
+                values = checked(measurement, view, (after.shape[0], after.shape[1]))
+                self.values[measurement.name].append(self.measured_twice.reduce(measurement, values, places))
         self.pre = self.attn = self.mlp = torch.empty(0)
         if rows.keep is not None:
             after = after.index_select(0, rows.keep)
@@ -266,7 +277,7 @@ class _Pass:
         return row
 
     def layer_results(self) -> dict[str, Tensor]:
-        """Measurement → [row, L], gathered on the first device."""
+        """Measurement → [row, L], all rows and then the clean run of each, gathered on the first device."""
         device = self.model.device
         return {name: torch.stack([v.to(device) for v in values], dim=1) for name, values in self.values.items()}
 
@@ -275,62 +286,52 @@ def _append(rows: Tensor, born: list[Tensor]) -> Tensor:
     return torch.cat([rows, *(row[None] for row in born)]) if born else rows
 
 
-def _measured_mask(table: RowTable, branches: Sequence[Branch], lengths: Sequence[int]) -> Tensor:
-    """[row, token of the pass]: where each row is measured; clean runs and null branches wherever any branch is."""
-    pass_ = table.pass_
-    mask = torch.zeros(len(table.slot), pass_.stop - pass_.start, dtype=torch.bool)
-    for id_, row in enumerate(pass_.rows, start=2 * table.n_prompts):
-        if row in pass_.measured:
-            slot = table.slot[id_]
-            measured = branches[row].measured_positions(lengths[slot])
-            inside = [p - pass_.start for p in measured if pass_.start <= p < pass_.stop]
-            mask[id_, inside] = True
-            mask[slot] |= mask[id_]
-    mask[table.n_prompts : 2 * table.n_prompts] = mask[: table.n_prompts]
-    return mask
-
-
 def _measure_output(
     model: Decoder,
     hidden: Float[Tensor, "row token width"],
     token_ids: Int[Tensor, "prompt token"],
     table: RowTable,
-    mask: Tensor,
+    measured: MeasuredTokens,
+    targeted: MeasuredTokens,
     measurements: Sequence[OutputMeasurement],
     logit_elements: int,
 ) -> dict[str, Tensor]:
-    """Unembed, in chunks and only where something is measured."""
+    """Unembed, in chunks and only where something is measured: [row], all rows and then the clean run of each."""
     start, vocab = table.pass_.start, int(model.config.vocab_size)
-    per_row: dict[str, list[Tensor]] = {m.name: [torch.empty(0)] * len(table.slot) for m in measurements}
-    for slot, prompt in enumerate(table.pass_.prompts):
+    tokens_of = {m.name: targeted if m.needs_target else measured for m in measurements}
+    n_rows = len(table.slot)
+    per_row = {m.name: [torch.empty(0)] * (2 * n_rows) for m in measurements}
+    for slot, prompt in enumerate(table.pass_.prompts if measurements else ()):
         places = [n for n, id_ in enumerate(table.final) if table.slot[id_] == slot]
-        own = [id_ for id_ in range(len(table.slot)) if table.slot[id_] == slot]
+        own = [id_ for id_ in range(n_rows) if table.slot[id_] == slot]
         place = {table.final[n]: order for order, n in enumerate(places)}
         source = [place.get(id_, 0) for id_ in own]  # a branch that did not live to the end is its clean run
-        used = torch.nonzero(mask[slot].cpu()).flatten().tolist()
+        used = {name: torch.nonzero(tokens.mask[slot]).flatten().tolist() for name, tokens in tokens_of.items()}
+        widest = max(used.values(), key=len)
+        followed = {p for m in measurements if m.needs_target for p in used[m.name]}
         rows = hidden if len(places) == hidden.shape[0] else hidden.index_select(0, _index(places, hidden.device))
-        collected: dict[str, list[Tensor]] = {m.name: [] for m in measurements}
+        collected: dict[str, list[Tensor]] = {m.name: [hidden.new_zeros(len(places), 0).float()] for m in measurements}
         size = max(1, logit_elements // (len(places) * vocab))
-        for begin in range(0, len(used), size):
-            chunk = used[begin : begin + size]
-            index = _index(chunk, hidden.device)
-            logits = model.unembed(rows.index_select(1, index))
-            following = [min(start + p + 1, token_ids.shape[1] - 1) for p in chunk]
+        for begin in range(0, len(widest), size):
+            chunk = widest[begin : begin + size]
+            logits = model.unembed(rows.index_select(1, _index(chunk, hidden.device)))
+            # Only the prompt's last token, which is the last here too, can be without a target.
+            following = [start + p + 1 for p in chunk if p in followed]
             targets = token_ids[slot].to(logits.device).index_select(0, _index(following, logits.device))
-            view = OutputView(logits, [start + p for p in chunk], targets, prompt)
-            for measurement in measurements:
-                collected[measurement.name].append(measurement.values(view))
+            for needs_target, length in ((False, len(chunk)), (True, len(following))):
+                asked = [m for m in measurements if m.needs_target == needs_target] if length else []
+                at, next_tokens = [start + p for p in chunk[:length]], targets if needs_target else None
+                view = OutputView(logits[:, :length], at, next_tokens, prompt)
+                for measurement in asked:
+                    collected[measurement.name].append(checked(measurement, view, (len(places), length)))
             del view, logits
-        measured = mask.index_select(0, _index(own, mask.device)).index_select(1, _index(used, mask.device))
         for measurement in measurements:
-            if used:
-                values = torch.cat(collected[measurement.name], dim=1)
-                values = values.index_select(0, _index(source, values.device))
-                reduced = masked_reduce(values, measured.to(values.device), measurement.reduce)
-            else:
-                reduced = torch.zeros(len(own), device=model.device)
-            for n, id_ in enumerate(own):
-                per_row[measurement.name][id_] = reduced[n]
+            name = measurement.name
+            values = torch.cat([one.to(hidden.device) for one in collected[name]], dim=1)
+            index = _index([*source, *[0] * len(own)], values.device)
+            reduced = tokens_of[name].of(own, used[name]).twice(values.device).reduce(measurement, values, index)
+            for n, id_ in enumerate([*own, *(n_rows + id_ for id_ in own)]):
+                per_row[name][id_] = reduced[n]
     return {name: torch.stack(values) for name, values in per_row.items()}
 
 

@@ -13,14 +13,16 @@ and `branching.run_branches` runs any list of branches in shared passes.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from math import isfinite
+from numbers import Real
+from typing import Any, ClassVar, Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hookdepth.engine.tokens import Tokens, Where, positions
-from hookdepth.errors import HookdepthError, choose
+from hookdepth.engine.tokens import Tokens, Where, as_tokens, positions
+from hookdepth.errors import HookdepthError, choose, shown, whole_number
 from hookdepth.model.decoder import PART_SITE, PARTS, SITES
 
 
@@ -57,6 +59,16 @@ class Intervention:
     layer: int
     tokens: Tokens = field(default_factory=lambda: slice(None))
 
+    def __post_init__(self) -> None:
+        self._place(self.site, self.layer, self.tokens)
+
+    def _place(self, site: Any, layer: Any, tokens: Any) -> None:
+        """Keep where it acts, in plain ints; what can be no place in any model is refused here and now."""
+        who = type(self).__name__
+        object.__setattr__(self, "site", choose("site", site, SITES))
+        object.__setattr__(self, "layer", whole_number(f"{who}: the layer", layer))
+        object.__setattr__(self, "tokens", as_tokens(tokens, who))
+
     def apply(self, row: Tensor, where: Where, around: Surroundings) -> None:
         """Change `row` [token, width] in place at `where`. The row is the caller's own copy."""
         raise HookdepthError(f"{type(self).__name__} says nothing to do", "give the intervention an `apply`")
@@ -67,7 +79,7 @@ class Intervention:
 
     def check(self, n_layers: int, length: int, width: int) -> None:
         """Raise where the intervention does not fit the model or the prompt."""
-        choose("site", self.site, SITES)
+        self._place(self.site, self.layer, self.tokens)  # a subclass may have set them in an `__init__` of its own
         if not 0 <= self.layer < n_layers:
             raise HookdepthError(
                 f"{type(self).__name__} at layer {self.layer} of a model of {n_layers} layers",
@@ -112,9 +124,7 @@ class Skip(Intervention):
 
     def __init__(self, layer: int, part: str = "layer", tokens: Tokens = slice(1, None)) -> None:
         object.__setattr__(self, "part", choose("part", part, PARTS))
-        object.__setattr__(self, "site", PART_SITE[part])
-        object.__setattr__(self, "layer", layer)
-        object.__setattr__(self, "tokens", tokens)
+        self._place(PART_SITE[part], layer, tokens)
 
     def apply(self, row: Tensor, where: Where, around: Surroundings) -> None:
         """Set the residual back to the layer's input, or the sublayer's output to 0."""
@@ -132,24 +142,17 @@ class WithValue(Intervention):
     value: Tensor = field(default_factory=lambda: torch.zeros(()))
 
     def __init__(self, site: str, layer: int, value: Tensor, tokens: Tokens = slice(None)) -> None:
-        object.__setattr__(self, "site", site)
-        object.__setattr__(self, "layer", layer)
-        object.__setattr__(self, "tokens", tokens)
-        object.__setattr__(self, "value", value)
+        self._place(site, layer, tokens)
+        object.__setattr__(self, "value", _real_tensor(type(self).__name__, value))
 
     def at(self, where: Where) -> Tensor:
         """The value for the tokens of a pass: [d] or [n, d]."""
-        return self.value if self.value.ndim == 1 else self.value[where.picked]
+        return _for_tokens(self.value, where)
 
     def check(self, n_layers: int, length: int, width: int) -> None:
         """Also check the value's shape: [width], or [tokens, width] for the tokens acted on."""
         super().check(n_layers, length, width)
-        acted_on = len(positions(self.tokens, length))
-        if tuple(self.value.shape) not in {(width,), (acted_on, width)}:
-            raise HookdepthError(
-                f"{type(self).__name__} got a value of shape {list(self.value.shape)} for {acted_on} tokens",
-                f"give [{width}] or [{acted_on}, {width}] (tokens acted on, width of the model)",
-            )
+        _check_shape(self, self.value, length, width)
 
 
 @dataclass(frozen=True, eq=False, init=False)
@@ -193,23 +196,43 @@ class AddVector(WithValue):
 
 @dataclass(frozen=True, eq=False, init=False)
 class Scale(Intervention):
-    """Multiply a site's value by a number.
+    """Multiply a site's value by a number, or by numbers.
 
-    Scale("mlp_out", 4, 0.5)    # half of what the MLP adds
+        Scale("mlp_out", 4, 0.5)    # half of what the MLP adds
+
+    Args:
+        site, layer, tokens: where.
+        factor: a finite number; or a tensor, [d] or [n, d] for the n tokens acted on.
     """
 
     tokenwise: ClassVar[bool] = True
-    factor: float = 1.0
+    factor: float | Tensor = 1.0
 
-    def __init__(self, site: str, layer: int, factor: float, tokens: Tokens = slice(None)) -> None:
-        object.__setattr__(self, "site", site)
-        object.__setattr__(self, "layer", layer)
-        object.__setattr__(self, "tokens", tokens)
-        object.__setattr__(self, "factor", factor)
+    def __init__(self, site: str, layer: int, factor: float | Tensor, tokens: Tokens = slice(None)) -> None:
+        self._place(site, layer, tokens)
+        object.__setattr__(self, "factor", self._checked(factor))
 
     def apply(self, row: Tensor, where: Where, around: Surroundings) -> None:
         """Scale the selected tokens."""
-        row[where.local] = row[where.local] * self.factor
+        factor = self.factor
+        if isinstance(factor, Tensor) and factor.ndim:
+            factor = _for_tokens(factor, where).to(row.device, row.dtype)
+        row[where.local] = row[where.local] * factor
+
+    @staticmethod
+    def _checked(factor: Any) -> float | Tensor:
+        if isinstance(factor, Tensor) and factor.ndim:
+            return _real_tensor("Scale", factor)
+        plain = _real_tensor("Scale", factor).item() if isinstance(factor, Tensor) else factor
+        if isinstance(plain, bool) or not isinstance(plain, Real) or not isfinite(plain):
+            raise HookdepthError(f"Scale: the factor is {shown(factor)}", "give a finite number, or a tensor [width]")
+        return factor if isinstance(factor, Tensor) else float(plain)
+
+    def check(self, n_layers: int, length: int, width: int) -> None:
+        """Also check the shape of a factor that is a tensor."""
+        super().check(n_layers, length, width)
+        if isinstance(self.factor, Tensor) and self.factor.ndim:
+            _check_shape(self, self.factor, length, width)
 
 
 @dataclass(frozen=True, eq=False, init=False)
@@ -225,10 +248,8 @@ class Subtract(Intervention):
     source: int = 0
 
     def __init__(self, source: int, layer: int, tokens: Tokens = slice(1, None)) -> None:
-        object.__setattr__(self, "site", "resid_pre")
-        object.__setattr__(self, "layer", layer)
-        object.__setattr__(self, "tokens", tokens)
-        object.__setattr__(self, "source", source)
+        self._place("resid_pre", layer, tokens)
+        object.__setattr__(self, "source", whole_number("Subtract: the source", source))
 
     def apply(self, row: Tensor, where: Where, around: Surroundings) -> None:
         """Subtract on the selected tokens."""
@@ -246,3 +267,26 @@ class Subtract(Intervention):
             raise HookdepthError(
                 f"Subtract(source={self.source}, layer={self.layer})", "give a source before the layer, from 0"
             )
+
+
+def _real_tensor(who: str, given: Any) -> Tensor:
+    if not isinstance(given, Tensor):
+        raise HookdepthError(f"{who} got {shown(given)} for a value", "give a tensor, [width] or [tokens, width]")
+    if given.is_meta:
+        raise HookdepthError(f"{who} got a tensor on the meta device, without data", "give one with data")
+    if given.is_complex() or given.dtype == torch.bool:
+        raise HookdepthError(f"{who} got a tensor of dtype {given.dtype}", "give a tensor of real numbers")
+    return given
+
+
+def _for_tokens(value: Tensor, where: Where) -> Tensor:
+    return value if value.ndim == 1 else value[where.picked]
+
+
+def _check_shape(whose: Intervention, value: Tensor, length: int, width: int) -> None:
+    acted_on = len(positions(whose.tokens, length))
+    if tuple(value.shape) not in {(width,), (acted_on, width)}:
+        raise HookdepthError(
+            f"{type(whose).__name__} got a value of shape {list(value.shape)} for {acted_on} tokens",
+            f"give [{width}] or [{acted_on}, {width}] (tokens acted on, width of the model)",
+        )

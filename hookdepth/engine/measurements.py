@@ -3,21 +3,24 @@
     run_branches(model, [ids], branches, [LayerEffect(), OutputEffect()])
 
 A measurement gives a value per row and token; the engine reduces it over the tokens at which the branch is
-measured. `LayerMeasurement`s are asked at every layer, `OutputMeasurement`s at the unembedding, in chunks.
-Write your own by subclassing either: see the README.
+measured, and over no others. `LayerMeasurement`s are asked at every layer, `OutputMeasurement`s at the unembedding,
+in chunks. Write your own by subclassing either: see the README.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from hookdepth import metrics
+from hookdepth.errors import HookdepthError, choose, shown, whole_number
+from hookdepth.model.decoder import Decoder
+from hookdepth.model.words import token_id
 
 
 @dataclass
@@ -47,21 +50,35 @@ class LayerView:
         return values[:1] if self.clean_row is None else values.index_select(0, self.clean_row)
 
 
-@dataclass
 class OutputView:
     """Rows of one prompt at some positions, unembedded. Row 0 is the clean run.
 
     Attributes:
         logits: [row, position, vocab], the model's dtype.
         positions: where in the prompt.
-        next_tokens: [position], the prompt's token after each position (the last position's is its own).
         prompt: index of the prompt.
     """
 
-    logits: Tensor
-    positions: Sequence[int]
-    next_tokens: Tensor
-    prompt: int
+    def __init__(self, logits: Tensor, positions: Sequence[int], next_tokens: Tensor | None, prompt: int) -> None:
+        self.logits, self.positions, self.prompt = logits, positions, prompt
+        self._next_tokens = next_tokens
+
+    @property
+    def next_tokens(self) -> Int[Tensor, " position"]:
+        """The prompt's token after each position: what a loss calls the target.
+
+        The prompt's last token has none. So only a measurement with `needs_target = True` is given targets, and the
+        last token is not among its positions.
+
+        Raises:
+            HookdepthError: the measurement does not say that it needs them.
+        """
+        if self._next_tokens is None:
+            raise HookdepthError(
+                "a measurement reads next_tokens at positions of which one may be the prompt's last, which has none",
+                "set needs_target = True on the measurement, and the last token is left out",
+            )
+        return self._next_tokens
 
     @cached_property
     def probabilities(self) -> Float[Tensor, "row position vocab"]:
@@ -70,7 +87,7 @@ class OutputView:
 
 
 class LayerMeasurement:
-    """A number per branch and layer. Subclasses set `name`, `reduce` (max, sum or mean) and give `values`.
+    """A number per branch and layer. Subclasses set `name`, `reduce` (max, min, mean or sum) and give `values`.
 
     `change` promises values that are 0 where a branch is its clean run: there nothing need be computed.
 
@@ -84,9 +101,16 @@ class LayerMeasurement:
     reduce: str = "max"
     change: bool = False
 
+    def bind(self, model: Decoder) -> LayerMeasurement:
+        """What measures on this model: `run_branches` asks once, before anything runs. Default: itself.
+
+        For measurements that need the model or its tokenizer to know what they measure.
+        """
+        return self
+
     def values(self, view: LayerView) -> Float[Tensor, "row token"]:
         """One value per row and token."""
-        raise TypeError(f"{type(self).__name__} must define values(view)")
+        raise HookdepthError(f"{type(self).__name__} says nothing to measure", "define values(view)")
 
 
 class OutputMeasurement:
@@ -96,15 +120,23 @@ class OutputMeasurement:
         name, reduce = "entropy", "mean"
         def values(self, view):
             return torch.special.entr(view.probabilities).sum(-1)
+
+    One that reads `view.next_tokens` sets `needs_target = True`: a prompt's last token has no target, and is then never
+    among its positions; a branch that is measured nowhere else is refused.
     """
 
     name: str
     reduce: str = "max"
     change: bool = False
+    needs_target: bool = False
+
+    def bind(self, model: Decoder) -> OutputMeasurement:
+        """What measures on this model: `run_branches` asks once, before anything runs. Default: itself."""
+        return self
 
     def values(self, view: OutputView) -> Float[Tensor, "row position"]:
         """One value per row and position."""
-        raise TypeError(f"{type(self).__name__} must define values(view)")
+        raise HookdepthError(f"{type(self).__name__} says nothing to measure", "define values(view)")
 
 
 class LayerEffect(LayerMeasurement):
@@ -155,12 +187,15 @@ class OutputEffect(OutputMeasurement):
 class TargetProbability(OutputMeasurement):
     """Sum over positions of the probability of the prompt's own next token: Σ p(answer token).
 
-    branch = Branch((Skip(4),), measured=slice(-4, -1))     # the answer: the last three tokens
-    run_branches(model, [ids], [branch], [TargetProbability()]).output["target_probability"]   # [branch]
+        branch = Branch((Skip(4),), measured=slice(-4, -1))     # the answer: the last three tokens
+        run_branches(model, [ids], [branch], [TargetProbability()]).output["target_probability"]   # [branch]
+
+    The prompt's last token has no next one, and is left out.
     """
 
     name = "target_probability"
     reduce = "sum"
+    needs_target = True
 
     def values(self, view: OutputView) -> Float[Tensor, "row position"]:
         """Probability of the token that follows in the prompt."""
@@ -172,16 +207,42 @@ class TargetProbability(OutputMeasurement):
 class LogitDifference(OutputMeasurement):
     """Mean over positions of logit(token_a) − logit(token_b): the usual score of activation patching.
 
-    LogitDifference(paris_id, rome_id)
+        LogitDifference(" Paris", " Rome")
+        LogitDifference(paris_id, rome_id)
+
+    Args:
+        token_a, token_b: token ids; or words, which `run_branches` looks up in the model's own tokenizer, without the
+            special tokens that it may put in front of a text. Most tokenizers want the space in front of a word.
+        name, reduce: as in every measurement.
+
+    Raises:
+        HookdepthError: twice the same token; and, when the run begins, a word that is not exactly one known token, an
+            id that the model does not have, or words for a model without a tokenizer.
     """
 
-    token_a: int
-    token_b: int
+    token_a: int | str
+    token_b: int | str
     name: str = "logit_difference"
     reduce: str = "mean"
 
+    def __post_init__(self) -> None:
+        for end, token in (("token_a", self.token_a), ("token_b", self.token_b)):
+            if not isinstance(token, str):
+                setattr(self, end, whole_number("LogitDifference: a token id", token, 0))
+        if self.token_a == self.token_b:
+            raise HookdepthError(
+                f"LogitDifference of {self.token_a!r} and itself is 0 everywhere", "give two different tokens"
+            )
+        choose("reduction", self.reduce, metrics.REDUCTIONS)
+
+    def bind(self, model: Decoder) -> LogitDifference:
+        """The same with token ids that this model has."""
+        return replace(self, token_a=token_id(model, self.token_a), token_b=token_id(model, self.token_b))
+
     def values(self, view: OutputView) -> Float[Tensor, "row position"]:
         """Difference of the two logits, float32."""
+        if isinstance(self.token_a, str) or isinstance(self.token_b, str):
+            raise HookdepthError("LogitDifference has words and no token ids yet", "call bind(model) first")
         return view.logits[..., self.token_a].float() - view.logits[..., self.token_b].float()
 
 
@@ -189,12 +250,27 @@ class LogitDifference(OutputMeasurement):
 class Custom(OutputMeasurement):
     """Any function of an `OutputView` that gives [row, position].
 
-    Custom("entropy", lambda view: torch.special.entr(view.probabilities).sum(-1), reduce="mean")
+        Custom("entropy", lambda view: torch.special.entr(view.probabilities).sum(-1), reduce="mean")
+
+    Args:
+        name: what the result calls it.
+        function: gets the view, gives the values.
+        reduce: max, min, mean or sum over the measured tokens.
+        needs_target: the function reads `view.next_tokens`.
+
+    Raises:
+        HookdepthError: a function that cannot be called, or an unknown reduction.
     """
 
     name: str
     function: Callable[[OutputView], Tensor]
     reduce: str = "max"
+    needs_target: bool = False
+
+    def __post_init__(self) -> None:
+        if not callable(self.function):
+            raise HookdepthError(f"Custom got {shown(self.function)}", "give a function of a view")
+        choose("reduction", self.reduce, metrics.REDUCTIONS)
 
     def values(self, view: OutputView) -> Float[Tensor, "row position"]:
         """What the function gives."""

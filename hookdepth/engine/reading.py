@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hookdepth.errors import HookdepthError, choose
+from hookdepth.errors import HookdepthError, choose, shown, whole_number
 from hookdepth.model.decoder import SITES, Decoder
 
 
@@ -61,7 +61,10 @@ def capture(model: Decoder, *sites: str, layers: Iterable[int] | None = None) ->
         raise HookdepthError("capture was given no site", f"name one or more of {', '.join(SITES)}")
     for site in sites:
         choose("site", site, SITES)
-    chosen = list(range(model.n_layers)) if layers is None else list(layers)
+    if layers is not None and (isinstance(layers, str) or not isinstance(layers, Iterable)):
+        raise HookdepthError(f"the layers are {shown(layers)}", "give a list, e.g. layers=[3]")
+    given = range(model.n_layers) if layers is None else layers
+    chosen = [whole_number("a layer to capture", layer) for layer in given]
     for layer in chosen:
         if not 0 <= layer < model.n_layers:
             raise HookdepthError(f"layer {layer} of a model of {model.n_layers}", f"give 0 to {model.n_layers - 1}")

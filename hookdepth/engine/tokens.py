@@ -6,13 +6,15 @@ locate([0, -1], 10, start=4, stop=10)   # Where(local=[5], picked=[1])
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from hookdepth.errors import HookdepthError
+from hookdepth.errors import HookdepthError, shown, whole_number
 
 Tokens = slice | Sequence[int]
-"""Positions in a prompt; negative ones count from its end."""
+"""Positions in a prompt, each once; negative ones count from its end."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,34 @@ class Where:
     picked: slice | list[int]
 
 
+def as_tokens(given: Any, whose: str) -> Tokens:
+    """What a user names tokens by, with plain ints; refuse what names none, before any prompt is known.
+
+        as_tokens(torch.tensor([0, 3]), "Patch")   # [0, 3]
+
+    Args:
+        given: a slice, or positions: a list, a tuple, a range, an array or a tensor of one axis.
+        whose: whom the message is about.
+
+    Raises:
+        HookdepthError: anything else, e.g. a single number, a float among the positions, or a mask of bools.
+    """
+    if isinstance(given, slice):
+        parts = (("start", given.start), ("stop", given.stop), ("step", given.step))
+        numbers = [None if part is None else whole_number(f"{whose}: the slice's {name}", part) for name, part in parts]
+        if numbers[2] == 0:
+            raise HookdepthError(f"{whose}: a slice with the step 0", "give another step")
+        return slice(*numbers)
+    if isinstance(given, range):
+        return given
+    listed = given.tolist() if getattr(given, "ndim", 0) == 1 else given
+    if isinstance(listed, str | bytes) or not isinstance(listed, Sequence):
+        raise HookdepthError(
+            f"{whose}: tokens are {shown(given)}", "give a slice or a list of positions, e.g. slice(1, None) or [-1]"
+        )
+    return [whole_number(f"{whose}: one of the tokens", token) for token in listed]
+
+
 def positions(tokens: Tokens, length: int) -> range | list[int]:
     """The positions that `tokens` selects in a prompt of `length` tokens.
 
@@ -35,7 +65,7 @@ def positions(tokens: Tokens, length: int) -> range | list[int]:
         positions([0, -1], 4)          # [0, 3]
 
     Raises:
-        HookdepthError: a position outside the prompt.
+        HookdepthError: a position outside the prompt, or one that is named twice (in 4 tokens, 3 and -1 are one).
     """
     if isinstance(tokens, slice):
         return range(*tokens.indices(length))
@@ -44,7 +74,15 @@ def positions(tokens: Tokens, length: int) -> range | list[int]:
         raise HookdepthError(
             f"token {wrong[0]} of a prompt of {length} tokens", f"give positions from {-length} to {length - 1}"
         )
-    return [token % length for token in tokens]
+    chosen = [token % length for token in tokens]
+    if len(set(chosen)) < len(chosen):
+        twice, _ = Counter(chosen).most_common(1)[0]
+        named = [token for token in tokens if token % length == twice]
+        raise HookdepthError(
+            f"token {twice} of a prompt of {length} tokens is named {len(named)} times ({', '.join(map(str, named))})",
+            "name each token once",
+        )
+    return chosen
 
 
 def locate(tokens: Tokens, length: int, start: int, stop: int) -> Where:

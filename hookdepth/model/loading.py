@@ -23,6 +23,7 @@ from hookdepth.model.checking import wrap
 from hookdepth.model.decoder import Decoder
 from hookdepth.model.demo import DEMO_NAME, demo_folder
 from hookdepth.model.hub import check_source, hub_or_cache, is_folder, one_line, quiet
+from hookdepth.model.shape import read_config
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
@@ -116,10 +117,13 @@ def _from_pretrained(name: str, source: str, revision: str | None, options: dict
     try:
         with quiet(), nullcontext(True) if local else hub_or_cache() as online:
             there: dict[str, Any] = {"trust_remote_code": False, "local_files_only": not online}
+            read_config(source, shown, revision, **there)
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source, use_safetensors=True, output_loading_info=True, **there, **options
             )
             tokenizer = AutoTokenizer.from_pretrained(source, revision=revision or "main", **there)
+    except HookdepthError:
+        raise
     except Exception as error:  # whatever a broken checkpoint makes of transformers, its validators or the hub's
         if attention is not None and "ttention" in str(error):
             what = one_line(f"cannot use --attn-implementation {attention!r} with {shown!r}", error)

@@ -9,7 +9,7 @@ Nothing here needs torch, so that `hookdepth run --help` is fast.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 from hookdepth.analyses.settings import Settings
@@ -67,10 +67,6 @@ class Config(Settings):
     dry_run: bool = option(
         False, "print work, memory and time, load no weights, and stop", switch, group="where", action="store_true"
     )
-
-    def with_out(self, folder: str) -> Config:
-        """The same, with another folder for the results: Config().with_out("out")."""
-        return replace(self, out=folder)
 
     @property
     def settings(self) -> Settings:

@@ -10,12 +10,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from hookdepth.analyses.base import BASELINE_PROMPTS, Analysis, Inputs
-from hookdepth.analyses.settings import Settings
 from hookdepth.data import DEFAULT_PROBES, Dataset, encode, make_probe, sample_cuts
 from hookdepth.errors import HookdepthError
 from hookdepth.model.decoder import Decoder
-
-_FIRST_CUT = 8  # what is left of a cut is intervened on, and no cut lies at an earlier token
 
 
 def make_inputs(
@@ -27,9 +24,8 @@ def make_inputs(
     limit: int,
     seed: int,
     probes: Sequence[tuple[str, str]] | None = None,
-    settings: Settings | None = None,
 ) -> Inputs:
-    """Tokenise prompts, baseline and probes, draw the cuts, and see that something is left to be changed and measured.
+    """Tokenise prompts, baseline and probes, and draw the cuts.
 
         make_inputs(chosen("logit-lens"), load_examples("demo"), model, print, limit=2, seed=123).prompts
 
@@ -46,7 +42,6 @@ def make_inputs(
 
     prompts = tokens(limit)
     cuts = tuple(sample_cuts([len(prompt) for prompt in prompts], seed))
-    _check_front(analyses, settings or Settings(), prompts)
     _check_cuts([one.name for one in analyses if one.needs == "cuts"], cuts, warn)
     needing = [one for one in analyses if one.needs == "probes"]
     if not needing:
@@ -71,20 +66,3 @@ def _check_cuts(names: Sequence[str], cuts: Sequence[Any], warn: Callable[[str],
         )
     if names and short:
         warn(f"{short} of {len(cuts)} prompts are too short to be cut and do not count in {' and '.join(names)}")
-
-
-def _check_front(analyses: Sequence[Analysis], settings: Settings, prompts: Sequence[Sequence[int]]) -> None:
-    """Refuse prompts of which every token is left alone: a map of zeros would look like a result."""
-    longest = max(map(len, prompts))
-    for analysis in analyses:
-        if "keep_front" not in analysis.options:
-            continue
-        least = _FIRST_CUT if analysis.needs == "cuts" else longest
-        front = analysis.front(settings)
-        if front >= least:
-            cut = f", a cut may lie at token {_FIRST_CUT}" if analysis.needs == "cuts" else ""
-            raise HookdepthError(
-                f"--keep-front {front} leaves nothing for {analysis.name} to change or measure "
-                f"(the longest prompt has {longest} tokens{cut})",
-                "give a smaller number, or longer prompts",
-            )

@@ -16,6 +16,7 @@ import tempfile
 from contextlib import nullcontext
 from typing import Any
 
+import psutil
 import torch
 from torch import nn
 
@@ -32,6 +33,7 @@ from hookdepth.model.loading import (
     place_of,
     wanted_dtype,
 )
+from hookdepth.model.shape import read_config
 
 _BYTES = {"8bit": 1.0, "4bit": 0.5 + 4 / 64}  # 4 bit: and a scale for every 64 weights
 _VOCAB = 1 << 15  # a miniature's; what unembedding costs is proportional
@@ -100,7 +102,7 @@ def load_outline(
     Raises:
         HookdepthError: unknown option, no config there, no such device, unsupported family.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     choose("dtype", dtype, DTYPES, ALSO_DTYPE)
     choose("quantisation", quantize, QUANTIZATIONS, ALSO_BITS)
@@ -111,7 +113,7 @@ def load_outline(
     try:
         with quiet(), nullcontext(True) if is_folder(source) else hub_or_cache() as online:
             there: dict[str, Any] = {"trust_remote_code": False, "local_files_only": not online}
-            config: Any = AutoConfig.from_pretrained(source, revision=revision or "main", **there)
+            config = read_config(source, name, revision, **there)
             if (stored := getattr(config, "quantization_config", None)) is not None:
                 quantize = _bits(stored)
                 del config.quantization_config
@@ -120,7 +122,9 @@ def load_outline(
                 wanted = getattr(config, "dtype", None) or torch.float32
             with torch.device("meta"):
                 hf = AutoModelForCausalLM.from_config(config, dtype=wanted, **options)
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
+    except HookdepthError:
+        raise
+    except Exception as error:  # whatever a config that is none makes of transformers and its validators
         remedy = "give a folder or hub id with the config.json of a causal language model"
         raise HookdepthError(one_line(f"cannot plan for the model {name!r}", error), remedy) from error
     try:
@@ -153,10 +157,14 @@ def weight_bytes(outline: Outline) -> int:
 def miniature(outline: Outline, n_layers: int) -> Decoder:
     """The first layers of a model with random weights, on its device, in its dtype, quantised as it would be.
 
-    miniature(load_outline("demo"), 3).n_layers   # 3
+        miniature(load_outline("demo"), 3).n_layers   # 3
+
+    Raises:
+        HookdepthError: not even these layers fit into memory.
     """
     from transformers import AutoModelForCausalLM
 
+    _check_room(outline, n_layers)
     config = copy.deepcopy(outline.config)
     whole = outline.n_layers
     for key, value in list(vars(config).items()):
@@ -181,3 +189,21 @@ def miniature(outline: Outline, n_layers: int) -> Decoder:
                     quantization_config=bitsandbytes_config(outline.quantize, outline.dtype),
                 )
     return Decoder(hf.eval(), name=f"{n_layers} layers of {outline.name}")
+
+
+def _check_room(outline: Outline, n_layers: int) -> None:
+    """Refuse a miniature that would not fit: a process that runs out of memory may just be ended, without a word."""
+    own = sum(parameter.numel() for layer in outline.layers[:n_layers] for parameter in layer.parameters())
+    ends = 2 * outline.d_model * min(_VOCAB, int(outline.config.vocab_size))
+    need = (own + ends) * outline.dtype.itemsize
+    if outline.place.type == "cuda":
+        free = torch.cuda.mem_get_info(outline.place)[0]
+    else:
+        free = psutil.virtual_memory().available
+    if need > free:
+        raise HookdepthError(
+            f"{n_layers} layers of {outline.name!r}, which a dry run times, take {need / 2**30:,.1f} GiB, "
+            f"and {outline.place} has {free / 2**30:,.1f} GiB free",
+            "plan on a larger device, or with a smaller --dtype",
+            1,
+        )

@@ -79,7 +79,7 @@ class Rates:
         tokens = self._tokens(longest, rows=8)
         kept = [min(length, tokens) for length in lengths]
         local = task.name == "local"
-        deep, late = self._like(branches, kept, local)
+        deep, late = self._like(branches, kept, local, self.settings.front(task.analyses[0]))
         layers = self._run(deep, kept, [LayerEffect()])
         per_layer = self._scaled(layers / self._plan(deep, kept).work, tokens, longest)
         if local:
@@ -89,10 +89,12 @@ class Rates:
         per_position = (whole - layers / self._plan(deep, kept).work * plan.work) / unembedded(plan, late, kept)
         return per_layer * work.token_layers + max(0.0, per_position) * self.vocab * work.positions
 
-    def _like(self, branches: Sequence[Branch], lengths: Sequence[int], local: bool) -> tuple[list[Branch], ...]:
+    def _like(
+        self, branches: Sequence[Branch], lengths: Sequence[int], local: bool, front: int
+    ) -> tuple[list[Branch], ...]:
         """Branches with the same prompts and cuts: as many skips as fill a pass, early ones and late ones."""
         rows = max(2, min(self.outline.n_layers // 2, int(self.budget / self._row_flops(sum(lengths)))))
-        keep_front = slice(self.settings.keep_front, None)
+        keep_front = slice(front, None)
         cuts = list(dict.fromkeys((branch.prompt, branch.cut) for branch in branches))
         cuts = [(prompt, cut) for prompt, cut in cuts if cut is None or cut < lengths[prompt] - 1]
         made: list[list[Branch]] = []

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from hookdepth.analyses.base import Analysis, Inputs
+from hookdepth.analyses.base import BASELINE_PROMPTS, Analysis, Inputs
 from hookdepth.analyses.registry import chosen
 from hookdepth.data import Dataset, load_examples
 from hookdepth.errors import HookdepthError
@@ -22,6 +22,7 @@ from hookdepth.runs.runner import Run
 from hookdepth.runs.workers import Workers
 
 DEFAULT_LIMIT = 10
+"""So many prompts are taken where nobody says how many."""
 
 
 def analyses_of(config: Config, given: Sequence[str] = ()) -> list[Analysis]:
@@ -36,6 +37,17 @@ def analyses_of(config: Config, given: Sequence[str] = ()) -> list[Analysis]:
     return analyses
 
 
+def read_dataset(config: Config, warn: Callable[[str], None]) -> Dataset:
+    """As much of a data set as a run takes, and a word about the rest where nobody has said how many prompts.
+
+    read_dataset(Config(dataset="demo", limit=2), print)
+    """
+    dataset = load_examples(config.dataset, max(config.limit or DEFAULT_LIMIT, BASELINE_PROMPTS))
+    if config.limit is None and (cut := dataset.left_out(DEFAULT_LIMIT)):
+        warn(f"{cut} of {dataset.name!r} are taken; --limit N takes as many as you like")
+    return dataset
+
+
 def run(
     config: Config, analyses: Sequence[Analysis], warn: Callable[[str], None], workers: Workers | None = None
 ) -> list[Result]:
@@ -43,7 +55,7 @@ def run(
     workers = workers or Workers()
 
     def prepare() -> Run:
-        dataset = load_examples(config.dataset)
+        dataset = read_dataset(config, warn)
         model = config.model
         if not isinstance(model, Decoder):
             model = load_model(model, device_map=config.device_map, **config.of_model)
@@ -69,7 +81,8 @@ def run_of(
         model,
         _inputs(config, analyses, dataset, model, warn),
         config.settings,
-        {"name": dataset.name, "prompts_sha256": dataset.sha256},
+        # Of the rows that a run reads whatever its limit is, so that it is the same for every limit.
+        {"name": dataset.name, "prompts_sha256": dataset.digest(BASELINE_PROMPTS)},
         config.seed,
         Path(config.out),
         overwrite=config.overwrite,
@@ -82,7 +95,7 @@ def _inputs(
     config: Config, analyses: Sequence[Analysis], dataset: Dataset, model: Decoder, warn: Callable[[str], None]
 ) -> Inputs:
     chosen = {"limit": config.limit or DEFAULT_LIMIT, "seed": config.seed, "probes": config.probe}
-    return make_inputs(analyses, dataset, model, warn, settings=config.settings, **chosen)  # type: ignore[arg-type]
+    return make_inputs(analyses, dataset, model, warn, **chosen)  # type: ignore[arg-type]
 
 
 def describe_plan(config: Config, analyses: Sequence[Analysis]) -> str:
@@ -91,8 +104,9 @@ def describe_plan(config: Config, analyses: Sequence[Analysis]) -> str:
     from hookdepth.runs.outline import Words, load_outline
 
     outline = load_outline(config.model, **config.of_model)
-    inputs = _inputs(config, analyses, load_examples(config.dataset), outline, lambda line: None)
-    notes = []
+    notes: list[str] = []
+    dataset = read_dataset(config, lambda line: notes.append(f"note: {line}"))
+    inputs = _inputs(config, analyses, dataset, outline, lambda line: None)
     if isinstance(outline.tokenizer, Words):
         notes.append("note: there is no tokenizer; a word, a digit or a sign is taken for a token")
     if config.device_map:

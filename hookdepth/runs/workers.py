@@ -12,7 +12,6 @@ device time while it waits, and slow company is no error, however slow.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

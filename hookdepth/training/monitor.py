@@ -13,6 +13,9 @@ part, rank 0 writes.
 
 An error in the diagnostic is logged once and ends it, on all ranks; the training goes on. With `strict=True` it is
 raised at the end of its step.
+
+Hooks are on the model while `step()` or `reading()` is entered, and at no other time: whatever is raised there takes
+them off as it passes. Only `begin()` relies on somebody to call `end()`.
 """
 
 from __future__ import annotations
@@ -20,9 +23,11 @@ from __future__ import annotations
 import logging
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +37,14 @@ from torch import nn
 from hookdepth._version import __version__
 from hookdepth.analyses.settings import Settings
 from hookdepth.errors import HookdepthError
-from hookdepth.report.summary import depth_score, depth_scores, effective_depth
 from hookdepth.results import SUFFIX, Result
 from hookdepth.training.history import STEP
+from hookdepth.training.metrics import STATS, metrics_of
 from hookdepth.training.probing import Probes, Prompt
 from hookdepth.training.reading import Mask, Reader, padding_mask
-from hookdepth.training.statistics import PARTS, unpack
+from hookdepth.training.statistics import unpack
 from hookdepth.training.wrapping import gather, in_group, is_writer, unwrap
 
-_STATS = "residual-stats"
 logger = logging.getLogger("hookdepth.training")
 
 
@@ -66,7 +70,7 @@ class DepthMonitor:
 
     Attributes:
         results: analysis → Result, of the last step at which there were any.
-        metrics: the same as named numbers, for a logger: see `metrics_of`.
+        metrics: the same as named numbers, for a logger: see `metrics.metrics_of`.
 
     Raises:
         HookdepthError: no model of a supported kind, unusable settings or prompts.
@@ -86,9 +90,13 @@ class DepthMonitor:
         mask: Mask = padding_mask,
         strict: bool = False,
     ) -> None:
-        self.every, self.probe_every = _positive("every", every), _positive("probe_every", probe_every or every)
+        self.every = _whole("every", every, 1)
+        self.probe_every = self.every if probe_every is None else _whole("probe_every", probe_every, 1)
+        if not callable(mask):
+            raise HookdepthError(f"mask={mask!r} is no function", "give one of the model's inputs, as padding_mask is")
         self.target = unwrap(model, tokenizer)
         self.probes = Probes(probes, prompts, tokenizer, settings)
+        self.probes.check(self.target.decoder)
         self.out = None if out is None else Path(out)
         if self.out is not None and self.out.exists() and not self.out.is_dir():
             raise HookdepthError(f"out={str(out)!r} is a file", "give a folder")
@@ -101,7 +109,8 @@ class DepthMonitor:
         self._about: dict[str, Any] = {}
         self._began = 0.0
         self._error: Exception | None = None
-        self._verified = self._reported = self._off = False
+        self._verified = self._reported = self._off = self._entered = False
+        self._remove_hooks: Callable[[], object] = lambda: None
         if self.target.compiled:
             logger.warning(
                 "the model is compiled, and hooks in it would not run: sampled steps make one more forward pass, "
@@ -120,18 +129,38 @@ class DepthMonitor:
         Args:
             number: how many steps came before it; default counts on from the last one.
         """
-        self.begin(self._next if number is None else number)
+        if self._entered:
+            raise HookdepthError("step() within step() of the same monitor", "enter it once around the whole step")
+        self._entered = True
         try:
-            yield self
-        except BaseException:
-            self._stop_reading()
-            raise
+            self.prepare(self._next if number is None else number)
+            with self.reading():
+                yield self
+        finally:
+            self._entered = False
         self.end()
 
     def begin(self, number: int) -> None:
-        """Before step `number`: run probes and register hooks, where this step has any."""
-        self._stop_reading()
-        self._number, self._next, self._fresh = number, number + 1, {}
+        """Before step `number`, where a `with` block does not fit: as `step` does, until `end`.
+
+            monitor.begin(0)
+            model(**batch).loss.backward()
+            optimizer.step()
+            monitor.end()
+
+        Where an error may come between the two, take `step`: without `end`, the hooks of a sampled step stay until
+        the next `begin`, or until nobody holds the monitor any more.
+        """
+        self.prepare(number)
+        if self._reader is not None:
+            self._remove_hooks = weakref.finalize(self, self._reader.detach)
+            self._reader.attach()
+
+    def prepare(self, number: int) -> None:
+        """Before step `number`, for a loop that enters `reading` itself: run probes, where this step has any."""
+        number = _whole("number", number, 0)
+        self._remove_hooks()
+        self._number, self._next, self._fresh, self._reader = number, number + 1, {}, None
         if self._off:
             return
         if self.probes.analyses and number % self.probe_every == 0 and self._error is None:
@@ -142,8 +171,27 @@ class DepthMonitor:
         self._began = time.perf_counter()
         if number % self.every == 0:
             self._reader = Reader(self.target, self.mask, verify=not self._verified)
-            if self._error is None:
-                self._reader.attach()
+            self._reader.error = self._error
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Hooks on the model within the block, if the step that was prepared is a sampled one.
+
+        monitor.prepare(0)
+        for part in micro_batches:
+            with monitor.reading():
+                model(**part).loss.backward()
+        optimizer.step()
+        monitor.end()
+        """
+        reader = self._reader
+        try:
+            if reader is not None:
+                reader.attach()
+            yield
+        finally:
+            if reader is not None:
+                reader.detach()
 
     def end(self) -> bool:
         """After the step: reduce over ranks, write, and say whether there is anything new in `results`.
@@ -151,8 +199,8 @@ class DepthMonitor:
         Raises:
             HookdepthError, or what else went wrong: with `strict` alone.
         """
-        reader = self._reader
-        self._stop_reading()
+        reader, self._reader = self._reader, None
+        self._remove_hooks()
         try:
             if reader is not None:
                 self._finish(reader)
@@ -164,10 +212,16 @@ class DepthMonitor:
         self._report()
         return bool(self._fresh) and self._error is None
 
-    def _stop_reading(self) -> None:
-        if self._reader is not None:
-            self._reader.detach()
-        self._reader = None
+    def fail(self, error: Exception) -> None:
+        """End the diagnostic for what went wrong around it, as for an error of its own.
+
+        try:
+            print(monitor.metrics)      # or any other logger
+        except OSError as error:
+            monitor.fail(error)
+        """
+        self._error = self._error or error
+        self._report()
 
     def _run_probes(self) -> None:
         begin = time.perf_counter()
@@ -176,7 +230,6 @@ class DepthMonitor:
 
     def _finish(self, reader: Reader) -> None:
         """All ranks come here on a sampled step, also those on which something failed: the others would wait."""
-        reader.error = reader.error or self._error
         failed, tokens, tensors = unpack(gather(reader.packed()), self.target.decoder.n_layers)
         if failed:
             self._off = True
@@ -190,7 +243,7 @@ class DepthMonitor:
         self._verified = True
         data = {"name": "training", "n_tokens": tokens}
         # On probes' prompts, the same analysis says more.
-        self._fresh.setdefault(_STATS, self._result(_STATS, tensors, self._began, data=data))
+        self._fresh.setdefault(STATS, self._result(STATS, tensors, self._began, data=data))
 
     def _result(self, name: str, tensors: dict[str, Any], begin: float, **facts: Any) -> Result:
         if not self._about:
@@ -218,42 +271,7 @@ class DepthMonitor:
         logger.warning("depth diagnostics end at step %d, the training goes on: %s", self._number, why)
 
 
-def metrics_of(results: Mapping[str, Result], per_layer: bool = False) -> dict[str, float]:
-    """Results as named numbers, as a logger wants them.
-
-        metrics_of(monitor.results)["depth/relative_contribution.layer"]
-
-    Of residual-stats: the mean over layers of every relative contribution and cosine, and `contribution_depth`, the
-    mean layer weighted by its relative contribution (0 to L − 1). Of probes: effective depths (ratios) and depth
-    scores, where they exist: see `hookdepth.report.summary`.
-
-    Args:
-        per_layer: also relative contribution and cosine of every layer, and the norm of its input.
-    """
-    metrics: dict[str, float] = {}
-    if _STATS in results:
-        tensors = results[_STATS].tensors
-        means = [f"{kind}.{part}" for kind in ("relative_contribution", "cosine") for part in PARTS]
-        metrics |= {name: tensors[name].mean().item() for name in means}
-        _add(metrics, "contribution_depth", depth_score(tensors["relative_contribution.layer"]))
-        if per_layer:
-            for name in (*means, "norm.resid"):
-                metrics |= {f"{name}/{layer:03d}": value for layer, value in enumerate(tensors[name].tolist())}
-    for name, depth in effective_depth(results).items():
-        _add(metrics, f"effective_depth.{name}", depth["ratio"])
-    for analysis, parts in depth_scores(results).items():
-        for part, kinds in parts.items():
-            for kind, score in kinds.items():
-                _add(metrics, f"depth_score.{analysis}.{part}.{kind}", score)
-    return {f"depth/{name}": value for name, value in metrics.items()}
-
-
-def _add(metrics: dict[str, float], name: str, value: float | None) -> None:
-    if value is not None:
-        metrics[name] = value
-
-
-def _positive(name: str, value: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise HookdepthError(f"{name}={value!r}", "give a whole number of at least 1")
-    return value
+def _whole(name: str, value: int, least: int) -> int:
+    if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < least:
+        raise HookdepthError(f"{name}={value!r}", f"give a whole number of at least {least}")
+    return int(value)

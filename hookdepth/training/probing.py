@@ -11,9 +11,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import reprlib
 from collections.abc import Sequence
 from dataclasses import asdict
+from numbers import Integral
 from typing import Any
+
+from torch import Tensor
 
 from hookdepth.analyses.base import BASELINE_PROMPTS, Analysis, Inputs, Subject, noise_floor
 from hookdepth.analyses.registry import chosen
@@ -21,9 +25,10 @@ from hookdepth.analyses.settings import Settings
 from hookdepth.analyses.sharing import groups_of
 from hookdepth.data import Probe, encode, make_probe, sample_cuts
 from hookdepth.errors import HookdepthError
+from hookdepth.model.decoder import Decoder
 from hookdepth.training.wrapping import Target, autocast_without_memory, run_eagerly, same_randomness, whole_weights
 
-Prompt = str | Sequence[int] | tuple[str, str] | Probe
+Prompt = str | Sequence[int] | Tensor | tuple[str, str] | Probe
 
 
 class Probes:
@@ -51,13 +56,17 @@ class Probes:
         settings: Settings | None = None,
     ) -> None:
         self.analyses = chosen(names) if names else []
-        self.settings = settings or Settings()
+        self.settings = Settings() if settings is None else settings
+        if not isinstance(self.settings, Settings):
+            raise HookdepthError(f"settings={settings!r} are no Settings", "give hookdepth.analyses.Settings(…)")
+        prompts = [prompts] if isinstance(prompts, str | Probe) else prompts
+        if not isinstance(prompts, Sequence):
+            raise HookdepthError(f"prompts={reprlib.repr(prompts)} is no list", "give a list of prompts")
         if bool(self.analyses) != bool(prompts):
             lacking = "prompts" if self.analyses else "probes"
             raise HookdepthError(
                 f"{lacking} are missing", "give probes=[analyses] and prompts=[…] together, or neither"
             )
-        prompts = [prompts] if isinstance(prompts, str) else prompts
         encoded = [_encode(prompt, tokenizer) for prompt in prompts]
         ids = tuple(each.token_ids if isinstance(each, Probe) else each for each in encoded)
         answers = tuple(each for each in encoded if isinstance(each, Probe))
@@ -71,6 +80,26 @@ class Probes:
                 "give pairs: prompts=[(prompt, answer), …]",
             )
         self.inputs = Inputs(ids, cuts, ids[:BASELINE_PROMPTS], answers)
+
+    def check(self, decoder: Decoder) -> None:
+        """Refuse prompts that the model has no embedding or no positions for, before the training begins.
+
+            Probes(["logit-lens"], [[5, 7, 9]]).check(unwrap(model).decoder)
+
+        On a GPU, an id that is out of range ends every use of it, and so the training. A sharded embedding knows
+        the number of all its rows: nothing is gathered.
+
+        Raises:
+            HookdepthError: a token id past the embedding, or more tokens than positions.
+        """
+        longest = decoder.context_length
+        for number, ids in enumerate(self.inputs.prompts):
+            decoder.check_ids(ids, f"prompt {number} of the probes")
+            if longest is not None and len(ids) > longest:
+                raise HookdepthError(
+                    f"prompt {number} of the probes has {len(ids)} tokens, {decoder.name!r} has {longest} positions",
+                    "give shorter prompts",
+                )
 
     def run(self, target: Target) -> dict[str, dict[str, Any]]:
         """Analysis → its tensors, noise floor and settings, ready for a `Result`. Under FSDP2, on every rank."""
@@ -109,16 +138,36 @@ class Probes:
 
 def _encode(prompt: Prompt, tokenizer: Any) -> Probe | tuple[int, ...]:
     if isinstance(prompt, Probe):
+        last = len(_whole_ids(prompt.token_ids)) - 1
+        positions = prompt.answer_positions
+        if not positions or not all(isinstance(p, Integral) and 1 <= int(p) <= last for p in positions):
+            raise HookdepthError(
+                f"a probe of {last + 1} tokens with its answer at {list(positions)}",
+                "give the answer's positions, after the first token: see hookdepth.data.make_probe",
+            )
         return prompt
-    texts = (prompt,) if isinstance(prompt, str) else tuple(prompt)
-    if texts and len(texts) <= 2 and all(isinstance(text, str) for text in texts):
-        if tokenizer is None:
-            raise HookdepthError(f"the prompt {prompt!r} is text, and there is no tokenizer", "give tokenizer=")
-        words = [str(text) for text in texts]
-        return make_probe(tokenizer, words[0], words[1]) if len(words) == 2 else tuple(encode(tokenizer, words[0]))
-    ids = tuple(token for token in texts if isinstance(token, int) and token >= 0)
-    if not ids or len(ids) < len(texts):
+    if isinstance(prompt, str):
+        return _whole_ids(encode(_needed(tokenizer, prompt), prompt))
+    if isinstance(prompt, Sequence) and len(prompt) == 2 and all(isinstance(text, str) for text in prompt):
+        question, answer = map(str, prompt)
+        return make_probe(_needed(tokenizer, prompt), question, answer)
+    return _whole_ids(prompt)
+
+
+def _needed(tokenizer: Any, prompt: Any) -> Any:
+    if tokenizer is None:
+        raise HookdepthError(f"the prompt {prompt!r} is text, and there is no tokenizer", "give tokenizer=")
+    return tokenizer
+
+
+def _whole_ids(given: Any) -> tuple[int, ...]:
+    ids = given.tolist() if isinstance(given, Tensor) else given
+    whole = isinstance(ids, Sequence) and all(
+        isinstance(token, Integral) and not isinstance(token, bool) and int(token) >= 0 for token in ids
+    )
+    if not whole or not len(ids):
         raise HookdepthError(
-            f"{prompt!r} is no prompt", "give a text, a list of token ids, a pair of prompt and answer, or a Probe"
+            f"{reprlib.repr(given)} is no prompt",
+            "give a text, a list of token ids, a pair of prompt and answer, or a Probe",
         )
-    return ids
+    return tuple(map(int, ids))

@@ -78,7 +78,9 @@ class Reader:
         self._maxima: Tensor | None = None
 
     def attach(self) -> None:
-        """Register the hooks."""
+        """Register the hooks, unless something went wrong before."""
+        if self.error is not None:
+            return
         if self.target.compiled:
             self._attach_around()
         else:
@@ -94,7 +96,7 @@ class Reader:
         """Failed (0 or 1), tokens, last norm's sum, 10 sums and 3 maxima per layer: what `unpack` reads."""
         n_layers = self.target.decoder.n_layers
         if self._sums is None or self._maxima is None or self.error is not None:
-            empty = torch.zeros(3 + 13 * n_layers, device=self.target.decoder.device)
+            empty = torch.zeros(3 + 13 * n_layers, device=self.target.decoder.device, dtype=torch.float32)
             empty[0] = float(self.error is not None)
             return empty
         return torch.cat([self._sums.new_zeros(1), self._sums, self._maxima])
@@ -123,11 +125,19 @@ class Reader:
         @wraps(compiled)
         def call(*args: Any, **kwargs: Any) -> Any:
             output = compiled(*args, **kwargs)
-            again(outer, args, kwargs, output)
+            if not call.done:  # type: ignore[attr-defined]
+                again(outer, args, kwargs, output)
             return output
 
+        def take_off() -> None:
+            # Another reader may have put its own around this one, and may go later or sooner.
+            call.done = True  # type: ignore[attr-defined]
+            while getattr(outer._compiled_call_impl, "done", False):
+                outer._compiled_call_impl = outer._compiled_call_impl.__wrapped__  # type: ignore[union-attr]
+
+        call.done = False  # type: ignore[attr-defined]
         outer._compiled_call_impl = call
-        self._hooks.callback(setattr, outer, "_compiled_call_impl", compiled)
+        self._hooks.callback(take_off)
 
     def _attach_sites(self) -> None:
         decoder = self.target.decoder

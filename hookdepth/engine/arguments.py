@@ -1,0 +1,139 @@
+"""What a user hands to `run_branches`, made plain, or refused in one line before anything runs.
+
+prompts = as_prompts(model, [[5, 6, 7]])                          # lists of ints
+branches = as_branches(model, [Branch((Skip(4),))], prompts)
+measurements = as_measurements(model, [LogitDifference(5, 6)])    # bound to the model
+check_targets(branches, prompts, measurements)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from hookdepth.engine.branches import Branch
+from hookdepth.engine.interventions import Intervention
+from hookdepth.engine.measurements import LayerMeasurement, Measurement, OutputMeasurement
+from hookdepth.errors import HookdepthError, choose, shown, whole_number
+from hookdepth.metrics import REDUCTIONS
+from hookdepth.model.decoder import Decoder
+
+LEAST_ROWS = 3
+"""Rows of the smallest pass: a clean run, its null branch and one branch."""
+
+
+def as_prompts(model: Decoder, given: Any) -> list[list[int]]:
+    """Prompts as lists of token ids. One prompt alone, a flat list or a tensor of one axis, is taken for a list of one.
+
+    as_prompts(model, model.ids("a b"))   # [[…]]
+    """
+    advice = "give lists of token ids, one a prompt, e.g. [model.ids(text)[0]]"
+    if isinstance(given, str | bytes) or not (isinstance(given, Sequence) or hasattr(given, "tolist")):
+        raise HookdepthError(f"the prompts are {shown(given)}", advice)
+    if getattr(given, "ndim", 2) not in (1, 2):
+        raise HookdepthError(f"the prompts are {shown(given)}", advice)
+    prompts = list(given)
+    if prompts and all(_is_one(item) for item in prompts):
+        prompts = [prompts]
+    return [_as_prompt(model, prompt, number) for number, prompt in enumerate(prompts)]
+
+
+def _is_one(item: Any) -> bool:
+    return not isinstance(item, str | bytes | Sequence) and not getattr(item, "ndim", 0)
+
+
+def _as_prompt(model: Decoder, given: Any, number: int) -> list[int]:
+    what = f"prompt {number}"
+    ndim = getattr(given, "ndim", 1)
+    if isinstance(given, str | bytes) or ndim != 1 or not (isinstance(given, Sequence) or hasattr(given, "tolist")):
+        raise HookdepthError(f"{what} is {shown(given)}", "give a flat list of token ids, e.g. model.ids(text)[0]")
+    ids = given.tolist() if hasattr(given, "tolist") else list(given)
+    if not ids:
+        raise HookdepthError(f"{what} has no tokens", "give at least one token")
+    limit = model.context_length
+    if limit is not None and len(ids) > limit:
+        raise HookdepthError(f"{what} has {len(ids)} tokens, the model's context {limit}", "shorten the prompt")
+    plain = [token.item() if isinstance(token, Tensor) and not token.ndim else token for token in ids]
+    if any(isinstance(token, bool) for token in plain):
+        raise HookdepthError(f"{what} holds bools", "give token ids; a mask is not needed")
+    model.check_ids(plain, what)
+    return [int(token) for token in plain]
+
+
+def as_branches(model: Decoder, given: Any, prompts: Sequence[Sequence[int]]) -> list[Branch]:
+    """Branches that fit the model and their prompts.
+
+    as_branches(model, [Branch((Skip(4),))], [ids])
+    """
+    if not isinstance(given, Iterable) or isinstance(given, str | Tensor):
+        raise HookdepthError(f"the branches are {shown(given)}", "give a list: [Branch((Skip(4),))]")
+    branches = list(given)
+    for branch in branches:
+        if isinstance(branch, Intervention):
+            raise HookdepthError(f"{type(branch).__name__} where a branch is meant", "wrap it: Branch((Skip(4),))")
+        if not isinstance(branch, Branch):
+            raise HookdepthError(f"{shown(branch)} where a branch is meant", "give instances: Branch((Skip(4),))")
+        if branch.prompt >= len(prompts):
+            raise HookdepthError(f"a branch of prompt {branch.prompt} of {len(prompts)}", "give one of the prompts")
+        branch.check(model.n_layers, len(prompts[branch.prompt]), model.d_model)
+    return branches
+
+
+def as_measurements(model: Decoder, given: Any) -> list[Measurement]:
+    """Measurements that are complete, each of its own name, bound to the model.
+
+    as_measurements(model, [OutputEffect(), LogitDifference(5, 6)])
+    """
+    if not isinstance(given, Iterable) or isinstance(given, str | Tensor):
+        raise HookdepthError(f"the measurements are {shown(given)}", "give a list: [OutputEffect()]")
+    bound: list[Measurement] = []
+    for measurement in given:
+        if not isinstance(measurement, LayerMeasurement | OutputMeasurement):
+            raise HookdepthError(f"{shown(measurement)} where a measurement is meant", "give instances: OutputEffect()")
+        _check_measurement(measurement)
+        bound.append(measurement.bind(model))
+    names = [measurement.name for measurement in bound]
+    for name in names:
+        if names.count(name) > 1:
+            raise HookdepthError(f"{names.count(name)} measurements are called {name!r}", "give each its own name")
+    return bound
+
+
+def _check_measurement(measurement: Measurement) -> None:
+    kind = type(measurement)
+    if kind.values in (LayerMeasurement.values, OutputMeasurement.values):
+        raise HookdepthError(f"the measurement {kind.__name__} says nothing to measure", "define values(view)")
+    name = getattr(measurement, "name", None)
+    if not isinstance(name, str) or not name:
+        raise HookdepthError(f"the measurement {kind.__name__} has the name {shown(name)}", "give it a word for a name")
+    choose(f"reduction of the measurement {name!r}:", measurement.reduce, REDUCTIONS)
+    for flag in ("change", "needs_target"):
+        if not isinstance(value := getattr(measurement, flag, False), bool):
+            raise HookdepthError(f"the measurement {name!r} has {flag} = {shown(value)}", "set it to True or False")
+
+
+def check_targets(
+    branches: Sequence[Branch], prompts: Sequence[Sequence[int]], measurements: Sequence[Measurement]
+) -> None:
+    """Refuse a branch that is measured at nothing but its prompt's last token, where a next token is needed.
+
+    check_targets([Branch((Skip(4),))], [ids], [TargetProbability()])
+    """
+    wanting = next((m.name for m in measurements if isinstance(m, OutputMeasurement) and m.needs_target), None)
+    for branch in branches if wanting is not None else ():
+        length = len(prompts[branch.prompt])
+        if set(branch.measured_positions(length)) <= {length - 1}:
+            raise HookdepthError(
+                f"{wanting!r} of a branch that is measured at its prompt's last token alone, which no token follows",
+                "measure it at a token before",
+            )
+
+
+def check_limit(what: str, given: Any) -> int | None:
+    """A limit of a pass: None, or at least what the smallest one needs.
+
+    check_limit("max_rows", 32)   # 32
+    """
+    return None if given is None else whole_number(what, given, LEAST_ROWS)

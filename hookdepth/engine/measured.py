@@ -1,0 +1,113 @@
+"""Where the rows of a pass are measured, and how their values there become one number.
+
+    measured = measured_tokens(table, branches, lengths)
+    measured.mask                                      # [row, token of the pass]
+    values = checked(measurement, view, shape)         # [row, token]: what the measurement gave
+    measured.reduce(measurement, values, places)       # [row]
+
+A pass may begin right of tokens at which a branch is measured. It does so only where all measurements are changes
+and the branch is its clean run at these tokens, so that their values are 0: they count as zeros, and are not computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from hookdepth.engine.branches import Branch
+from hookdepth.engine.measurements import LayerView, Measurement, OutputView
+from hookdepth.engine.rows import RowTable
+from hookdepth.errors import HookdepthError, shown
+from hookdepth.metrics import masked_reduce
+
+
+@dataclass
+class MeasuredTokens:
+    """Where each row of a pass is measured; clean runs and null branches wherever any branch of their prompt is.
+
+    Attributes:
+        mask: [row, token of the pass].
+        outside: [row], how many measured tokens lie left of the pass; None where none does.
+    """
+
+    mask: Bool[Tensor, "row token"]
+    outside: Int[Tensor, " row"] | None
+
+    def twice(self, device: torch.device) -> MeasuredTokens:
+        """The same on a device, for all rows and then for the clean run of each, at the same tokens."""
+        outside = None if self.outside is None else self.outside.to(device).repeat(2)
+        return MeasuredTokens(self.mask.to(device).repeat(2, 1), outside)
+
+    def of(self, rows: Sequence[int], tokens: Sequence[int]) -> MeasuredTokens:
+        """The same for some of the rows and tokens."""
+        return MeasuredTokens(self.mask[rows][:, tokens], None if self.outside is None else self.outside[rows])
+
+    def reduce(
+        self, measurement: Measurement, values: Float[Tensor, "here token"], places: Int[Tensor, " row"]
+    ) -> Float[Tensor, " row"]:
+        """One number for each row.
+
+        Args:
+            measurement: whose values they are.
+            values: of the rows that are here.
+            places: for each row, which of these are its own.
+        """
+        if self.outside is not None and not measurement.change:
+            raise HookdepthError(
+                f"the pass holds only some of the tokens at which {measurement.name!r} is wanted, and it is no change",
+                "plan with changes_only=False",
+            )
+        zeros = None if self.outside is None else self.outside.to(values.device)
+        return masked_reduce(values.index_select(0, places), self.mask.to(values.device), measurement.reduce, zeros)
+
+
+def measured_tokens(
+    table: RowTable, branches: Sequence[Branch], lengths: Sequence[int], targets: bool = False
+) -> MeasuredTokens:
+    """Work out, on the host, where each row of a pass is measured.
+
+    Args:
+        table: the rows of the pass.
+        branches: of the whole plan.
+        lengths: tokens of the pass's prompts.
+        targets: leave out the last token of each prompt, which has no next one.
+    """
+    pass_ = table.pass_
+    positions: list[set[int]] = [set() for _ in table.slot]
+    for id_, row in enumerate(pass_.rows, start=2 * table.n_prompts):
+        if row in pass_.measured:
+            slot = table.slot[id_]
+            length = lengths[slot]
+            positions[id_] = {p for p in branches[row].measured_positions(length) if not targets or p + 1 < length}
+            positions[slot] |= positions[id_]
+    positions[table.n_prompts : 2 * table.n_prompts] = positions[: table.n_prompts]
+    mask = torch.zeros(len(positions), pass_.stop - pass_.start, dtype=torch.bool)
+    for id_, chosen in enumerate(positions):
+        mask[id_, [p - pass_.start for p in chosen if pass_.start <= p < pass_.stop]] = True
+    outside = torch.tensor([len(chosen) for chosen in positions]) - mask.sum(-1)
+    return MeasuredTokens(mask, outside if outside.any() else None)
+
+
+def checked(measurement: Measurement, view: LayerView | OutputView, shape: tuple[int, int]) -> Tensor:
+    """The values of a measurement, in float32 (or float64), if they are one a row and token.
+
+    Raises:
+        HookdepthError: no tensor, one of another shape, or complex numbers.
+    """
+    values = measurement.values(view)  # type: ignore[arg-type]
+    if not isinstance(values, Tensor):
+        problem = f"gave {shown(values)} for its values"
+    elif values.is_complex():
+        problem = f"gave values of dtype {values.dtype}"
+    elif tuple(values.shape) != shape:
+        problem = f"gave values of shape {list(values.shape)}"
+    else:
+        return values if values.dtype in (torch.float32, torch.float64) else values.float()
+    raise HookdepthError(
+        f"the measurement {measurement.name!r} {problem}",
+        f"give a real number for each row and token: a tensor of shape [{shape[0]}, {shape[1]}] here",
+    )

@@ -1,0 +1,75 @@
+"""Whether a config describes a model that could exist: asked before anything is built from it.
+
+    read_config("folder/with/config", "mine", None).num_hidden_layers
+
+What transformers makes of a config with no heads, or with a thousand million layers, is an error of some other
+place, or nothing for hours.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hookdepth.errors import HookdepthError
+
+# Field → the most that is believed. The largest models known have 126 layers, a width of 18,432 and 262,144 tokens.
+_MOST = {
+    "num_hidden_layers": 10_000,
+    "hidden_size": 1 << 20,
+    "num_attention_heads": 1 << 16,
+    "num_key_value_heads": 1 << 16,
+    "head_dim": 1 << 16,
+    "intermediate_size": 1 << 24,
+    "vocab_size": 1 << 26,
+    "max_position_embeddings": 1 << 40,
+}
+_ALWAYS = ("num_hidden_layers", "hidden_size", "vocab_size")
+_REMEDY = "correct its config.json"
+
+
+def read_config(source: str, name: str, revision: str | None, **there: Any) -> Any:
+    """A model's config, once it is sure that its sizes are some.
+
+        read_config("folder/with/config", "mine", None).num_hidden_layers
+
+    Args:
+        source, revision: a folder or hub id.
+        name: what errors call the model.
+        there: further options of transformers' `from_pretrained`.
+
+    Raises:
+        HookdepthError: a field is missing, no whole number, below 1 or beyond reason, or heads do not divide.
+    """
+    from transformers import AutoConfig, PretrainedConfig
+
+    # As it is written first: transformers itself divides by what stands there.
+    stored, _ = PretrainedConfig.get_config_dict(source, revision=revision or "main", **there)
+    if isinstance(stored, dict):
+        own = stored["text_config"] if isinstance(stored.get("text_config"), dict) else stored
+        _check({field: own[field] for field in _MOST if field in own and own[field] is not None}, name)
+    config: Any = AutoConfig.from_pretrained(source, revision=revision or "main", **there)
+    text = config.get_text_config()
+    sizes = {field: getattr(text, field, None) for field in _MOST}
+    _check({field: size for field, size in sizes.items() if size is not None or field in _ALWAYS}, name)
+    _check_heads(sizes, name)
+    return config
+
+
+def _check(sizes: dict[str, Any], name: str) -> None:
+    for field, value in sizes.items():
+        if isinstance(value, list):
+            continue  # one for each layer
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _MOST[field]:
+            what = f"the config of {name!r} has {field} = {value!r}"
+            raise HookdepthError(f"{what}, which is no whole number from 1 to {_MOST[field]}", _REMEDY)
+
+
+def _check_heads(sizes: dict[str, Any], name: str) -> None:
+    heads = sizes["num_attention_heads"]
+    parts = [("num_attention_heads", heads, "num_key_value_heads", sizes["num_key_value_heads"])]
+    if sizes["head_dim"] is None:
+        parts.append(("hidden_size", sizes["hidden_size"], "num_attention_heads", heads))
+    for field, whole, by, part in parts:
+        if isinstance(whole, int) and isinstance(part, int) and whole % part:
+            what = f"the config of {name!r} has {field} = {whole}, which {by} = {part} does not divide"
+            raise HookdepthError(what, _REMEDY)

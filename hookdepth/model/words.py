@@ -1,0 +1,35 @@
+"""Words as tokens: the one id that a word has in a model's own tokenizer.
+
+token_id(model, "a")
+"""
+
+from __future__ import annotations
+
+from hookdepth.errors import HookdepthError, shown, whole_number
+from hookdepth.model.decoder import Decoder
+
+
+def token_id(model: Decoder, token: int | str) -> int:
+    """The id of a word that is one token of the model's; an id is checked against the model's vocabulary.
+
+        token_id(model, "a")
+
+    Raises:
+        HookdepthError: no tokenizer, a word of no or several tokens or an unknown one, an id beyond the vocabulary.
+    """
+    vocab = int(model.config.vocab_size)
+    if not isinstance(token, str):
+        return whole_number(f"a token of {model.name!r}", token, 0, vocab - 1)
+    tokenizer = model.tokenizer
+    if tokenizer is None:
+        raise HookdepthError(f"the word {token!r} for a model without a tokenizer", "give token ids, or a tokenizer")
+    found = tokenizer(token, add_special_tokens=False)["input_ids"]
+    if len(found) != 1:
+        pieces = ", ".join(repr(tokenizer.decode([piece])) for piece in found[:8]) + (", …" if len(found) > 8 else "")
+        raise HookdepthError(
+            f"the word {shown(token)} is {len(found)} tokens" + (f": {pieces}" if found else ""),
+            "give one that is a single token (perhaps with a space in front), or a token id",
+        )
+    if found[0] == tokenizer.unk_token_id and token != tokenizer.unk_token:
+        raise HookdepthError(f"the tokenizer of {model.name!r} does not know {token!r}", "give another word")
+    return whole_number(f"the token of {token!r}", found[0], 0, vocab - 1)
