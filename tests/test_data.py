@@ -19,11 +19,20 @@ from hypothesis import strategies as st
 from tiny_tokenizer import tiny_tokenizer
 
 import hookdepth
-from hookdepth import data, lines
-from hookdepth.data import DEFAULT_PROBES, Example, encode, load_examples, make_probe, readable_tokens, sample_cuts
+from hookdepth import data
+from hookdepth.data import (
+    DEFAULT_PROBES,
+    Example,
+    encode,
+    lines,
+    load_examples,
+    make_probe,
+    readable_tokens,
+    sample_cuts,
+)
 from hookdepth.errors import HookdepthError
 
-PACKAGED = Path(hookdepth.__file__).with_name("demo.jsonl")
+PACKAGED = Path(hookdepth.__file__).parent / "data" / "demo.jsonl"
 ROWS = [json.loads(line) for line in PACKAGED.read_text(encoding="utf-8").splitlines()]
 KINDS = [
     {"kind": kind, "bos": bos, "trim_offsets": trim}
@@ -479,11 +488,11 @@ def test_merge_across_the_seam_is_refused_and_its_remedy_works(kind):
 def test_token_of_two_characters_broken_in_their_bytes():
     # Two bytes of the prompt's last character, then its third with the answer's first: one does end at the seam.
     with pytest.raises(HookdepthError, match="'b' merges the end of the prompt 'x日'"):
-        data._locate([(0, 1), (1, 2), (1, 3)], ["x", "a", "b"], "x日", "本")
+        data.tokens._locate([(0, 1), (1, 2), (1, 3)], ["x", "a", "b"], "x日", "本")
 
 
 def test_special_tokens_at_the_end_are_no_part_of_the_answer():
-    assert data._locate([(0, 0), (0, 1), (1, 2), (2, 3), (0, 0)], list("^abc$"), "a", "bc") == (2, 3)
+    assert data.tokens._locate([(0, 0), (0, 1), (1, 2), (2, 3), (0, 0)], list("^abc$"), "a", "bc") == (2, 3)
 
 
 @pytest.mark.parametrize("probe", DEFAULT_PROBES)
@@ -543,8 +552,13 @@ def test_cuts_by_hand():
 
 
 def test_data_stands_on_errors_alone():
-    tree = ast.parse(Path(data.__file__).read_text(encoding="utf-8"))
-    names = {node.module or "" for node in tree.body if isinstance(node, ast.ImportFrom)}
-    names |= {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
-    foreign = {name for name in names if name.split(".")[0] not in sys.stdlib_module_names}
-    assert foreign == {"hookdepth.errors", "hookdepth.lines", "hookdepth.model.hub"}
+    foreign = set()
+    for path in Path(data.__file__).parent.glob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        names = {node.module or "" for node in tree.body if isinstance(node, ast.ImportFrom)}
+        names |= {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
+        foreign |= {name for name in names if name.split(".")[0] not in sys.stdlib_module_names}
+    assert {name for name in foreign if not name.startswith("hookdepth.data.")} == {
+        "hookdepth.errors",
+        "hookdepth.model.hub",
+    }

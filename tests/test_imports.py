@@ -22,14 +22,14 @@ FILES = {
 HEAVY = {
     "matplotlib": {name for name in FILES if name.split(".")[0] == "report"} | {"api"},
     "transformers": {name for name in FILES if name.startswith("model.")}
-    | {"data", "engine.kv_cache", "runs.runner", "runs.outline", "training.callback"},
+    | {"engine.kv_cache", "runs.runner", "runs.outline", "training.callback"},
     "accelerate": {"model.decoder", "model.loading", "engine.memory"},
     "bitsandbytes": {"model.loading"},
-    "datasets": {"data"},
+    "datasets": {"data.examples"},
     "gguf": {"model.demo"},
     "huggingface_hub": {"model.hub"},
     "tqdm": {"runs.runner"},
-    "argparse": {"cli", "runs.session"},
+    "argparse": {"cli"},
 }
 FOR_THE_COMMAND_LINE = {"print", "exit", "quit", "breakpoint", "sys.exit", "os._exit"}
 FOR_THE_COMMAND_LINE |= {"sys.stdout.write", "sys.stderr.write", "tqdm.write"}

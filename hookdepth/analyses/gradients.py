@@ -185,14 +185,15 @@ class Path:
     ) -> tuple[list[float], list[Float[Tensor, "token width"]]]:
         """f, and its gradient in float32, with a layer's activation replaced: all points in one pass_."""
         model = self.model
-        leaves = [value.detach().requires_grad_() for _, value in points]
-        branches = [
-            Branch((Patch(self.site, layer, leaf),), measured=self.measured)
-            for (layer, _), leaf in zip(points, leaves, strict=True)
-        ]
-        prompts = [self.probe.token_ids]
-        plan = make_plan(branches, [len(self.probe.token_ids)], model.n_layers, max_row_tokens=1 << 40)
         with model.evaluating(grad=True):
+            # Clones: what was computed in inference mode can never carry a gradient.
+            leaves = [value.detach().clone().requires_grad_() for _, value in points]
+            branches = [
+                Branch((Patch(self.site, layer, leaf),), measured=self.measured)
+                for (layer, _), leaf in zip(points, leaves, strict=True)
+            ]
+            prompts = [self.probe.token_ids]
+            plan = make_plan(branches, [len(self.probe.token_ids)], model.n_layers, max_row_tokens=1 << 40)
             (result,) = run_top(model, prompts, branches, plan, plan.passes[0], [TargetProbability()])
             f = result.output["target_probability"]  # clean run, null, branches as they joined
             gradients = torch.autograd.grad(f[2:].sum(), leaves)

@@ -99,8 +99,11 @@ class Group:
 
     def run(self, chunk: int, on_pass: OnPass) -> Partial:
         """Measure a chunk; tensors are named after analysis and tensor, their first axis is the chunk's items."""
-        if self.branching:
-            return self._branch(chunk, on_pass)
+        # What is computed between two passes must not depend on the caller's autocast, defaults and modes either.
+        with self.subject.model.evaluating():
+            return self._branch(chunk, on_pass) if self.branching else self._measure(chunk, on_pass)
+
+    def _measure(self, chunk: int, on_pass: OnPass) -> Partial:
         (member,) = self.members
         partials = [member.measure(self.subject, item, on_pass) for item in self.chunks[chunk]]
         stacked = _stacked({member.name: [partial.tensors for partial in partials]})
@@ -133,7 +136,8 @@ class Group:
                 for names in [[name for name in partial.tensors if name.startswith(prefix)]]
                 for values in zip(*(partial.tensors[name] for name in names), strict=True)
             ]
-            results[member.name] = member.reduce(self.subject, items)
+            with self.subject.model.evaluating():
+                results[member.name] = member.reduce(self.subject, items)
         return results
 
 

@@ -21,11 +21,12 @@ from torch import Tensor
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.interventions import Intervention
 from hookdepth.engine.kv_cache import KeysValues, PrefixCache
-from hookdepth.engine.measured import MeasuredTokens, checked, measured_tokens
+from hookdepth.engine.measured import MeasuredTokens, checked, measured_tokens, only_read
 from hookdepth.engine.measurements import LayerMeasurement, LayerView, Measurement, OutputMeasurement, OutputView
 from hookdepth.engine.rows import RowTable
 from hookdepth.engine.tokens import Where, locate
 from hookdepth.model.decoder import Decoder
+from hookdepth.model.turns import in_this_thread
 from hookdepth.model.unembedding import most_logits
 
 
@@ -81,7 +82,8 @@ def run_pass(
     with ExitStack() as hooks:
         forward.register(hooks)
         forward.leave_out_unread(hooks)
-        hidden = model.forward(token_ids[:, pass_.start : pass_.stop], cache)
+        # The longest prompt has the pass's whole width; the planner puts only prompts of equal factors together.
+        hidden = model.forward(token_ids[:, pass_.start : pass_.stop], cache, token_ids.shape[1])
     outputs = [m for m in wanted if isinstance(m, OutputMeasurement)]
     elements = logit_elements or most_logits(model.device)
     wanting = any(m.needs_target for m in outputs)
@@ -117,15 +119,20 @@ def _prefix(table: RowTable, parent: PassResult) -> Callable[[int], KeysValues]:
 class _Around:
     """What an intervention may read: see `interventions.Surroundings`."""
 
-    def __init__(self, resid_pre: Tensor | None, contributions: dict[int, Tensor], slot: int) -> None:
-        self._resid_pre, self._contributions, self._slot = resid_pre, contributions, slot
+    def __init__(self, resid_pre: Tensor | None, contributions: dict[int, Tensor], slot: int, tokens: int) -> None:
+        self._resid_pre, self._contributions, self._slot, self._tokens = resid_pre, contributions, slot, tokens
 
     def resid_pre(self) -> Tensor:
         assert self._resid_pre is not None, "asked for resid_pre before the layer's input is complete"
-        return self._resid_pre
+        return self._resid_pre[: self._tokens]
 
     def contribution(self, layer: int) -> Tensor:
-        return self._contributions[layer][self._slot]
+        return self._contributions[layer][self._slot, : self._tokens]
+
+    def lent(self) -> dict[str, Tensor]:
+        """All that it may read, by name."""
+        own = {} if self._resid_pre is None else {"resid_pre": self._resid_pre}
+        return own | {f"contribution({layer})": values for layer, values in self._contributions.items()}
 
 
 class _Pass:
@@ -158,7 +165,7 @@ class _Pass:
 
             def add(site: str, layer: int = layer) -> None:
                 body = getattr(self, site)
-                handle = getattr(model, f"on_{site}")(layer, lambda value: body(layer, value))
+                handle = getattr(model, f"on_{site}")(layer, in_this_thread(lambda value: body(layer, value)))
                 hooks.callback(handle.remove)
 
             after_mlp = (layer, "mlp_out") in table.edits and bool(rows.born_post)
@@ -268,12 +275,14 @@ class _Pass:
         return changed
 
     def _change(self, row: Tensor, own: list[Intervention], slot: int, resid_pre: Tensor | None) -> Tensor:
-        pass_ = self.table.pass_
-        around = _Around(resid_pre, self.contributions, slot)
+        pass_, length = self.table.pass_, self.lengths[slot]
+        tokens = min(length, pass_.stop) - pass_.start  # of the prompt: an intervention sees no padding
+        around = _Around(resid_pre, self.contributions, slot, tokens)
         row = row.clone()
         for intervention in own:
-            where: Where = locate(intervention.tokens, self.lengths[slot], pass_.start, pass_.stop)
-            intervention.apply(row, where, around)
+            where: Where = locate(intervention.tokens, length, pass_.start, pass_.stop)
+            with only_read(f"the intervention {type(intervention).__name__}", around.lent()):
+                intervention.apply(row[:tokens], where, around)
         return row
 
     def layer_results(self) -> dict[str, Tensor]:

@@ -46,12 +46,27 @@ class Intervention:
 
         Branch((Zero("mlp_out", 4, tokens=[-1]),))
 
+    One that promises to be `tokenwise` may be given only some of its prompt's tokens: a pass may begin at a later token
+    or stop early. What it draws or looks up is indexed by the position in the prompt, so that no number depends on how
+    branches were packed into passes:
+
+        @dataclass(frozen=True, eq=False)
+        class Noise(Intervention):
+            tokenwise: ClassVar[bool] = True
+            seed: int = 0
+
+            def apply(self, row, where, around):
+                generator = torch.Generator().manual_seed(self.seed)
+                noise = torch.randn(where.length, row.shape[1], generator=generator)
+                row[where.local] += noise[where.positions].to(row.device, row.dtype)
+
     Attributes:
         site: one of `SITES`.
         layer: decoder layer, 0-based.
         tokens: the positions it acts on.
         tokenwise: `apply` looks at no other tokens than those that it changes. Only a promise can be relied on, so a
-            subclass that keeps it says so; values at tokens that nobody measures may then be left out.
+            subclass that keeps it says so; passes may then leave out tokens that nothing needs. One that does not
+            promise it is always given the whole prompt: `where.start` is 0 and the row has `where.length` tokens.
     """
 
     tokenwise: ClassVar[bool] = False
@@ -70,7 +85,10 @@ class Intervention:
         object.__setattr__(self, "tokens", as_tokens(tokens, who))
 
     def apply(self, row: Tensor, where: Where, around: Surroundings) -> None:
-        """Change `row` [token, width] in place at `where`. The row is the caller's own copy."""
+        """Change `row` [token, width] in place at `where` (see `tokens.Where`), and nothing that `around` gives.
+
+        The row is a copy. It holds the prompt's tokens from `where.start` on, without padding.
+        """
         raise HookdepthError(f"{type(self).__name__} says nothing to do", "give the intervention an `apply`")
 
     def sources(self) -> tuple[int, ...]:

@@ -11,7 +11,8 @@ and the branch is its clean run at these tokens, so that their values are 0: the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -98,7 +99,8 @@ def checked(measurement: Measurement, view: LayerView | OutputView, shape: tuple
     Raises:
         HookdepthError: no tensor, one of another shape, or complex numbers.
     """
-    values = measurement.values(view)  # type: ignore[arg-type]
+    with only_read(f"the measurement {measurement.name!r}", vars(view)):
+        values = measurement.values(view)  # type: ignore[arg-type]
     if not isinstance(values, Tensor):
         problem = f"gave {shown(values)} for its values"
     elif values.is_complex():
@@ -111,3 +113,15 @@ def checked(measurement: Measurement, view: LayerView | OutputView, shape: tuple
         f"the measurement {measurement.name!r} {problem}",
         f"give a real number for each row and token: a tensor of shape [{shape[0]}, {shape[1]}] here",
     )
+
+
+@contextmanager
+def only_read(who: str, lent: Mapping[str, object]) -> Iterator[None]:
+    """Refuse a write into what was lent for reading: PyTorch counts the writes into a tensor, on the host."""
+    before = {name: value._version for name, value in lent.items() if isinstance(value, Tensor)}
+    yield
+    for name, value in lent.items():
+        if isinstance(value, Tensor) and value._version != before.get(name, 0):
+            raise HookdepthError(
+                f"{who} writes into {name}, which others read as well", "let it work on a copy (clone)"
+            )

@@ -71,6 +71,19 @@ def run_branches(
     check_targets(branches, prompts, measurements)
     max_rows = check_limit("max_rows", max_rows)
     max_row_tokens = check_limit("max_row_tokens", max_row_tokens)
+    with model.evaluating():
+        return _run_branches(model, prompts, branches, measurements, max_rows, max_row_tokens, on_pass)
+
+
+def _run_branches(
+    model: Decoder,
+    prompts: Sequence[Sequence[int]],
+    branches: Sequence[Branch],
+    measurements: Sequence[Measurement],
+    max_rows: int | None,
+    max_row_tokens: int | None,
+    on_pass: Callable[[], object] | None,
+) -> BranchResults:
     lengths = [len(prompt) for prompt in prompts]
     gathered = Gathered(model, branches, lengths, measurements)
     pending = set(range(len(branches)))
@@ -97,16 +110,15 @@ def run_branches(
 
     budget = max_row_tokens or default_row_tokens(model)
     first = plan = make(budget)
-    with model.evaluating():
-        while not fits(partial(run_pending, plan)):  # what is done stays done
-            budget = min(budget, plan.peak_row_tokens) // 2
-            if not budget:
-                raise HookdepthError(
-                    "not even one branch beside its clean run fits into memory",
-                    "use shorter prompts, a smaller dtype, --quantize 8bit or --device-map auto",
-                    1,
-                )
-            plan = make(budget)
+    while not fits(partial(run_pending, plan)):  # what is done stays done
+        budget = min(budget, plan.peak_row_tokens) // 2
+        if not budget:
+            raise HookdepthError(
+                "not even one branch beside its clean run fits into memory",
+                "use shorter prompts, a smaller dtype, --quantize 8bit or --device-map auto",
+                1,
+            )
+        plan = make(budget)
     return gathered.results(first)
 
 
@@ -160,6 +172,7 @@ def plan_for(
         pass_cost=256 if on_gpu else 10 if model.dtype.itemsize == 4 else 28,
         changes_only=changes_only,
         only=only,
+        keys=[model.rotary.key(length) for length in lengths] if model.rotary.places else None,
     )
 
 

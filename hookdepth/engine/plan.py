@@ -56,6 +56,8 @@ def span_of(branch: Branch, length: int, n_layers: int, changes_only: bool = Tru
         changed += measured
     stop = 1 + max(measured) if measured else (branch.cut or 0)
     last = n_layers - 1 if branch.until is None else branch.until
+    if not all(i.tokenwise for i in branch.interventions):
+        changed, stop = [0], length  # it may look at any token of the prompt, so a pass must hold all of them
     return Span((layer, order), layer + (order == 2), last, min(changed, default=length), stop)
 
 

@@ -17,7 +17,7 @@ where they first differ from their clean run. There are three kinds of pass:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from hookdepth.engine.branches import Branch
@@ -37,6 +37,7 @@ def make_plan(
     pass_cost: int = 32,
     changes_only: bool = True,
     only: Iterable[int] | None = None,
+    keys: Sequence[Hashable] | None = None,
 ) -> Plan:
     """Pack branches into passes.
 
@@ -53,11 +54,12 @@ def make_plan(
         changes_only: what is measured is 0 left of the first token that a branch changes, so that these tokens
             need not be computed; otherwise all that is measured is.
         only: plan these indices alone (what is left after a pass did not fit).
+        keys: per prompt; only prompts of one key share a pass. Default: all may.
     """
     chosen = list(range(len(branches))) if only is None else sorted(only)
     spans = tuple(span_of(branch, lengths[branch.prompt], n_layers, changes_only) for branch in branches)
     limits = _Limits(max_row_tokens, max_rows or 1 << 30, pack_row_tokens, pass_cost * n_layers)
-    builder = _Builder(branches, lengths, spans, n_layers, limits)
+    builder = _Builder(branches, lengths, spans, n_layers, limits, keys or [None] * len(lengths))
     by_prompt: dict[int, list[int]] = {}
     for index in chosen:
         by_prompt.setdefault(branches[index].prompt, []).append(index)
@@ -85,19 +87,22 @@ class _Builder:
     spans: Sequence[Span]
     n_layers: int
     limits: _Limits
+    keys: Sequence[Hashable]
 
     def packs(self, by_prompt: dict[int, list[int]]) -> Iterator[dict[int, list[int]]]:
-        """Group short prompts, of similar length, so that they fill a pass together."""
+        """Group short prompts, of similar length and equal key, so that they fill a pass together."""
         pack: dict[int, list[int]] = {}
-        rows = longest = 0
+        rows, key = 0, None
         most = min(self.limits.pack, self.limits.row_tokens)
         for prompt in sorted(by_prompt, key=lambda p: (self.lengths[p], p)):
             families = self._families(by_prompt[prompt])
             mine = 2 + peak_rows(self.spans[group[0]] for group in families.values())
             longest = self.lengths[prompt]
-            if pack and ((rows + mine) * longest > most or rows + mine > self.limits.rows):
+            full = (rows + mine) * longest > most or rows + mine > self.limits.rows
+            if pack and (full or self.keys[prompt] != key):
                 yield pack
                 pack, rows = {}, 0
+            key = self.keys[prompt]
             pack[prompt] = by_prompt[prompt]
             rows += mine
         if pack:
@@ -152,7 +157,8 @@ class _Builder:
 
     def _stop(self, group: Sequence[int]) -> int:
         """One past the last token that a family's row must compute from token 0."""
-        return max(self.branches[i].cut or self.spans[i].stop for i in group)
+        tokenwise = all(i.tokenwise for i in self.branches[group[0]].interventions)  # a family holds the same ones
+        return max((tokenwise and self.branches[i].cut) or self.spans[i].stop for i in group)
 
     def _whole_pass(self, members: Sequence[tuple[int, list[int]]]) -> ForwardPass:
         uncut = frozenset(i for _, group in members for i in group if self.branches[i].cut is None)

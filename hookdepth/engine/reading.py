@@ -20,6 +20,7 @@ from torch import Tensor
 
 from hookdepth.errors import HookdepthError, choose, shown, whole_number
 from hookdepth.model.decoder import SITES, Decoder
+from hookdepth.model.turns import in_this_thread, turn_of
 
 
 class Activations(dict[tuple[str, int], Tensor]):
@@ -52,7 +53,8 @@ def capture(model: Decoder, *sites: str, layers: Iterable[int] | None = None) ->
         layers: default all.
 
     Yields:
-        Activations, detached, on the devices where they arose.
+        Activations, detached, on the devices where they arose: of this thread's forward passes, in the state (autocast,
+        inference mode) in which they are called. Other threads that use hookdepth on this model wait meanwhile.
 
     Raises:
         HookdepthError: unknown site, or a layer that the model does not have.
@@ -73,10 +75,10 @@ def capture(model: Decoder, *sites: str, layers: Iterable[int] | None = None) ->
     def keep(key: tuple[str, int], value: Tensor) -> None:
         acts[key] = value.detach()
 
-    with ExitStack() as hooks:
+    with turn_of(model.hf), ExitStack() as hooks:
         for site in sites:
             for layer in chosen:
-                handle = getattr(model, f"on_{site}")(layer, partial(keep, (site, layer)))
+                handle = getattr(model, f"on_{site}")(layer, in_this_thread(partial(keep, (site, layer))))
                 hooks.callback(handle.remove)
         yield acts
 
@@ -102,9 +104,9 @@ def first_not_finite(model: Decoder, token_ids: Sequence[int]) -> int | None:
         if not torch.isfinite(sites.resid_post).all():
             bad.append(layer)
 
-    with model.evaluating(), each_layer(model, look):
-        hidden = model.forward(torch.tensor([list(token_ids)], device=model.device))
     with model.evaluating():
+        with each_layer(model, look):
+            hidden = model.forward(torch.tensor([list(token_ids)], device=model.device))
         if not bad and not torch.isfinite(model.unembed(hidden[:, -1])).all():
             bad.append(model.n_layers)
     return min(bad, default=None)
@@ -112,7 +114,7 @@ def first_not_finite(model: Decoder, token_ids: Sequence[int]) -> int | None:
 
 @contextmanager
 def each_layer(model: Decoder, body: Callable[[int, LayerSites], None]) -> Iterator[None]:
-    """Call `body(layer, sites)` whenever a layer is done: reduce there, where the data is.
+    """Call `body(layer, sites)` whenever a layer is done in this thread: reduce there, where the data is.
 
     norms = {}
     with each_layer(model, lambda l, sites: norms.update({l: sites.resid_post.float().norm(dim=-1).mean()})):
@@ -128,10 +130,10 @@ def each_layer(model: Decoder, body: Callable[[int, LayerSites], None]) -> Itera
         seen.clear()
         body(layer, sites)
 
-    with ExitStack() as hooks:
+    with turn_of(model.hf), ExitStack() as hooks:
         for layer in range(model.n_layers):
             for site in ("resid_pre", "attn_out", "mlp_out"):
-                handle = getattr(model, f"on_{site}")(layer, partial(note, site))
+                handle = getattr(model, f"on_{site}")(layer, in_this_thread(partial(note, site)))
                 hooks.callback(handle.remove)
-            hooks.callback(model.on_resid_post(layer, partial(finish, layer)).remove)
+            hooks.callback(model.on_resid_post(layer, in_this_thread(partial(finish, layer))).remove)
         yield

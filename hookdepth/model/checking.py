@@ -9,7 +9,9 @@ none fails here, and not in a figure.
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from bisect import bisect_left
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from hookdepth.errors import DoesNotRunError, HookdepthError
 from hookdepth.metrics import differs_by_rounding
 from hookdepth.model.decoder import LOAD, Decoder, Edit
 from hookdepth.model.families import unsupported
+from hookdepth.model.turns import in_this_thread
 
 
 def wrap(model: nn.Module, tokenizer: Any = None, *, name: str | None = None, revision: str | None = None) -> Decoder:
@@ -40,6 +43,13 @@ def wrap(model: nn.Module, tokenizer: Any = None, *, name: str | None = None, re
 def check(model: Decoder, text: str = "The capital of France is Paris.") -> None:
     """Verify on a real input that the adapter reads this model rightly (see `wrap`)."""
     _check_weights(model)
+    with model.evaluating(), model.rotary.as_loaded():
+        _check_sums(model, text)
+        if model.rotary.places:
+            _check_positions(model)
+
+
+def _check_sums(model: Decoder, text: str) -> None:
     if model.tokenizer is not None:
         token_ids = model.ids(text)
         model.check_ids(token_ids[0], "a short input")
@@ -50,22 +60,22 @@ def check(model: Decoder, text: str = "The capital of France is Paris.") -> None
     def keep(site: str, layer: int) -> Edit:
         return lambda value: sites.__setitem__((site, layer), value)
 
-    with model.evaluating(), ExitStack() as stack:
+    with ExitStack() as stack:
         for layer in range(model.n_layers):
             for site in ("resid_pre", "attn_out", "mlp_out", "resid_post"):
-                stack.callback(getattr(model, f"on_{site}")(layer, keep(site, layer)).remove)
+                stack.callback(getattr(model, f"on_{site}")(layer, in_this_thread(keep(site, layer))).remove)
         try:
-            logits = model.hf(input_ids=token_ids, use_cache=False).logits
+            logits = model.hf(input_ids=token_ids, use_cache=False)[0]
         except torch.OutOfMemoryError as error:
             raise HookdepthError(f"no memory to run {model.name!r}", "free some, or use a smaller model", 1) from error
-        except (RuntimeError, TypeError, ValueError) as error:
+        except (AttributeError, RuntimeError, TypeError, ValueError) as error:
             why = (str(error) or type(error).__name__).splitlines()[0][:200]
             raise DoesNotRunError(
                 f"{model.name!r} cannot run on a short input ({why})",
                 "bring the whole model to one device and one dtype, and see that it works without hookdepth",
             ) from error
-        last = sites["resid_post", model.n_layers - 1]
-        own = model.unembed(model.norm(last))
+    last = sites["resid_post", model.n_layers - 1]
+    own = model.unembed(model.norm(last))
     for layer in range(model.n_layers):
         expected = sites["resid_post", layer]
         if not torch.isfinite(expected).all():
@@ -90,6 +100,39 @@ def check(model: Decoder, text: str = "The capital of France is Paris.") -> None
         )
     if not _close(own, logits, logits.abs().amax(-1, keepdim=True)):
         raise unsupported(model.name, model.family, "final norm and unembedding do not give the model's logits")
+
+
+class _SeenEnoughError(Exception):
+    """Ends a forward pass after its first layer."""
+
+
+def _check_positions(model: Decoder) -> None:
+    """The beginning of a prompt that has other rotary factors than a short one: as the whole prompt gives it.
+
+    One layer is run, since all get the same factors: the prompt may have to be long.
+    """
+    short, reach = 8, model.context_length or 8
+    lengths = range(short, reach + 1)
+    first = bisect_left(lengths, True, key=lambda length: model.rotary.key(length) != model.rotary.key(short))
+    if first == len(lengths):
+        return  # within its context, all lengths have the same factors
+    token_ids = torch.arange(lengths[first], device=model.device)[None] % int(model.config.vocab_size)
+
+    def first_layer(run: Callable[[], object]) -> Tensor:
+        seen: list[Tensor] = []
+
+        def stop(value: Tensor) -> None:
+            seen.append(value[:, :short])
+            raise _SeenEnoughError
+
+        with model.on_resid_post(0, in_this_thread(stop)), suppress(_SeenEnoughError):
+            run()
+        return seen[0]
+
+    whole = first_layer(lambda: model.hf(input_ids=token_ids, use_cache=False))
+    part = first_layer(lambda: model.forward(token_ids[:, :short], length=lengths[first]))
+    if not _close(part, whole, whole.abs().amax(-1, keepdim=True)):
+        raise unsupported(model.name, model.family, f"its position factors change from {lengths[first]} tokens on")
 
 
 def _check_weights(model: Decoder) -> None:

@@ -26,8 +26,11 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from hookdepth.errors import HookdepthError
+from hookdepth.model.ambient import plain_state
 from hookdepth.model.families import Family, family_of, missing_modules, unsupported
 from hookdepth.model.identity import describe
+from hookdepth.model.positions import LengthDependent
+from hookdepth.model.turns import OwnThread, turn_of
 from hookdepth.model.unembedding import product
 
 SITES = ("resid_pre", "attn_out", "mlp_out", "resid_post")
@@ -63,15 +66,16 @@ class Decoder:
         self.name = name or str(getattr(self.config, "_name_or_path", "") or type(hf).__name__)
         self.revision = revision
         self.family: Family = family_of(str(getattr(self.config, "model_type", "unknown")))
-        base = getattr(hf, "model", None)
+        base: Any = getattr(hf, "model", None)
         layers = getattr(base, "layers", None)
         if not isinstance(layers, nn.ModuleList) or not len(layers) or not hasattr(base, "norm"):
             raise unsupported(self.name, self.family, "it has no model.layers and model.norm")
         missing = missing_modules(layers[0], self.family)
         if missing:
             raise unsupported(self.name, self.family, f"its decoder layers have no {', '.join(missing)}")
-        self.base: Any = base
+        self.base = base
         self.layers: nn.ModuleList = layers
+        self.rotary = LengthDependent(base)
         self._scale = self.family.scale(self.config)
 
     @property
@@ -102,12 +106,13 @@ class Decoder:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the residual stream."""
-        return self.base.norm.weight.dtype
+        weight = getattr(self.base.norm, "weight", None)  # OLMo's norm has none
+        return (self.hf.get_input_embeddings().weight if weight is None else weight).dtype
 
     @property
     def context_length(self) -> int | None:
         """Most tokens that the positions were made for; None where the config does not say."""
-        return getattr(self.config, "max_position_embeddings", None)
+        return self.rotary.reach or getattr(self.config, "max_position_embeddings", None)
 
     def ids(self, text: str) -> Int[Tensor, "1 token"]:
         """Token ids of a text, on the model's device.
@@ -132,16 +137,24 @@ class Decoder:
                     "give whole numbers in that range, from the model's own tokenizer",
                 )
 
-    def forward(self, token_ids: Int[Tensor, "row token"], cache: Any = None) -> Float[Tensor, "row token width"]:
+    def forward(
+        self, token_ids: Int[Tensor, "row token"], cache: Any = None, length: int | None = None
+    ) -> Float[Tensor, "row token width"]:
         """Run the decoder once; hooks may have grown the rows of what comes back.
 
             hidden = model.forward(token_ids)   # after the final norm: give it to `unembed`
 
         Args:
             token_ids: unpadded, or padded on the right (causal attention never looks there).
-            cache: keys and values to the left of the given tokens (`prefix.PrefixCache`).
+            cache: keys and values to the left of the given tokens (`kv_cache.PrefixCache`).
+            length: tokens of the whole prompts, where these are only some of them and the model's rotary factors
+                depend on the length (`rotary`); default up to the last given.
         """
-        return self.base(input_ids=token_ids, past_key_values=cache, use_cache=False).last_hidden_state
+        # Whatever the user's config asks for: only the first value of the output is read, a named one or a tuple's.
+        options = {"use_cache": False, "output_hidden_states": False, "output_attentions": False}
+        start = 0 if cache is None else cache.get_seq_length()
+        with self.rotary.of_length(length or start + token_ids.shape[1]):
+            return self.base(input_ids=token_ids, past_key_values=cache, **options)[0]
 
     def norm(self, resid: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
         """The final norm, as the logit lens applies it to any residual."""
@@ -210,16 +223,22 @@ class Decoder:
         hidden = model.forward(token_ids)   # right at tokens 17 and 18
         first.remove(), second.remove()
         """
-        length = 0
+        length, mine = 0, OwnThread()
 
         def narrow(_module: nn.Module, args: tuple[Any, ...]) -> Any:
             nonlocal length
+            if not mine:
+                return None
             length = args[0].shape[1]
             return (args[0].index_select(1, tokens.to(args[0].device)), *args[1:])
 
-        def widen(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
-            zeros = output.new_zeros(output.shape[0], length, output.shape[2])
-            return zeros.index_copy(1, tokens.to(output.device), output)
+        def widen(_module: nn.Module, _args: Any, output: Any) -> Any:
+            if not mine:
+                return None
+            value = output[0] if isinstance(output, tuple) else output
+            zeros = value.new_zeros(value.shape[0], length, value.shape[2])
+            wide = zeros.index_copy(1, tokens.to(value.device), value)
+            return (wide, *output[1:]) if isinstance(output, tuple) else wide
 
         mlp: Any = self.layers[layer].mlp
         return mlp.register_forward_pre_hook(narrow), mlp.register_forward_hook(widen, prepend=True)
@@ -247,31 +266,41 @@ class Decoder:
 
     @contextmanager
     def evaluating(self, grad: bool = False) -> Iterator[Decoder]:
-        """Evaluation mode, parameters frozen; training flags and gradients' flags come back at the end.
+        """The engine's own state, whatever the caller's is; the caller's comes back at the end.
 
             with model.evaluating():
                 hidden = model.forward(token_ids)
 
+        Evaluation mode, parameters frozen, no autocast, no inference mode, float32 and the CPU as defaults. Other
+        threads that use hookdepth on this model wait until the block ends. One that calls the model itself meets no
+        hook of ours, but evaluation mode and frozen parameters: let it wait where it trains.
+
         Args:
             grad: let gradients flow through activations (never to parameters).
+
+        Raises:
+            HookdepthError: gradients are wanted, and the weights were made in inference mode.
         """
-        modes = [(module, module.training) for module in self.hf.modules()]
-        frozen = [parameter for parameter in self.hf.parameters() if parameter.requires_grad] if grad else []
         with ExitStack() as stack:
-            stack.enter_context(torch.set_grad_enabled(grad))
-            if any(module._compiled_call_impl is not None or hasattr(module, "_orig_mod") for module, _ in modes):
+            stack.enter_context(turn_of(self.hf))
+            stack.enter_context(plain_state((self.device.type,), grad))
+            modules = list(self.hf.modules())
+            if any(module._compiled_call_impl is not None or hasattr(module, "_orig_mod") for module in modules):
                 # Compiled code may not see hooks that come later, and every pass has other shapes.
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
-            try:
-                self.hf.eval()
-                for parameter in frozen:
+            if grad and any(parameter.is_inference() for parameter in self.hf.parameters()):
+                raise HookdepthError(
+                    f"the weights of {self.name!r} were made in inference mode, and no gradient flows through them",
+                    "load the model outside of torch.inference_mode()",
+                )
+            for module in modules:
+                stack.callback(setattr, module, "training", module.training)
+            for parameter in self.hf.parameters() if grad else ():
+                if parameter.requires_grad:
+                    stack.callback(parameter.requires_grad_, True)
                     parameter.requires_grad_(False)
-                yield self
-            finally:
-                for parameter in frozen:
-                    parameter.requires_grad_(True)
-                for module, training in modes:
-                    module.training = training
+            self.hf.eval()
+            yield self
 
     def describe(self) -> dict[str, Any]:
         """What a model is called and made like, without its weights: JSON-able."""
