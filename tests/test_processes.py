@@ -18,6 +18,7 @@ from hookdepth.analyses.contract import load_folder
 from hookdepth.cli import main
 from hookdepth.errors import HookdepthError
 from hookdepth.model.loading import own_gpu
+from hookdepth.results import read_log
 from hookdepth.runs import workers as processes
 from hookdepth.runs.workers import Workers, joined
 

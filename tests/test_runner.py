@@ -149,11 +149,13 @@ def test_a_stopped_run_goes_on_where_it_stopped(make, whole, monkeypatch, after,
 
 def test_a_finished_run_computes_nothing(make, monkeypatch):
     run = make()
-    first = run.execute(SKIPS)
+    first = run.execute(NAMES)
     content = {path: path.read_bytes() for path in run.out.iterdir()}
+    lines = []
     stop = Stop(monkeypatch, after=0)
-    second = make().execute(SKIPS)
+    second = make(warn=lines.append).execute(NAMES)
     assert not stop.ran
+    assert not lines
     assert {path: path.read_bytes() for path in run.out.iterdir()} == content
     assert [r.analysis for r in second] == [r.analysis for r in first]
     assert all(torch.equal(a.tensors[k], b.tensors[k]) for a, b in zip(first, second, strict=True) for k in a.tensors)
