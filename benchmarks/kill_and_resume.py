@@ -30,7 +30,7 @@ from hookdepth.data import load_examples
 UNITS = "*.safetensors"
 ALONE = [sys.executable, "-m", "hookdepth"]
 # --multi_gpu is the launcher's word for several processes; without GPUs they run on the CPU.
-TEAM = [*(sys.executable, "-m", "accelerate.commands.pass"), "--multi_gpu", "--num_processes", "2", "-m", "hookdepth"]
+TEAM = [*(sys.executable, "-m", "accelerate.commands.launch"), "--multi_gpu", "--num_processes", "2", "-m", "hookdepth"]
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import Field, fields
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from hookdepth.analyses.base import Analysis
     from hookdepth.results import Result
 
+INTERRUPTED = "hookdepth: interrupted; the same command goes on where it stopped"
+INTERRUPTED_STATUS = 130
 COMMANDS = ("run", "report", "compare", "info")
 EXAMPLES = """\
 examples:
@@ -57,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show ends no run
+    if arguments is None:  # the process is ours, and so is what ends it
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         options = _parse(list(sys.argv[1:] if arguments is None else arguments))
         return int(options.command(options))
@@ -65,8 +70,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _say(str(error))
         return error.exit_status
     except KeyboardInterrupt:
-        print("hookdepth: interrupted; the same command goes on where it stopped", file=sys.stderr)
-        return 130
+        if arguments is None:
+            sys.stdout.flush()
+            _end()
+        print(INTERRUPTED, file=sys.stderr)
+        return INTERRUPTED_STATUS
     except BrokenPipeError:
         sys.stderr.close()  # whoever read our output has gone; nothing is left to say
         return 1
@@ -74,6 +82,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = f" ({error.filename})" if error.filename else ""
         _say(f"{error.strerror or error}{where}; see to that, then give the same command again")
         return 1
+
+
+def _interrupt(_number: int, _frame: object) -> NoReturn:
+    """The first Ctrl-C lets every `finally` run; a second one, which would cut through them, ends the process."""
+    signal.signal(signal.SIGINT, _end)
+    raise KeyboardInterrupt
+
+
+def _end(_number: int = 0, _frame: object = None) -> NoReturn:
+    """End at once, with one line: nothing is half written, whenever that is, and a third Ctrl-C adds no line."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.write(2, f"{INTERRUPTED}\n".encode())
+    os._exit(INTERRUPTED_STATUS)
 
 
 def _say(text: str) -> None:

@@ -7,8 +7,10 @@ import socket
 import subprocess
 import sys
 import time
+from datetime import timedelta
 
 import pytest
+import torch
 from tiny_models import tiny_model
 from tiny_tokenizer import CORPUS, tiny_tokenizer
 
@@ -16,6 +18,7 @@ from hookdepth.analyses.contract import load_folder
 from hookdepth.cli import main
 from hookdepth.errors import HookdepthError
 from hookdepth.model.loading import own_gpu
+from hookdepth.results import read_log
 from hookdepth.runs import workers as processes
 from hookdepth.runs.workers import Workers, joined
 
@@ -45,6 +48,42 @@ def test_a_launcher_that_says_too_little(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(HookdepthError, match="the processes of this run do not find each other"), joined():
         pass
+
+
+@pytest.mark.parametrize("value", ["abc", "-1", "0", "1.5", "²", "9" * 30, " 2 x"])
+def test_a_launcher_that_makes_no_sense(monkeypatch, value):
+    monkeypatch.setenv("WORLD_SIZE", value)
+    with pytest.raises(HookdepthError, match=f"in the environment, WORLD_SIZE='{value}'; a launcher sets it"), joined():
+        pass
+
+
+@pytest.mark.parametrize(("name", "value"), [("RANK", "abc"), ("MASTER_PORT", "abc"), ("RANK", "-3")])
+def test_a_launcher_that_numbers_badly(monkeypatch, name, value):
+    known = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    for key, own in {**known, name: value}.items():
+        monkeypatch.setenv(key, own)
+    monkeypatch.setattr(processes, "_START", timedelta(seconds=1))
+    with pytest.raises(HookdepthError, match="the processes of this run do not find each other"), joined():
+        pass
+
+
+@pytest.mark.parametrize(
+    ("size", "rank", "says"),
+    [
+        ("x", "0", "LOCAL_WORLD_SIZE='x'"),
+        ("2", "y", "LOCAL_RANK='y'"),
+        ("2", "2", "'2'"),
+        ("2", None, "LOCAL_RANK is not set"),
+    ],
+)
+def test_places_on_this_machine_that_make_no_sense(monkeypatch, size, rank, says):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", size)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    with pytest.raises(HookdepthError, match=says):
+        own_gpu()
 
 
 def free_port():
@@ -135,7 +174,7 @@ def test_nobody_waits_for_the_dead():
 def test_each_process_has_its_gpu(monkeypatch, here, gpus, expected):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", here)
     monkeypatch.setenv("LOCAL_RANK", "1")
-    monkeypatch.setattr(processes.torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     if isinstance(expected, str):
         with pytest.raises(HookdepthError, match=expected):
             own_gpu()
@@ -158,7 +197,7 @@ def command(tmp_path_factory):
 
 
 def start_team(command, out, log):
-    launcher = [sys.executable, "-m", "accelerate.commands.pass", "--multi_gpu", "--num_processes", "2"]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     launcher += ["--main_process_port", "0", "-m", "hookdepth"]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen([*launcher, *command, "--out", str(out)], env=environment, stdout=log, stderr=log)
@@ -193,8 +232,37 @@ def test_two_processes_one_of_which_dies(command, tmp_path, capfd):
     assert main([*command, "--out", str(tmp_path / "alone")]) == 0
     alone, workers = load_folder(tmp_path / "alone"), load_folder(out)
     assert set(workers) == set(alone)
-    for name, expected in alone.items():
-        assert {key: value.numpy().tobytes() for key, value in workers[name].tensors.items()} == {
-            key: value.numpy().tobytes() for key, value in expected.tensors.items()
-        }
-        assert workers[name].metadata["passes"] == expected.metadata["passes"]
+    for name in alone:
+        assert (out / f"{name}.safetensors").read_bytes() == (tmp_path / "alone" / f"{name}.safetensors").read_bytes()
+        logs = [read_log(folder)[name] for folder in (out, tmp_path / "alone")]
+        assert logs[0]["passes"] == logs[1]["passes"]
+        assert [log["processes"] for log in logs] == [2, 1]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.parametrize("times", [1, 2, 5])
+@pytest.mark.parametrize("pause", [0.0, 0.02])
+def test_interrupted_once_or_in_a_fury(command, tmp_path, times, pause):
+    """However often and whenever Ctrl-C is pressed: one line, status 130, and the same command goes on."""
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hookdepth", *command, "--out", str(out)],
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not list(out.glob(".chunks/*.safetensors")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    for _ in range(times):
+        process.send_signal(signal.SIGINT)
+        time.sleep(pause)
+    said, complained = process.communicate(timeout=60)
+    assert process.returncode == 130, complained
+    assert said == ""
+    assert complained.strip().splitlines()[-1] == "hookdepth: interrupted; the same command goes on where it stopped"
+    assert complained.count("interrupted") == 1
+    assert "Traceback" not in complained

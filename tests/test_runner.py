@@ -2,18 +2,23 @@
 
 import dataclasses
 import json
+import shutil
 import time
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from tiny_models import prompts, tiny_model
 
 import hookdepth
-from hookdepth.analyses import Group, Inputs, Settings, known
+from hookdepth.analyses import Inputs, Settings, find, known
+from hookdepth.analyses.sharing import Group
 from hookdepth.data import Probe
 from hookdepth.errors import HookdepthError
-from hookdepth.results import Result
-from hookdepth.runs.runner import UNITS, Run
+from hookdepth.results import LOG, Result, read_log
+from hookdepth.runs import runner
+from hookdepth.runs.runner import UNITS
 
 NAMES = tuple(known())
 
@@ -24,6 +29,13 @@ PROBES = tuple(
 )
 INPUTS = Inputs(PROMPTS, CUTS, PROMPTS[:2], PROBES)
 SKIPS = ("skip-current", "skip-future")
+
+
+class Run(runner.Run):
+    """A run of analyses by their names."""
+
+    def execute(self, names):
+        return super().execute([find(name) for name in names])
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +53,9 @@ def make(model, tmp_path):
 
 
 def tensor_bytes(path):
-    """Everything of a result but what depends on the clock."""
-    return {name: value.numpy().tobytes() for name, value in Result.load(path).tensors.items()}
+    """All of a result file."""
+    Result.load(path)
+    return path.read_bytes()
 
 
 def chunks(run):
@@ -81,9 +94,9 @@ def test_all_analyses_leave_their_files_and_nothing_else(make):
     run = make()
     begin = time.perf_counter()
     results = run.execute(NAMES)
-    elapsed = time.perf_counter() - begin
+    elapsed, log = time.perf_counter() - begin, read_log(run.out)
     assert [result.analysis for result in results] == list(NAMES)
-    assert sorted(path.name for path in run.out.iterdir()) == sorted(f"{name}.safetensors" for name in NAMES)
+    assert sorted(path.name for path in run.out.iterdir()) == sorted([LOG, *(f"{name}.safetensors" for name in NAMES)])
     for result in results:
         metadata = Result.load(run.out / f"{result.analysis}.safetensors").metadata
         assert metadata == json.loads(json.dumps(result.metadata))
@@ -91,13 +104,16 @@ def test_all_analyses_leave_their_files_and_nothing_else(make):
         assert metadata["model"]["id"] == "tiny"
         assert metadata["data"]["name"] == "some"
         assert metadata["seed"] == 123
-        assert metadata["passes"] > 0
-        assert 0 < metadata["wall_time_s"] < elapsed
+        assert log[result.analysis]["passes"] > 0
+        assert 0 < log[result.analysis]["wall_time_s"] < elapsed
+        assert not {"passes", "wall_time_s", "hosts"} & set(metadata), "what differs from run to run is in the log"
         assert set(metadata["versions"]) == {"hookdepth", "torch", "transformers", "python"}
         assert ("null_effect" in metadata) == (result.analysis not in ("residual-stats", "logit-lens"))
         probed = result.analysis in ("residual-erasure", "integrated-gradients")
         assert ("probes" in metadata) == probed
-        assert metadata["data"]["n_prompts"] == (2 if probed else 3)
+        assert metadata["data"]["n_prompts"] == {"residual-erasure": 2, "integrated-gradients": 0}.get(
+            metadata["analysis"], 3
+        )
 
 
 def test_two_runs_give_the_same_bytes(make, whole):
@@ -125,17 +141,21 @@ def test_a_stopped_run_goes_on_where_it_stopped(make, whole, monkeypatch, after,
     assert not (run.out / UNITS).exists()
     undisturbed = make("other").execute(SKIPS)
     for one, other in zip(results, undisturbed, strict=True):
-        for key in ("passes", "null_effect", "null_where"):
-            assert one.metadata[key] == other.metadata[key], "counted over all chunks, also those read back"
+        for key in ("null_effect", "null_where"):
+            assert one.metadata[key] == other.metadata[key]
+        counted = [read_log(folder)[one.analysis]["passes"] for folder in (run.out, run.out.with_name("other"))]
+        assert counted[0] == counted[1], "counted over all chunks, also those read back"
 
 
 def test_a_finished_run_computes_nothing(make, monkeypatch):
     run = make()
-    first = run.execute(SKIPS)
+    first = run.execute(NAMES)
     content = {path: path.read_bytes() for path in run.out.iterdir()}
+    lines = []
     stop = Stop(monkeypatch, after=0)
-    second = make().execute(SKIPS)
+    second = make(warn=lines.append).execute(NAMES)
     assert not stop.ran
+    assert not lines
     assert {path: path.read_bytes() for path in run.out.iterdir()} == content
     assert [r.analysis for r in second] == [r.analysis for r in first]
     assert all(torch.equal(a.tensors[k], b.tensors[k]) for a, b in zip(first, second, strict=True) for k in a.tensors)
@@ -235,7 +255,7 @@ def test_results_of_other_settings_are_refused(make, monkeypatch, change, stoppe
     assert not stop.ran
     assert {path: path.read_bytes() for path in run.out.rglob("*.safetensors")} == content
     make(**{"settings": Settings(), **different}, overwrite=True).execute(["skip-future"])
-    assert {path.name for path in run.out.iterdir()} == {"skip-future.safetensors"}
+    assert {path.name for path in run.out.iterdir()} == {"skip-future.safetensors", LOG}
     assert (run.out / "skip-future.safetensors").read_bytes() not in content.values()
 
 
@@ -259,33 +279,160 @@ def test_overwrite_leaves_other_analyses_alone(make):
 # Files that are not what they should be.
 
 
-@pytest.mark.parametrize("spoil", [lambda p: p.write_bytes(p.read_bytes()[:-5]), lambda p: p.write_bytes(b"")])
-def test_a_spoilt_unit_is_measured_again(make, whole, monkeypatch, spoil):
-    run = make()
+def stop(monkeypatch, run, names, after):
     with monkeypatch.context() as patched:
-        Stop(patched, after=2)
+        Stop(patched, after=after)
         with pytest.raises(KeyboardInterrupt):
-            run.execute(SKIPS)
+            run.execute(names)
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[-9] ^= 16
+    path.write_bytes(content)
+
+
+def zero_a_page(path):
+    content = path.read_bytes()
+    path.write_bytes(content[:-64] + bytes(64))
+
+
+def put_nan(path):
+    with safe_open(path, framework="pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    next(iter(tensors.values())).view(-1)[0] = float("nan")
+    save_file(tensors, path, metadata=metadata)
+
+
+SPOILT = {
+    "cut short": lambda path: path.write_bytes(path.read_bytes()[:-5]),
+    "empty": lambda path: path.write_bytes(b""),
+    "a flipped bit": flip,
+    "a page of zeros": zero_a_page,
+    "NaN": put_nan,
+    "another chunk": lambda path: shutil.copy(path.with_name(path.name.replace("000001", "000000")), path),
+    "a folder": lambda path: (path.unlink(), path.mkdir(), (path / "file").touch()),
+}
+
+
+@pytest.mark.parametrize("how", SPOILT)
+def test_a_spoilt_chunk_is_measured_again(make, whole, monkeypatch, how):
+    run = make()
+    stop(monkeypatch, run, SKIPS, after=2)
     path = run.out / UNITS / chunks(run)[1]
-    spoil(path)
+    SPOILT[how](path)
     lines = []
     rest = Stop(monkeypatch)
     make(warn=lines.append).execute(SKIPS)
     assert [chunk for _, chunk in rest.ran] == [1, 2]
     assert len(lines) == 1
-    assert f"{str(path)!r} is not a readable safetensors file" in lines[0]
+    assert repr(str(path)) in lines[0]
+    assert lines[0].endswith("; measured again")
+    assert {name: tensor_bytes(run.out / f"{name}.safetensors") for name in SKIPS} == whole[SKIPS]
+    assert not (run.out / UNITS).exists()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[1]", b'{"skip-current": 3}', b"\xff\x00", b"[" * 200_000, None], ids=str
+)
+def test_spoilt_settings_of_chunks_cost_a_line(make, whole, monkeypatch, content):
+    run = make()
+    stop(monkeypatch, run, SKIPS, after=2)
+    (path,) = (run.out / UNITS).glob("*settings.json")
+    path.unlink()
+    path.mkdir() if content is None else path.write_bytes(content)
+    lines = []
+    rest = Stop(monkeypatch)
+    make(warn=lines.append).execute(SKIPS)
+    assert [chunk for _, chunk in rest.ran] == [2], "each chunk says for itself whose it is"
+    assert lines == [f"{str(path)!r} is missing or damaged; written again"]
     assert {name: tensor_bytes(run.out / f"{name}.safetensors") for name in SKIPS} == whole[SKIPS]
 
 
-def test_a_spoilt_result_is_named(make):
+@pytest.mark.parametrize("how", [name for name in SPOILT if name not in ("another chunk", "a folder")])
+def test_a_spoilt_result_is_measured_again(make, whole, how):
+    run, lines = make(), []
+    run.execute(["skip-current"])
+    path = run.out / "skip-current.safetensors"
+    SPOILT[how](path)
+    make(warn=lines.append).execute(["skip-current"])
+    assert len(lines) == 1
+    assert repr(str(path)) in lines[0]
+    assert lines[0].endswith("; measured again")
+    assert tensor_bytes(path) == whole["skip-current",]["skip-current"]
+
+
+def test_another_result_under_this_name_is_refused(make):
     run = make()
-    run.execute(["logit-lens"])
-    path = run.out / "logit-lens.safetensors"
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(HookdepthError, match="not a readable safetensors file"):
-        make().execute(["logit-lens"])
-    make(overwrite=True).execute(["logit-lens"])
-    assert Result.load(path).tensors["kl"][-1] == 0
+    run.execute(["logit-lens", "residual-stats"])
+    shutil.copy(run.out / "residual-stats.safetensors", run.out / "logit-lens.safetensors")
+    lines = []
+    with pytest.raises(HookdepthError, match="holds residual-stats; move it away, or use --overwrite"):
+        make(warn=lines.append).execute(["logit-lens"])
+    assert not lines
+
+
+# Weights, threads and what else changes rounding.
+
+
+def test_other_weights_are_another_run(make, monkeypatch):
+    run = make()
+    stop(monkeypatch, run, SKIPS, after=1)
+    make("done").execute(SKIPS)
+    hf = tiny_model("llama")
+    with torch.no_grad():
+        hf.model.layers[2].mlp.down_proj.weight.view(-1)[77] *= -1
+    for folder in ("out", "done"):
+        with pytest.raises(HookdepthError, match=r"was computed with .*model\.weights = "):
+            make(folder, of=hookdepth.wrap(hf, name="tiny")).execute(SKIPS)
+    make(of=hookdepth.wrap(tiny_model("llama"), name="tiny")).execute(SKIPS)
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("done", [False, True])
+def test_a_run_keeps_the_threads_that_it_was_begun_with(make, monkeypatch, threads, done):
+    run, seen, plain = make(), [], Group.run
+
+    def note(group, chunk, on_pass):
+        seen.append(torch.get_num_threads())
+        return plain(group, chunk, on_pass)
+
+    threads(2)
+    if done:
+        run.execute(["skip-current"])
+    else:
+        stop(monkeypatch, run, ["skip-current"], after=2)
+    threads(3)
+    monkeypatch.setattr(Group, "run", note)
+    (result,) = make().execute(["skip-current"])
+    assert result.metadata["rounding"]["threads"] == 2
+    assert seen == ([] if done else [2])
+    assert torch.get_num_threads() == 3, "as it was before"
+    make("other").execute(["skip-current"])
+    assert seen[-3:] == [3, 3, 3]
+    (again,) = make(overwrite=True).execute(["skip-current"])
+    assert again.metadata["rounding"]["threads"] == 3
+
+
+def test_a_setting_that_changes_rounding_is_a_difference(make):
+    make().execute(["skip-current"])
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with pytest.raises(HookdepthError, match=r"was computed with rounding\.mkldnn\.fp32_precision = "):
+            make().execute(["skip-current"])
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_a_folder_that_could_not_be_read_back_from(make):
+    with pytest.raises(HookdepthError, match="is not UTF-8"):
+        make("out\udcff").execute(["skip-current"])
 
 
 def test_a_folder_that_cannot_be_written(make, tmp_path):

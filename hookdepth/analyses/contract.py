@@ -123,9 +123,11 @@ def wrong_tensors(declared_axes: Mapping[str, str], tensors: Mapping[str, Tensor
 
     wrong_tensors({"kl": "layer+1"}, {"kl": torch.zeros(31)}, n_layers=30)   # None
     """
+    # A name that is written out comes last, and counts: it may fit a pattern as well.
+    by_exactness = sorted(declared_axes.items(), key=lambda entry: -entry[0].count("{"))
     axes = {
         name: axes.removesuffix("?").format(**words)
-        for pattern, axes in declared_axes.items()
+        for pattern, axes in by_exactness
         for name in tensors
         if (words := matched(pattern, name)) is not None
     }

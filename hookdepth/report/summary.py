@@ -201,9 +201,7 @@ def summarise(results: Mapping[str, Result], log: Mapping[str, Mapping[str, Any]
         "seed": head.get("seed"),
         "effective_depth": effective_depth(results),
         "depth_scores": depth_scores(results),
-        "analyses": {
-            name: _analysis(name, result, (log or {}).get(name, result.metadata)) for name, result in results.items()
-        },
+        "analyses": {name: _analysis(name, one, costs.get(name, one.metadata)) for name, one in results.items()},
         "mixed": [key for key in ("model", "versions") if any(m.get(key) != head.get(key) for m in metadata.values())],
     }
 

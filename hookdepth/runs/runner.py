@@ -225,12 +225,12 @@ class Run:
                 continue
             try:
                 result = Result.load(path)
+                if result.analysis != name:
+                    raise HookdepthError(f"{str(path)!r} holds {result.analysis}", "move it away, or use --overwrite")
                 check_contents(result, path)
             except DamagedError as error:
                 self.warn(f"{error.problem}; measured again")
                 continue
-            if result.analysis != name:
-                raise HookdepthError(f"{str(path)!r} holds {result.analysis}", "move it away, or use --overwrite")
             refuse_other(path, result.metadata, identity)
             done[name] = result
         return done

@@ -186,11 +186,9 @@ def stored_identities(folder: Path, name: str) -> list[dict[str, Any]]:
 
     stored_identities(Path("out/.chunks"), "logit-lens")
     """
-    found = []
-    for path in sorted(folder.glob(f"*{_SETTINGS}")):
-        if name in path.name.removesuffix(f"-{_SETTINGS}").split("+") and (stored := read_settings(path)) is not None:
-            found.append(stored.get(name, {}))
-    return found
+    paths = sorted(folder.glob(f"*{_SETTINGS}"))
+    own = [path for path in paths if name in path.name.removesuffix(f"-{_SETTINGS}").split("+")]
+    return [stored.get(name, {}) for path in own if (stored := read_settings(path)) is not None]
 
 
 def _remove(path: Path) -> None:
