@@ -113,7 +113,8 @@ def plot(result: Result) -> dict[str, Figure]:
     Raises:
         HookdepthError: an analysis that this version does not know.
     """
-    from hookdepth.report.figures import figures_for  # matplotlib: who only computes need not wait for it
+    from hookdepth.report.declared import lookup
+    from hookdepth.report.figures import figures_for
 
     choose("analysis", result.analysis, NAMES)
-    return figures_for(result)
+    return figures_for(result, lookup(result))

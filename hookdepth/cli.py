@@ -252,9 +252,10 @@ def _checked(options: argparse.Namespace) -> tuple[list[str], tuple[str, ...]]:
 
 
 def _finish(options: argparse.Namespace, results: Sequence[Result]) -> int:
+    from hookdepth.report.declared import DECLARED, lookup
     from hookdepth.report.page import write_report
 
-    page = write_report(options.out)
+    page = write_report(options.out, lookup, DECLARED.values())
     for result in results:
         floor = result.metadata.get("null_effect")
         noise = "" if floor is None else f", noise floor {floor:.2g}"
@@ -297,17 +298,19 @@ def _warn(line: str) -> None:
 
 
 def _report(options: argparse.Namespace) -> int:
+    from hookdepth.report.declared import DECLARED, lookup
     from hookdepth.report.page import write_report
 
-    print(f"report: {write_report(options.folder)}")
+    print(f"report: {write_report(options.folder, lookup, DECLARED.values())}")
     return 0
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from hookdepth.report.compare_page import write_comparison
+    from hookdepth.report.compare import write_comparison
+    from hookdepth.report.declared import DECLARED, lookup
 
     _check_out(options.out)
-    print(f"comparison: {write_comparison(options.folders, options.out)}")
+    print(f"comparison: {write_comparison(options.folders, options.out, lookup, DECLARED.values())}")
     return 0
 
 

@@ -159,6 +159,28 @@ def check_contents(result: Result, path: str | os.PathLike[str]) -> None:
         raise HookdepthError(f"{str(path)!r} is no complete {result.analysis} result: {found}", _RERUN)
 
 
+def read_log(folder: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
+    """What a run took, analysis by analysis, from the `log.json` of its folder; nothing where there is none.
+
+        read_log("out").get("skip-current")   # {"wall_time_s": 34.5, "passes": 10}, or None
+
+    Raises:
+        HookdepthError: the file is there, and holds something else.
+    """
+    path = Path(folder) / "log.json"
+    if not path.is_file():
+        return {}
+    try:
+        log = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise HookdepthError(
+            f"cannot read {str(path)!r} ({error})", "delete it: it only says what a run took"
+        ) from error
+    if not isinstance(log, dict) or not all(isinstance(entry, dict) for entry in log.values()):
+        raise HookdepthError(f"{str(path)!r} is no log of a run", "delete it: it only says what a run took")
+    return log
+
+
 def write_json(path: str | os.PathLike[str], value: Mapping[str, Any]) -> Path:
     """Write a JSON object atomically, keys in their order.
 

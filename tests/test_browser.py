@@ -7,9 +7,9 @@ import shutil
 import subprocess
 
 import pytest
+from hookdepth.report.compare_page import write_comparison
 from synthetic_results import write_folder
 
-from hookdepth.report.compare_page import write_comparison
 from hookdepth.report.page import write_report
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")

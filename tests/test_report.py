@@ -5,10 +5,10 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
+from hookdepth.report.compare_page import labels_of, write_comparison
 from synthetic_results import synthetic_results, write_folder
 
 from hookdepth.errors import HookdepthError
-from hookdepth.report.compare_page import labels_of, write_comparison
 from hookdepth.report.page import write_report
 from hookdepth.results import Result
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import bad_files
 import pytest
+from hookdepth.report.compare_page import write_comparison
 from synthetic_results import synthetic_results
 
 import hookdepth
 from hookdepth.model import demo
-from hookdepth.report.compare_page import write_comparison
 from hookdepth.report.page import write_report
 
 PACKAGE = Path(hookdepth.__file__).parent

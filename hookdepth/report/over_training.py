@@ -1,86 +1,78 @@
-"""Heat maps over training time: layers by steps.
+"""Maps over training time: layers by steps, a panel a curve.
 
-Path("depth.png").write_bytes(render(training_figure(load_history("depth")), "png"))
+Path("depth.png").write_bytes(render(training_figure(load_history("depth"), lookup), "png"))
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from torch import Tensor
 
-from hookdepth.report import summary
-from hookdepth.report.layers import contribution_limit
+from hookdepth.errors import HookdepthError
+from hookdepth.report.declaration import Lookup
+from hookdepth.report.kind import Panel
 from hookdepth.report.style import GREY, boxed, colour_map, layer_axis, new_figure, render, styled
 from hookdepth.results import Result
 
 __all__ = ["render", "training_figure"]
 
 
-@dataclass(frozen=True)
-class _Panel:
-    analysis: str
-    label: str
-    take: Callable[[Mapping[str, Tensor]], Tensor]
-    rows: str = "Layer"
-    signed: bool = False
-    limit: Callable[[np.ndarray], float] | None = None
-
-
-_PANELS = (
-    _Panel(
-        "residual-stats",
-        "Relative contribution\nof the layer",
-        lambda t: t["relative_contribution.layer"],
-        limit=contribution_limit,
-    ),
-    _Panel("residual-stats", "Cosine similarity\n(mean of the three)", summary.mean_cosine, signed=True),
-    _Panel("logit-lens", "Logit lens:\nKL divergence (nats)", lambda t: t["kl"], "Before layer"),
-    _Panel(
-        "skip-current",
-        "Layer skipped:\noutput change norm",
-        lambda t: t.get("layer.output", torch.full((1,), torch.nan)),
-        "Layer skipped",
-    ),
-)
-
-
 @styled
-def training_figure(history: Mapping[str, Mapping[int, Result]]) -> Figure:
+def training_figure(history: Mapping[str, Mapping[int, Result]], lookup: Lookup) -> Figure:
     """How the layers are used while the model trains: a panel a measure, layer 0 at the top, steps to the right.
 
-        training_figure(load_history("depth"))
+        training_figure(load_history("depth"), lookup)
 
-    Colours end at the 98th percentile of a panel, those of relative contributions where the report's axis does; an
-    arrow at the colour bar says that there is more.
+    Colours end at the 98th percentile of a panel, or where the axis of the report's figure does; an arrow at the
+    colour bar says that there is more.
 
     Args:
         history: analysis → step → result.
+
+    Raises:
+        HookdepthError: nothing that was measured is a curve over layers.
     """
-    panels = [panel for panel in _PANELS if history.get(panel.analysis)]
+    panels = _panels(history, lookup)
+    if not panels:
+        raise HookdepthError(
+            f"no curve over layers to draw in {', '.join(history) or 'nothing'}",
+            "give a folder with an analysis that declares bars or lines",
+        )
     figure = new_figure(6.4, 1.9 * len(panels) + 0.3)
     grid = figure.subplots(len(panels), 1, squeeze=False, sharex=True)
     for axes, panel in zip(grid.flat, panels, strict=True):
-        results = history[panel.analysis]
-        values = torch.stack([panel.take(result.tensors).double() for result in results.values()], dim=1)
-        _draw(figure, axes, panel, list(results), values.numpy())
+        _draw(figure, axes, panel)
     grid.flat[-1].set_xlabel("Training step")
     return figure
 
 
-def _draw(figure: Figure, axes: Axes, panel: _Panel, steps: list[int], values: np.ndarray) -> None:
+def _panels(history: Mapping[str, Mapping[int, Result]], lookup: Lookup) -> list[Panel]:
+    known = {name: lookup(next(iter(results.values()))) for name, results in history.items() if results}
+    declared = [(own.order, name, own) for name, own in known.items() if own is not None]
+    panels = [
+        kind.panel(history[name], own)
+        for _, name, own in sorted(declared, key=lambda item: item[:2])
+        for kind in own.figures
+    ]
+    return [panel for panel in panels if panel is not None]
+
+
+def _draw(figure: Figure, axes: Axes, panel: Panel) -> None:
+    values = torch.stack([curve.double() for curve in panel.curves.values()], dim=1).numpy()
     shown = np.ma.masked_invalid(values)
     finite = shown.compressed()
-    top = float(np.quantile(np.abs(finite), 0.98)) if finite.size else 1.0
-    limit = panel.limit(finite) if panel.limit else top or 1.0
+    if panel.end is not None:
+        limit = panel.end(float(np.max(finite, initial=0.0)))
+    else:
+        limit = (float(np.quantile(np.abs(finite), 0.98)) if finite.size else 1.0) or 1.0
     low, colours = (-limit, "RdBu_r") if panel.signed else (0.0, "viridis")
     rows = np.arange(len(values) + 1) - 0.5
-    image = axes.pcolormesh(_edges(steps), rows, shown, cmap=colour_map(colours), vmin=low, vmax=limit, rasterized=True)
+    edges = _edges(list(panel.curves))
+    image = axes.pcolormesh(edges, rows, shown, cmap=colour_map(colours), vmin=low, vmax=limit, rasterized=True)
     axes.set_facecolor(GREY)
     axes.invert_yaxis()
     boxed(axes)

@@ -43,9 +43,10 @@ def save_picture(folder: str | os.PathLike[str], path: str | os.PathLike[str]) -
     Raises:
         HookdepthError: as `load_history`, or the file cannot be written.
     """
+    from hookdepth.report.declared import lookup
     from hookdepth.report.over_training import render, training_figure  # imports matplotlib, which training need not
 
     kind = Path(path).suffix.lstrip(".").lower()
     if kind not in ("png", "svg"):
         raise HookdepthError(f"{str(path)!r} is neither .png nor .svg", "name a file that ends in one of them")
-    return write_atomic(path, render(training_figure(load_history(folder)), kind))
+    return write_atomic(path, render(training_figure(load_history(folder), lookup), kind))

@@ -31,8 +31,10 @@ from torch import nn
 
 from hookdepth._version import __version__
 from hookdepth.analyses import Settings
+from hookdepth.analyses.depth import depth_score
 from hookdepth.errors import HookdepthError
-from hookdepth.report.summary import depth_score, depth_scores, effective_depth
+from hookdepth.report.declared import lookup
+from hookdepth.report.summary import depth_scores, effective_depth
 from hookdepth.results import SUFFIX, Result
 from hookdepth.training.history import STEP
 from hookdepth.training.probing import Probes, Prompt
@@ -239,9 +241,9 @@ def metrics_of(results: Mapping[str, Result], per_layer: bool = False) -> dict[s
         if per_layer:
             for name in (*means, "norm.resid"):
                 metrics |= {f"{name}/{layer:03d}": value for layer, value in enumerate(tensors[name].tolist())}
-    for name, depth in effective_depth(results).items():
+    for name, depth in effective_depth(results, lookup).items():
         _add(metrics, f"effective_depth.{name}", depth["ratio"])
-    for analysis, parts in depth_scores(results).items():
+    for analysis, parts in depth_scores(results, lookup).items():
         for part, kinds in parts.items():
             for kind, score in kinds.items():
                 _add(metrics, f"depth_score.{analysis}.{part}.{kind}", score)

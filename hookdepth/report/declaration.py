@@ -1,0 +1,146 @@
+"""What the report reads: an analysis' declaration, and which of its tensors a pattern names.
+
+    assignments("{part}.effect", {"layer.effect": ..., "mlp.effect": ...})   # [{"part": "layer"}, {"part": "mlp"}]
+
+A pattern is a tensor's name with placeholders. `{part}` or any other word in braces is whatever stands there in the
+result: each assignment is a figure of its own. `{i}` is a whole number, that of a probe. A `*` is whatever stands
+there, too, but all that fit are curves of the same figure.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any, Protocol
+
+from hookdepth.results import Result
+
+if TYPE_CHECKING:
+    from hookdepth.report.kind import Kind
+
+PART_NAMES = {"layer": "whole layer", "attn": "attention", "mlp": "MLP"}
+SERIES_NAMES = {"attn": "Attention", "mlp": "MLP", "layer": "Attention + MLP", "resid": "Residual stream"}
+MOST_PROBES = 20  # are drawn; the rest of a large data set of probes is in the file
+_ORDER = ("resid", "layer", "attn", "mlp")
+_PLACEHOLDER = re.compile(r"\{(\w+)\}|\*")
+
+
+class Declaration(Protocol):
+    """What an analysis says about itself, as far as a report wants to know it.
+
+        Declaration   # anything with these attributes: the classes of `hookdepth.analyses`, and a user's own
+
+    Attributes:
+        name, heading, question: as on the command line, over its section, and below that.
+        paper: source and figure, "2505.13898, Fig. 3a", or nothing.
+        order: its place in the report: smaller is earlier.
+        tensors: pattern → names of the axes: {"{part}.effect": "layer layer", "kl": "point"}.
+        figures: how its tensors are drawn.
+    """
+
+    # Properties, so that class attributes and frozen ones are as good.
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def heading(self) -> str: ...
+
+    @property
+    def question(self) -> str: ...
+
+    @property
+    def paper(self) -> str: ...
+
+    @property
+    def order(self) -> float: ...
+
+    @property
+    def tensors(self) -> Mapping[str, str]: ...
+
+    @property
+    def figures(self) -> Sequence[Kind]: ...
+
+    def numbers(self, result: Result) -> Mapping[str, Any]:
+        """Its share of the summary, JSON-able; of a result without tensors, what it says where nothing was measured."""
+
+    def notes(self, result: Result) -> Sequence[str]:
+        """Sentences for the report that depend on the numbers."""
+
+
+Lookup = Callable[[Result], "Declaration | None"]
+
+
+def match(pattern: str, name: str) -> dict[str, str] | None:
+    """What the placeholders of a pattern stand for in a tensor's name; None where it does not fit.
+
+    match("{part}.effect", "mlp.effect")   # {"part": "mlp"}
+    match("norm.*", "norm.resid")          # {"*": "resid"}
+    """
+    found = _compiled(pattern).fullmatch(name)
+    if found is None or name.startswith("per_prompt."):
+        return None
+    return {"*" if key == "_star" else key: value for key, value in found.groupdict().items()}
+
+
+@cache
+def _compiled(pattern: str) -> re.Pattern[str]:
+    parts, end = [], 0
+    for found in _PLACEHOLDER.finditer(pattern):
+        key = found[1] or "_star"
+        # A name becomes part of a file's name, so no folder may be in it.
+        values = "[0-9]{1,9}" if key == "i" else r"[^./\\\x00-\x1f]+"
+        parts += [re.escape(pattern[end : found.start()]), f"(?P<{key}>{values})"]
+        end = found.end()
+    return re.compile("".join([*parts, re.escape(pattern[end:])]))
+
+
+def fill(pattern: str, values: Mapping[str, str]) -> str:
+    """The pattern with its placeholders replaced; those without a value stay.
+
+    fill("{part}.effect", {"part": "mlp"})   # "mlp.effect"
+    """
+    return _PLACEHOLDER.sub(lambda found: values.get(found[1] or "*", found[0]), pattern)
+
+
+def assignments(pattern: str, names: Iterable[str]) -> list[dict[str, str]]:
+    """Everything that the placeholders stand for among these names, `*` aside, in the order of the figures.
+
+    assignments("effect.{i}", ["effect.1", "effect.0", "baseline"])   # [{"i": "0"}, {"i": "1"}]
+    """
+    found = [values for name in names if (values := match(pattern, name)) is not None]
+    for values in found:
+        values.pop("*", None)
+    unique = list({tuple(values.items()): values for values in found if int(values.get("i", 0)) < MOST_PROBES}.values())
+    return sorted(unique, key=lambda values: [_rank(value) for value in values.values()])
+
+
+def series(pattern: str, names: Iterable[str]) -> dict[str, str]:
+    """What `*` stands for in a pattern whose other placeholders are filled → the tensor; without one, its own name.
+
+    series("norm.*", ["norm.attn", "norm.resid"])   # {"resid": "norm.resid", "attn": "norm.attn"}
+    """
+    found = {values.get("*", name): name for name in names if (values := match(pattern, name)) is not None}
+    return dict(sorted(found.items(), key=lambda item: _rank(item[0])))
+
+
+def _rank(value: str) -> tuple[int, int, str]:
+    """Parts first, in their order; numbers by their size; then the alphabet."""
+    place = _ORDER.index(value) if value in _ORDER else len(_ORDER)
+    return place, int(value) if value.isascii() and value.isdigit() else 0, value
+
+
+def axes_of(declaration: Declaration, name: str) -> list[str]:
+    """The names of a tensor's axes by its analysis' declaration, without the numbers; none where it does not say.
+
+    axes_of(declaration, "kl")   # ["point"]
+    """
+    tensors = declaration.tensors
+    pattern = name if name in tensors else next((one for one in tensors if match(one, name) is not None), None)
+    return [] if pattern is None else [axis.partition("{")[0] for axis in tensors[pattern].split()]
+
+
+def probe_of(result: Result, number: int) -> dict[str, Any]:
+    """What is known of a probe: probe_of(result, 0)["tokens"]."""
+    probes = result.metadata.get("probes") or []
+    return probes[number] if number < len(probes) else {}
