@@ -9,11 +9,12 @@ from pathlib import Path
 
 import bad_files
 import pytest
-from hookdepth.report.compare_page import write_comparison
 from synthetic_results import synthetic_results
 
 import hookdepth
 from hookdepth.model import demo
+from hookdepth.report.compare import write_comparison
+from hookdepth.report.declared import DECLARED, lookup
 from hookdepth.report.page import write_report
 
 PACKAGE = Path(hookdepth.__file__).parent
@@ -135,8 +136,8 @@ def test_pages_of_texts_that_would_be_markup(tmp_path):
     """All tricks in one text, everywhere that text can come from outside."""
     poisoned(tmp_path / "<b>run&", " ".join(TRICKS))
     pages = [
-        write_report(tmp_path / "<b>run&"),
-        write_comparison([tmp_path / "<b>run&"] * 2, tmp_path / "both"),
+        write_report(tmp_path / "<b>run&", lookup, DECLARED.values()),
+        write_comparison([tmp_path / "<b>run&"] * 2, tmp_path / "both", lookup, DECLARED.values()),
     ]
     for page in pages:
         html = page.read_text(encoding="utf-8")

@@ -7,9 +7,10 @@ import shutil
 import subprocess
 
 import pytest
-from hookdepth.report.compare_page import write_comparison
 from synthetic_results import write_folder
 
+from hookdepth.report.compare import write_comparison
+from hookdepth.report.declared import DECLARED, lookup
 from hookdepth.report.page import write_report
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -101,14 +102,14 @@ def whole(looks, asked, n_figures):
 
 
 def test_report(run, tmp_path):
-    page = write_report(run)
+    page = write_report(run, lookup, DECLARED.values())
     looks, asked = browse(page, tmp_path)
     whole(looks, asked, len(list(run.glob("*.png"))))
 
 
 def test_comparison(run, tmp_path):
     other = write_folder(tmp_path / "large", n_layers=9, n_tokens=9)
-    page = write_comparison([run, other], tmp_path / "both")
+    page = write_comparison([run, other], tmp_path / "both", lookup, DECLARED.values())
     looks, asked = browse(page, tmp_path)
     whole(looks, asked, len(list((tmp_path / "both").glob("*.png"))))
 
