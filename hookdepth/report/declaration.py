@@ -29,37 +29,37 @@ _PLACEHOLDER = re.compile(r"\{(\w+)\}|\*")
 class Declaration(Protocol):
     """What an analysis says about itself, as far as a report wants to know it.
 
-        Declaration   # anything with these attributes: the classes of `hookdepth.analyses`, and a user's own
-
-    Attributes:
-        name, heading, question: as on the command line, over its section, and below that.
-        paper: source and figure, "2505.13898, Fig. 3a", or nothing.
-        order: its place in the report: smaller is earlier.
-        tensors: pattern → names of the axes: {"{part}.effect": "layer layer", "kl": "point"}.
-        figures: how its tensors are drawn.
+    Declaration   # anything with these attributes: the classes of `hookdepth.analyses`, and a user's own
     """
 
     # Properties, so that class attributes and frozen ones are as good.
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """As on the command line: "logit-lens"."""
 
     @property
-    def heading(self) -> str: ...
+    def heading(self) -> str:
+        """Over its section of the report."""
 
     @property
-    def question(self) -> str: ...
+    def question(self) -> str:
+        """What it answers, below the heading."""
 
     @property
-    def paper(self) -> str: ...
+    def paper(self) -> str:
+        """Source and figure, "2505.13898, Fig. 3a", or nothing."""
 
     @property
-    def order(self) -> float: ...
+    def order(self) -> float:
+        """Its place in the report: smaller is earlier."""
 
     @property
-    def tensors(self) -> Mapping[str, str]: ...
+    def tensors(self) -> Mapping[str, str]:
+        """Pattern → names of the axes: {"{part}.effect": "layer layer", "kl": "point"}."""
 
     @property
-    def figures(self) -> Sequence[Kind]: ...
+    def figures(self) -> Sequence[Kind]:
+        """How its tensors are drawn."""
 
     def numbers(self, result: Result) -> Mapping[str, Any]:
         """Its share of the summary, JSON-able; of a result without tensors, what it says where nothing was measured."""
