@@ -96,7 +96,7 @@ READS_RESULTS = [
     "cli",
     "report.compare",
     "report.curves",
-    "report.declaration",
+    "report.patterns",
     "report.declared",
     "report.figures",
     "report.hover",

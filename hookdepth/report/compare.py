@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from hookdepth.errors import HookdepthError
-from hookdepth.report.declaration import PART_NAMES, Declaration, Lookup
 from hookdepth.report.figures import compared
+from hookdepth.report.kind import Declaration, Lookup
 from hookdepth.report.page import DEPTH_NOTE, Note, Section, depth_cells, floor_in_brief, groups_of, write_page
+from hookdepth.report.patterns import PART_NAMES
 from hookdepth.report.summary import ordered, summarise
 from hookdepth.report.tables import Table, flatten, number, shorten
 from hookdepth.results import Result, load_folder

@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
 from hookdepth.errors import HookdepthError
-from hookdepth.report.declaration import SERIES_NAMES, Declaration, assignments, axes_of, fill, series
 from hookdepth.report.hover import curves
-from hookdepth.report.kind import Assignment, Drawing, Kind, Panel
+from hookdepth.report.kind import Assignment, Declaration, Drawing, Kind, Panel
+from hookdepth.report.patterns import SERIES_NAMES, assignments, axes_of, fill, series
 from hookdepth.report.scale import axis_end, finite_of, not_finite
 from hookdepth.results import Result
 
@@ -62,6 +62,7 @@ class Curves(Kind):
     log: bool = False
     also: Mapping[str, str] = field(default_factory=dict)
     over_training: str | None = ""
+    bars: ClassVar[bool] = True
 
     def drawing(self, result: Result, declaration: Declaration, values: Assignment) -> Drawing:
         """All curves of one result on one axis: kind.drawing(result, declaration, {"part": "layer"})."""
@@ -161,7 +162,7 @@ class Curves(Kind):
     def _points(self, declaration: Declaration, result: Result, values: Assignment) -> bool:
         """Whether places are between layers (what goes into layer l, L for the final residual), as the axes say."""
         named = self._named(result, values)
-        return axes_of(declaration, named[self._chosen(named)]) == ["point"]
+        return axes_of(declaration.tensors, named[self._chosen(named)]) == ["point"]
 
     def _draw(self, own: Mapping[str, Tensor], values: Assignment, points: bool) -> Figure:
         from hookdepth.report.layers import curves_figure
@@ -188,3 +189,5 @@ class Lines(Curves):
 
     Lines("norm.*", "The residual stream grows …", label="Mean norm", log=True)
     """
+
+    bars: ClassVar[bool] = False

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from hookdepth.errors import HookdepthError
 from hookdepth.report.curves import Bars, Lines
-from hookdepth.report.declaration import Declaration, Lookup, fill, probe_of
 from hookdepth.report.hover import curves, effect_map, titled, token_map
-from hookdepth.report.kind import Assignment, Drawing, Kind, Picture
+from hookdepth.report.kind import Assignment, Declaration, Drawing, Kind, Lookup, Picture
+from hookdepth.report.patterns import fill, probe_of
 from hookdepth.report.scale import Scale, not_finite
 from hookdepth.results import Result
 

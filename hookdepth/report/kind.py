@@ -11,13 +11,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
 from hookdepth.errors import HookdepthError
-from hookdepth.report.declaration import PART_NAMES, Declaration, assignments, fill, match, probe_of
 from hookdepth.report.hover import Values
+from hookdepth.report.patterns import PART_NAMES, assignments, fill, match, probe_of
 from hookdepth.report.tables import shorten
 from hookdepth.results import Result
 
@@ -25,6 +25,51 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Assignment = Mapping[str, str]
+
+
+class Declaration(Protocol):
+    """What an analysis says about itself, as far as a report wants to know it.
+
+    Declaration   # anything with these attributes: the classes of `hookdepth.analyses`, and a user's own
+    """
+
+    # Properties, so that class attributes and frozen ones are as good.
+    @property
+    def name(self) -> str:
+        """As on the command line: "logit-lens"."""
+
+    @property
+    def heading(self) -> str:
+        """Over its section of the report."""
+
+    @property
+    def question(self) -> str:
+        """What it answers, below the heading."""
+
+    @property
+    def paper(self) -> str:
+        """Source and figure, "2505.13898, Fig. 3a", or nothing."""
+
+    @property
+    def order(self) -> float:
+        """Its place in the report: smaller is earlier."""
+
+    @property
+    def tensors(self) -> Mapping[str, str]:
+        """Pattern → names of the axes: {"{part}.effect": "layer layer", "kl": "point"}."""
+
+    @property
+    def figures(self) -> Sequence[Kind]:
+        """How its tensors are drawn."""
+
+    def numbers(self, result: Result) -> Mapping[str, Any]:
+        """Its share of the summary, JSON-able; of a result without tensors, what it says where nothing was measured."""
+
+    def notes(self, result: Result) -> Sequence[str]:
+        """Sentences for the report that depend on the numbers."""
+
+
+Lookup = Callable[[Result], "Declaration | None"]
 
 
 @dataclass(frozen=True)
@@ -94,7 +139,7 @@ class Kind(ABC):
     Heatmap("{part}.effect", "Row s, column i: …", label="Relative change", paper="2505.13898, Fig. 3a")
 
     Attributes:
-        tensor: pattern of the tensors to draw, or several; see `hookdepth.report.declaration`.
+        tensor: pattern of the tensors to draw, or several; see `hookdepth.report.patterns`.
         reading: how to read it, in two sentences.
         label: of the values: the axis or the colour bar.
         caption: what it shows, in a few words; None for the tensor's name.

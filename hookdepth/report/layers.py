@@ -9,8 +9,8 @@ layers (what goes into layer l; L is the final residual) at l / L. Where they ag
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -18,7 +18,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from torch import Tensor
 
-from hookdepth.report.curves import Bars, Curves
 from hookdepth.report.scale import Scale
 from hookdepth.report.style import (
     BLACK,
@@ -46,6 +45,67 @@ _MARKERS = "sov^Dp*"
 _COLUMNS = 3
 
 
+class Curves(Protocol):
+    """What drawing asks of a kind of curves, whose class says what each is: Bars("kl", "…")."""
+
+    @property
+    def bars(self) -> bool:
+        """Bars, or lines."""
+
+    @property
+    def label(self) -> str:
+        """Of the values."""
+
+    @property
+    def axis(self) -> str:
+        """Of the layers."""
+
+    @property
+    def signed(self) -> bool:
+        """Whether zero is a line of its own."""
+
+    @property
+    def limit(self) -> float | None:
+        """Where the axis ends."""
+
+    @property
+    def mean(self) -> bool:
+        """Whether the mean of the curves is drawn."""
+
+    @property
+    def threshold(self) -> float | Callable[[Tensor], float] | None:
+        """Where the dotted line is."""
+
+    @property
+    def threshold_label(self) -> str:
+        """What the dotted line is."""
+
+    @property
+    def mark(self) -> Callable[[Tensor], int | None] | None:
+        """Which layer is marked."""
+
+    @property
+    def mark_label(self) -> str:
+        """What the marked layer is."""
+
+    @property
+    def grey_last(self) -> bool:
+        """Whether the last bar is grey."""
+
+    @property
+    def log(self) -> bool:
+        """Whether the axis is logarithmic."""
+
+    def axis_end(self, largest: float) -> float:
+        """Where an axis with a limit ends."""
+
+    def compared_curve(self, own: Mapping[str, Tensor]) -> Tensor:
+        """The curve that stands for all of them."""
+
+    def label_of(self, name: str, own: Mapping[str, Tensor]) -> str:
+        """The name of a curve."""
+
+
 @styled
 def curves_figure(kind: Curves, own: Mapping[str, Tensor], part: str = "", points: bool = False) -> Figure:
     """All curves of one result: curves_figure(Bars("kl", "…"), {"kl": kl}, points=True).
@@ -61,7 +121,7 @@ def curves_figure(kind: Curves, own: Mapping[str, Tensor], part: str = "", point
     colours = colours_of(list(own), part)
     labels = {name: kind.label_of(name, own) if len(own) > 1 else "_" for name in own}
     heights = {name: curve.double().numpy() for name, curve in own.items()}
-    if isinstance(kind, Bars):
+    if kind.bars:
         draw_bars(axes, heights, colours, labels)
         if kind.grey_last:
             axes.patches[-1].set_color(GREY)

@@ -13,8 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hookdepth.errors import HookdepthError
-from hookdepth.report.declaration import Lookup
-from hookdepth.report.kind import Panel
+from hookdepth.report.kind import Lookup, Panel
 from hookdepth.report.style import GREY, boxed, colour_map, layer_axis, new_figure, render, styled
 from hookdepth.results import Result
 

@@ -17,10 +17,10 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from hookdepth.report.declaration import MOST_PROBES, PART_NAMES, Declaration, Lookup
 from hookdepth.report.figures import pictures_of
 from hookdepth.report.hover import Overlay, overlays
-from hookdepth.report.kind import Kind, Picture, floor_of
+from hookdepth.report.kind import Declaration, Kind, Lookup, Picture, floor_of
+from hookdepth.report.patterns import MOST_PROBES, PART_NAMES
 from hookdepth.report.style import render
 from hookdepth.report.summary import ordered, summarise
 from hookdepth.report.tables import Table, flatten, number, shorten

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from hookdepth._version import __version__
-from hookdepth.report.declaration import Declaration, Lookup
+from hookdepth.report.kind import Declaration, Lookup
 from hookdepth.report.scale import finite_of
 from hookdepth.results import SUFFIX, Result
 

@@ -13,10 +13,10 @@ from synthetic_results import STRANGE, synthetic_results
 
 from hookdepth.errors import HookdepthError
 from hookdepth.report import declared, layers, style, tokens
-from hookdepth.report.declaration import MOST_PROBES, SERIES_NAMES
 from hookdepth.report.declared import DECLARED, lookup
 from hookdepth.report.figures import Bars, Heatmap, Lines, TokenMap, compare_figures, figures_for, pictures_of
 from hookdepth.report.over_training import training_figure
+from hookdepth.report.patterns import MOST_PROBES, SERIES_NAMES
 from hookdepth.report.scale import Scale
 from hookdepth.report.style import render
 from hookdepth.results import Result

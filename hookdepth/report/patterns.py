@@ -1,4 +1,4 @@
-"""What the report reads: an analysis' declaration, and which of its tensors a pattern names.
+"""Which tensors of a result a pattern names.
 
     assignments("{part}.effect", {"layer.effect": ..., "mlp.effect": ...})   # [{"part": "layer"}, {"part": "mlp"}]
 
@@ -10,65 +10,17 @@ there, too, but all that fit are curves of the same figure.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 from hookdepth.results import Result
-
-if TYPE_CHECKING:
-    from hookdepth.report.kind import Kind
 
 PART_NAMES = {"layer": "whole layer", "attn": "attention", "mlp": "MLP"}
 SERIES_NAMES = {"attn": "Attention", "mlp": "MLP", "layer": "Attention + MLP", "resid": "Residual stream"}
 MOST_PROBES = 20  # are drawn; the rest of a large data set of probes is in the file
 _ORDER = ("resid", "layer", "attn", "mlp")
 _PLACEHOLDER = re.compile(r"\{(\w+)\}|\*")
-
-
-class Declaration(Protocol):
-    """What an analysis says about itself, as far as a report wants to know it.
-
-    Declaration   # anything with these attributes: the classes of `hookdepth.analyses`, and a user's own
-    """
-
-    # Properties, so that class attributes and frozen ones are as good.
-    @property
-    def name(self) -> str:
-        """As on the command line: "logit-lens"."""
-
-    @property
-    def heading(self) -> str:
-        """Over its section of the report."""
-
-    @property
-    def question(self) -> str:
-        """What it answers, below the heading."""
-
-    @property
-    def paper(self) -> str:
-        """Source and figure, "2505.13898, Fig. 3a", or nothing."""
-
-    @property
-    def order(self) -> float:
-        """Its place in the report: smaller is earlier."""
-
-    @property
-    def tensors(self) -> Mapping[str, str]:
-        """Pattern → names of the axes: {"{part}.effect": "layer layer", "kl": "point"}."""
-
-    @property
-    def figures(self) -> Sequence[Kind]:
-        """How its tensors are drawn."""
-
-    def numbers(self, result: Result) -> Mapping[str, Any]:
-        """Its share of the summary, JSON-able; of a result without tensors, what it says where nothing was measured."""
-
-    def notes(self, result: Result) -> Sequence[str]:
-        """Sentences for the report that depend on the numbers."""
-
-
-Lookup = Callable[[Result], "Declaration | None"]
 
 
 def match(pattern: str, name: str) -> dict[str, str] | None:
@@ -130,12 +82,11 @@ def _rank(value: str) -> tuple[int, int, str]:
     return place, int(value) if value.isascii() and value.isdigit() else 0, value
 
 
-def axes_of(declaration: Declaration, name: str) -> list[str]:
+def axes_of(tensors: Mapping[str, str], name: str) -> list[str]:
     """The names of a tensor's axes by its analysis' declaration, without the numbers; none where it does not say.
 
-    axes_of(declaration, "kl")   # ["point"]
+    axes_of({"kl": "point"}, "kl")   # ["point"]
     """
-    tensors = declaration.tensors
     pattern = name if name in tensors else next((one for one in tensors if match(one, name) is not None), None)
     return [] if pattern is None else [axis.partition("{")[0] for axis in tensors[pattern].split()]
 
