@@ -497,7 +497,7 @@ def test_an_error_of_the_system_is_a_line_too(here, capfd, monkeypatch):
     def vanish(*_args):
         raise FileNotFoundError(errno.ENOENT, "No such file or directory", "out/gone")
 
-    monkeypatch.setattr("hookdepth.report.page.write_report", vanish)
+    monkeypatch.setattr("hookdepth.runs.reporting.report", vanish)
     refused(["report", "out"], 1, "No such file or directory (out/gone)", capfd)
 
 
@@ -542,7 +542,7 @@ def test_what_a_result_says_of_its_data_set_is_the_same_for_every_limit(here):
 def test_figures_need_no_backend(backend):
     code = (
         "import os; import hookdepth.report.page; import matplotlib.figure;"
-        "from hookdepth.report.style import new_figure, render; print(matplotlib.get_backend());"
+        "from hookdepth.report.drawing.style import new_figure, render; print(matplotlib.get_backend());"
         "print(len(render(new_figure(1, 1), 'png')) > 100);"
         "print(repr(os.environ['MPLBACKEND']))"
     )

@@ -132,8 +132,8 @@ class Analysis:
         keep_front: what the option of that name is where nobody gives it.
         together: analyses that say the same word here share their passes.
         measurements: what the engine measures on its branches.
-        tensors: name → axes, as jaxtyping spells shapes ("layer layer", "layer+1 token{i}"). Names may hold
-            placeholders ({part}, {i}); axes that end in "?" are of tensors that may be missing.
+        tensors: name → axes, by words: layer, point (one more than layers), token{i}, prompt, width, or your own.
+            Names may hold placeholders ({part}, {i}); axes that end in "?" are of tensors that may be missing.
         figures: how they are drawn and read.
     """
 

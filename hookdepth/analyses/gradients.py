@@ -14,7 +14,7 @@ positions that predict the answer are unembedded.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hookdepth.analyses import quadrature
+from hookdepth.analyses import depth, quadrature
 from hookdepth.analyses.base import Analysis, OnPass, Partial, Subject, Tensors, noise_floor
 from hookdepth.analyses.quadrature import AdaptivePath
 from hookdepth.analyses.settings import Settings
@@ -36,6 +36,8 @@ from hookdepth.engine.planner import make_plan
 from hookdepth.engine.reading import capture
 from hookdepth.errors import HookdepthError, NotFiniteError
 from hookdepth.model.decoder import Decoder
+from hookdepth.report.figures import Strip, TokenMap
+from hookdepth.results import Result
 
 METHODS = ("adaptive", "riemann", "gauss-legendre")
 _SITES = {"layer": "resid_post", "attn": "attn_out", "mlp": "mlp_out"}
@@ -43,6 +45,41 @@ _MAX_ROWS = 128  # the logits of a pass's rows are kept for the backward pass
 
 Node = tuple[int, float]
 """(layer, position on the path)."""
+
+
+CHANGE_FLOOR = 0.01  # a smaller |f(x) − f(baseline)| is taken as this, as where convergence is decided
+
+
+def relative_error(values: Mapping[str, Tensor]) -> Tensor | None:
+    """Completeness error of each layer relative to |f(x) − f(baseline)|; None where it was not measured.
+
+    relative_error({"completeness_error": …, "f_input": …, "f_baseline": …})   # [L]
+    """
+    if not {"completeness_error", "f_input", "f_baseline"} <= set(values):
+        return None
+    return values["completeness_error"] / depth.f_change(values, "f_baseline").clamp(min=CHANGE_FLOOR)
+
+
+_ATTRIBUTION: dict[str, Any] = {
+    "label": "Attribution",
+    "caption": "",
+    "signed": True,
+    "without_first": True,
+    "without_last": True,
+    "strip": Strip(
+        "Relative\ncompleteness\nerror",
+        ("completeness_error", "evaluations", "f_input", "f_baseline", "converged"),
+        relative_error,
+        ok="converged",
+        tolerance="ig_tolerance",
+    ),
+}
+_ATTRIBUTION_READING = (
+    "Red raises the probability of the answer and blue lowers it, relative to the prompt's mean activation "
+    "at that layer; the colour limits do not count the first token. The strip shows how far each layer's "
+    "attributions are from adding up to the change they explain: rows with a cross have not converged and "
+    "should not be read."
+)
 
 
 class IntegratedGradients(Analysis):
@@ -68,6 +105,19 @@ class IntegratedGradients(Analysis):
             "f_input.{i}": "",
         }.items()
     }
+    figures = (
+        TokenMap(
+            "attribution.{i}",
+            _ATTRIBUTION_READING,
+            name="layer-{i}",
+            **{**_ATTRIBUTION, "caption": "whole layer"},
+        ),
+        TokenMap("{part}.attribution.{i}", _ATTRIBUTION_READING, name="{part}-{i}", **_ATTRIBUTION),
+    )
+
+    def numbers(self, result: Result) -> dict[str, Any]:
+        """What the noise floor, which is one of f, is compared with."""
+        return {"largest_effect": depth.largest_f_change(result.tensors)}
 
     def used(self, subject: Subject) -> dict[str, Any]:
         """With the tolerance that the model's dtype can resolve, where none is given."""

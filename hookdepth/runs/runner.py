@@ -104,7 +104,8 @@ class Run:
         check_folder_name(self.out)
         held.enter_context(locked(self.out / UNITS))
         held.callback(self._tidy)
-        threads, own = {}, torch.get_num_threads()
+        threads: dict[str, int] = {}
+        own = torch.get_num_threads()
         for group in self._groups(known):
             there = {name: self._threads_of_result(name) for name in group.analyses}
             stopped = [number for name in group.analyses if (number := self._threads_of_chunks(name))]
