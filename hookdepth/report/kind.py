@@ -69,7 +69,7 @@ class Declaration(Protocol):
         """Sentences for the report that depend on the numbers."""
 
 
-Lookup = Callable[[Result], "Declaration | None"]
+Lookup = Callable[[Result], Declaration | None]
 
 
 @dataclass(frozen=True)
