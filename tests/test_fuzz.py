@@ -18,7 +18,7 @@ from hookdepth.errors import HookdepthError, choose, suggestion
 from hookdepth.report import style as plots_base
 from hookdepth.report.page import write_report
 from hookdepth.report.tables import describe
-from hookdepth.results import Result, write_atomic
+from hookdepth.results import Result, digest_of, write_atomic
 
 # The same file is written again and again: no fixture need be made anew.
 many = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -86,7 +86,8 @@ SHAPES = st.lists(st.integers(0, 4), max_size=3)
 
 
 def file_of(analysis, tensors, metadata):
-    whole = {"schema": 1, "analysis": analysis, **metadata}
+    whole = json.loads(json.dumps({"schema": 2, "analysis": analysis, **metadata}))
+    whole["digest"] = digest_of(tensors, whole)
     return save(tensors, metadata={"hookdepth": json.dumps(whole)})
 
 

@@ -68,7 +68,7 @@ def describe(model: Decoder) -> dict[str, Any]:
     quantization = config.pop("quantization_config", None) or {}
     for machine_dependent in ("_name_or_path", "transformers_version", "dtype", "torch_dtype"):
         config.pop(machine_dependent, None)
-    about = {
+    return {
         "id": model.name,
         "revision": model.revision,
         "config_sha256": hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest(),
@@ -81,9 +81,6 @@ def describe(model: Decoder) -> dict[str, Any]:
         "attn_implementation": str(getattr(model.config, "_attn_implementation", "unknown")),
         "device": _device_name(model.device),
     }
-    if (experts := getattr(model.config, "_experts_implementation", None)) is not None:
-        about["experts_implementation"] = str(experts)
-    return about
 
 
 def identity_of(model: Decoder) -> dict[str, Any]:
@@ -102,6 +99,8 @@ def identity_of(model: Decoder) -> dict[str, Any]:
     devices = [_device_name(model.layer_device(layer)) for layer in range(model.n_layers)]
     if len({*devices, about["device"]}) > 1:
         about["layer_devices"] = devices
+    if (experts := getattr(model.config, "_experts_implementation", None)) is not None:
+        about["experts_implementation"] = str(experts)
     if adapters := _adapters(model.hf):
         about["adapters"] = adapters
     if hooks := _hooks(model.hf):
