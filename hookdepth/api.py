@@ -48,7 +48,7 @@ def analyse(
         analyses: a name, an `Analysis` of one's own, or several of them; "all" are the notebook's eight.
         texts: prompts, instead of a data set.
         options: those of `hookdepth run`, with the same names and defaults (`hookdepth run --help`, `Config`): limit,
-            dataset, parts, seed, probe, keep_front, ig_method, … Without `out` nothing is kept; with it, a run that
+            dataset, parts, seed, probes, keep_front, ig_method, … Without `out` nothing is kept; with it, a run that
             was stopped goes on there.
 
     Returns:
@@ -60,7 +60,6 @@ def analyse(
 
     Source: 2505.13898, one analysis a figure; the README lists them.
     """
-    options = {**options, "probe": options.pop("probes")} if "probes" in options else options
     refuse_unknown(options, Config)
     if texts is not None and {"dataset", "limit"} & set(options):
         raise HookdepthError("texts are given besides dataset= or limit=", "give texts alone, as many as are meant")

@@ -24,7 +24,7 @@ from hookdepth._version import __version__
 from hookdepth.analyses.registry import questions
 from hookdepth.analyses.settings import Settings
 from hookdepth.errors import HookdepthError, choose, suggestion
-from hookdepth.options import Check
+from hookdepth.options import Check, flag_of
 from hookdepth.runs.config import Config
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def _add_run(commands: argparse._SubParsersAction[_Parser]) -> None:
     for one in sorted(fields(Config), key=lambda one: one.name in of_analyses):  # the run's own come first
         about = one.metadata
         group = groups.setdefault(about["group"], run.add_argument_group(about["group"]))
-        group.add_argument(f"--{one.name.replace('_', '-')}", **_argument(one))
+        group.add_argument(flag_of(one), dest=one.name, **_argument(one))
 
 
 def _argument(one: Field[Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import MISSING, field, fields
+from dataclasses import MISSING, Field, field, fields
 from numbers import Integral, Real
 from typing import Any
 
@@ -25,7 +25,9 @@ from hookdepth.errors import HookdepthError, choose, suggestion
 Check = Callable[[Any], Any]
 
 
-def option(default: Any, help: str, check: Check, metavar: str = "", *, group: str = "what", **argument: Any) -> Any:
+def option(
+    default: Any, help: str, check: Check, metavar: Any = "", *, group: str = "what", flag: str = "", **argument: Any
+) -> Any:
     """A field that is an option.
 
         steps: int = option(256, "steps of the sum", whole(1), "N")
@@ -35,9 +37,10 @@ def option(default: Any, help: str, check: Check, metavar: str = "", *, group: s
         help: what `--help` says, without the default.
         check: what is given → its value; raises ValueError.
         metavar, group: how and where `--help` shows it.
+        flag: on the command line, where it is not the field's name.
         argument: further arguments of argparse's `add_argument`.
     """
-    about = {"help": help, "check": check, "metavar": metavar, "group": group, "argument": argument}
+    about = {"help": help, "check": check, "metavar": metavar, "group": group, "argument": argument, "flag": flag}
     return field(default=default, metadata=about)
 
 
@@ -48,13 +51,19 @@ class Options:
         for one in fields(self):  # type: ignore[arg-type]  # a subclass is a dataclass
             given = getattr(self, one.name)
             if given is not one.default or one.default is MISSING:
-                object.__setattr__(self, one.name, checked(one.name, given, one.metadata["check"]))
+                flag = flag_of(one)
+                object.__setattr__(self, one.name, checked(one.name, given, one.metadata["check"], flag))
 
 
-def checked(name: str, given: Any, check: Check) -> Any:
+def flag_of(one: Field[Any]) -> str:
+    """How the command line calls an option: flag_of(fields(Settings)[1]) is "--keep-front"."""
+    return str(one.metadata["flag"] or f"--{one.name.replace('_', '-')}")
+
+
+def checked(name: str, given: Any, check: Check, flag: str) -> Any:
     """The value of an option; what is wrong with it is said in one line.
 
-    checked("limit", 3, whole(1))       # 3
+    checked("limit", 3, whole(1), "--limit")       # 3
     """
     try:
         return check(given)

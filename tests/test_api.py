@@ -9,8 +9,10 @@ from tiny_tokenizer import tiny_tokenizer
 
 import hookdepth
 from hookdepth import cli
-from hookdepth.analyses import NAMES
+from hookdepth.analyses import known
 from hookdepth.errors import HookdepthError
+
+NAMES = tuple(known())
 
 TEXT = ["Anna has 12 apples and eats 3 of them.", "Imagine all the people of the town.", "The basket is full."]
 PROBE = ("5 + 7 =", " 12")
@@ -55,17 +57,18 @@ def test_the_same_as_the_command_line(results, prompts, tmp_path, capsys):
     for name in names:
         assert stored[name].tensors.keys() == results[name].tensors.keys()
         for key, value in stored[name].tensors.items():
-            assert torch.equal(value, results[name].tensors[key]), (name, key)
+            same = torch.equal(value.nan_to_num(-1.0), results[name].tensors[key].nan_to_num(-1.0))
+            assert same, (name, key)  # a prompt too short to be cut is NaN in both
     assert stored["skip-future"].metadata["settings"] == results["skip-future"].metadata["settings"]
 
 
 def test_settings_reach_the_analysis(model, prompts, tmp_path):
     results = hookdepth.analyse(
-        model, "skip-current", dataset=prompts, limit=1, parts="attn", keep_front=2, out=tmp_path / "out"
+        model, ["skip-current"], dataset=prompts, limit=1, parts="attn", keep_front=2, out=tmp_path / "out"
     )
     assert "attn.effect" in results["skip-current"].tensors
     assert results["skip-current"].metadata["settings"] == {"keep_front": 2, "max_rows": None, "parts": ["attn"]}
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["skip-current.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["log.json", "skip-current.safetensors"]
     with pytest.raises(HookdepthError, match="keep_front"):
         hookdepth.analyse(model, "skip-current", dataset=prompts, limit=1, parts="attn", out=tmp_path / "out")
 
@@ -91,9 +94,9 @@ def test_warnings_point_at_the_caller(model, prompts):
         ({"parts": ["atn"]}, "did you mean attn"),
         ({"limit": 0}, "at least 1"),
         ({"keepfront": 2}, "did you mean keep_front"),
-        ({"keep_front": 2, "analyses": "integrated-gradients"}, "means nothing to integrated-gradients"),
-        ({"keep_front": 1.0}, "is no number of tokens"),
-        ({"ig_steps": "256"}, "is no number of steps"),
+        ({"keep_front": 2, "analyses": "integrated-gradients"}, "none of the chosen analyses reads --keep-front"),
+        ({"keep_front": 1.0}, "keep_front=1.0 is not a whole number of at least 0"),
+        ({"ig_steps": "many"}, "ig_steps='many' is not a whole number"),
         ({"ig_method": "rieman"}, "did you mean riemann"),
         ({"dataset": "no-such-file.txt"}, "no data set or file"),
     ],
@@ -110,5 +113,5 @@ def test_a_model_without_a_tokenizer_is_refused(prompts):
 
 
 def test_a_result_of_another_version_is_not_plotted():
-    with pytest.raises(HookdepthError, match="unknown analysis"):
+    with pytest.raises(HookdepthError, match="nobody knows the analysis"):
         hookdepth.plot(hookdepth.Result("tuned-lens", {}))

@@ -319,7 +319,11 @@ def problems(draw):
                         st.one_of(
                             st.just(slice(None)),
                             st.integers(0, lengths[prompt] - 1).map(lambda t: slice(t, None)),
-                            st.lists(st.integers(-lengths[prompt], lengths[prompt] - 1), max_size=3),
+                            st.lists(
+                                st.integers(-lengths[prompt], lengths[prompt] - 1),
+                                max_size=3,
+                                unique_by=lambda t, n=lengths[prompt]: t % n,
+                            ),
                         )
                     ),
                 )
@@ -330,7 +334,7 @@ def problems(draw):
         cut = draw(st.none() | st.integers(1, length - 1))
         last = max(i.layer for i in interventions)
         until = draw(st.none() | st.integers(last, n_layers - 1))
-        measured = draw(st.none() | st.lists(st.integers(cut or 0, length - 1), min_size=1, max_size=3))
+        measured = draw(st.none() | st.lists(st.integers(cut or 0, length - 1), min_size=1, max_size=3, unique=True))
         branch = Branch(interventions, prompt, cut, until, measured)
         branch.check(n_layers, length, 4)
         branches.append(branch)

@@ -9,7 +9,7 @@ from tiny_models import COMMON, prompts, tiny_config, tiny_model
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
 from hookdepth import Branch, LayerEffect, OutputEffect, Patch, Skip, run_branches, wrap
-from hookdepth.analyses import Inputs, Settings, tasks_for
+from hookdepth.analyses import Inputs, Settings, Subject, chosen, groups_of
 from hookdepth.data import Probe, sample_cuts
 from hookdepth.engine.passes import plan_for
 from hookdepth.errors import HookdepthError
@@ -127,7 +127,9 @@ def test_analyses_of_prompts_together_are_the_means_of_those_alone(kind):
     texts = prompts(2, (14, 60))
 
     def partials(model, texts):
-        for task in tasks_for([*NAMES, "residual-erasure", "integrated-gradients"], model, inputs_of(texts), SETTINGS):
+        for task in groups_of(
+            chosen([*NAMES, "residual-erasure", "integrated-gradients"]), Subject(model, inputs_of(texts), SETTINGS)
+        ):
             yield task.name, task.finish([task.run(n, lambda: None) for n in range(task.n_chunks)])
 
     both = dict(partials(wrap(make(kind)), texts))
@@ -140,6 +142,8 @@ def test_analyses_of_prompts_together_are_the_means_of_those_alone(kind):
                 if name == "integrated-gradients":
                     stem, number = tensor.rsplit(".", 1)
                     expected = alone[int(number)][task][name][f"{stem}.0"]
+                elif tensor.startswith("per_prompt."):
+                    expected = torch.cat([one[task][name][tensor] for one in alone])
                 elif name in ("residual-stats", "logit-lens") and "max" not in tensor:
                     own = [one[task][name][tensor] * len(text) for one, text in zip(alone, texts, strict=True)]
                     expected = sum(own) / sum(map(len, texts))

@@ -9,7 +9,7 @@ import torch
 from tiny_models import prompts, tiny_model
 
 from hookdepth import AddVector, Branch, LayerEffect, OutputEffect, Patch, Scale, Skip, run_branches, wrap
-from hookdepth.analyses import Inputs, Settings, tasks_for
+from hookdepth.analyses import Inputs, Settings, Subject, chosen, groups_of
 from hookdepth.data import Probe, sample_cuts
 from hookdepth.engine.interventions import Identity, Intervention, Subtract
 from hookdepth.engine.measurements import Custom, LayerMeasurement
@@ -167,7 +167,7 @@ def analysed(model):
     probe = Probe("", "", TEXTS[0], ("",) * len(TEXTS[0]), (18, 19))
     inputs = Inputs(tuple(TEXTS), tuple(sample_cuts(list(LENGTHS), 3)), tuple(TEXTS), (probe,))
     results = {}
-    for task in tasks_for(ANALYSES, model, inputs, Settings(ig_method="riemann", ig_steps=3)):
+    for task in groups_of(chosen(ANALYSES), Subject(model, inputs, Settings(ig_method="riemann", ig_steps=3))):
         results |= task.finish([task.run(n, lambda: None) for n in range(task.n_chunks)])
     return {(name, tensor): value for name, tensors in results.items() for tensor, value in tensors.items()}
 

@@ -9,8 +9,8 @@
 
 A branch differs from its clean run, the clean run, only from the layer at which it is born on, and only right of
 the first token that it changes. It joins the batch there, by a hook, and nothing before is computed twice.
-What is compared lies in the same pass_. A pass that does not fit into memory is run again, whole, after
-everything that is left has been planned anew at half the size of the largest pass_. (Not by accelerate's
+What is compared lies in the same pass. A pass that does not fit into memory is run again, whole, after
+everything that is left has been planned anew at half the size of the largest pass. (Not by accelerate's
 `find_executable_batch_size`: from some version on it takes a tenth off instead of halving, and it cannot
 know that a budget is far above what the plan used.)
 """
@@ -55,7 +55,7 @@ def run_branches(
         prompts: token ids, one list a prompt, unpadded; a flat list is one prompt.
         branches: counterfactual runs; each names its prompt.
         measurements: what to read off them.
-        max_rows, max_row_tokens: most rows, and rows × tokens, of a pass_, at least 3: a branch beside its clean run
+        max_rows, max_row_tokens: most rows, and rows × tokens, of a pass, at least 3: a branch beside its clean run
             and a null branch always runs. Default: a share of the memory.
         on_pass: called after each pass, e.g. to move a progress bar.
 

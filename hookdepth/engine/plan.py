@@ -142,7 +142,7 @@ class Plan:
 
         print(plan.table())
         """
-        lines = [f"{'pass_':>6}  {'prompts':>7}  {'prefix':>6}  {'tokens':>11}  {'rows':>5}  {'token-layers':>12}"]
+        lines = [f"{'pass':>6}  {'prompts':>7}  {'prefix':>6}  {'tokens':>11}  {'rows':>5}  {'token-layers':>12}"]
         for number, pass_ in enumerate(self.walk()):
             span = f"{pass_.start}..{pass_.stop - 1}"
             work = pass_work(pass_, self.spans, self.n_layers)

@@ -48,7 +48,7 @@ def make_plan(
         lengths: tokens per prompt.
         n_layers: L.
         max_row_tokens: most rows × tokens of a pass (a single branch with its clean run is always allowed).
-        max_rows: most rows of a pass_.
+        max_rows: most rows of a pass.
         pack_row_tokens: prompts whose rows × tokens stay below this share a pass, padded on the right.
         pass_cost: what one more pass costs, in tokens through all layers.
         changes_only: what is measured is 0 left of the first token that a branch changes, so that these tokens

@@ -192,7 +192,7 @@ def summarise(results: Mapping[str, Result], log: Mapping[str, Mapping[str, Any]
     """
     results = ordered(results)
     metadata = {name: result.metadata for name, result in results.items()}
-    head, costs = next(iter(metadata.values()), {}), log or {}
+    head = next(iter(metadata.values()), {})
     return {
         "hookdepth": __version__,
         "model": _json(head.get("model")),

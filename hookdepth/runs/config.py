@@ -14,7 +14,7 @@ from typing import Any
 
 from hookdepth.analyses.settings import Settings
 from hookdepth.errors import HookdepthError
-from hookdepth.options import one_of, option, pairs, switch, text, whole
+from hookdepth.options import flag_of, one_of, option, pairs, switch, text, whole
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 QUANTIZATIONS = ("none", "8bit", "4bit")
@@ -40,11 +40,12 @@ class Config(Settings):
     dataset: str = option("demo", "a data set, a JSONL or a text file", text, "NAME|FILE")
     limit: int | None = option(None, "first N prompts (default: 10)", whole(1), "N")
     analyses: Any = option("all", "all, or of those below, or FILE.py:CLASS", _anything, "A,B,…")
-    probe: tuple[tuple[str, str], ...] | None = option(
+    probes: tuple[tuple[str, str], ...] | None = option(
         None,
         "repeatable; default: the data set's answers, or the paper's two",
         pairs,
-        metavar=("PROMPT", "ANSWER"),  # type: ignore[arg-type]  # argparse's way for two
+        flag="--probe",
+        metavar=("PROMPT", "ANSWER"),
         nargs=2,
         action="append",
     )
@@ -89,9 +90,10 @@ def refuse_unread(given: Iterable[str], read: Iterable[str]) -> None:
         given: names of options that somebody gave.
         read: those that the analyses read; the others are for a run as a whole.
     """
-    of_analyses = {one.name for one in fields(Settings)} | {"probe", "seed"}
+    flags = {one.name: flag_of(one) for one in fields(Config)}
+    of_analyses = {one.name for one in fields(Settings)} | {"probes", "seed"}
     for name in given:
         if name in of_analyses and name not in set(read):
             raise HookdepthError(
-                f"none of the chosen analyses reads --{name.replace('_', '-')}", "leave it out, or choose one that does"
+                f"none of the chosen analyses reads {flags[name]}", "leave it out, or choose one that does"
             )

@@ -28,6 +28,7 @@ from tqdm import tqdm
 from hookdepth._version import __version__
 from hookdepth.analyses.base import Analysis, Inputs, Partial, Subject, noise_floor
 from hookdepth.analyses.contract import check_contents
+from hookdepth.analyses.registry import chosen
 from hookdepth.analyses.settings import Settings
 from hookdepth.analyses.sharing import Group, groups_of
 from hookdepth.engine.passes import plan_for
@@ -70,14 +71,14 @@ class Run:
     workers: Workers = field(default_factory=Workers)
     _subject: Subject | None = None
 
-    def execute(self, analyses: Iterable[Analysis]) -> list[Result]:
+    def execute(self, analyses: Sequence[str | Analysis]) -> list[Result]:
         """Compute, or complete, the named analyses and write their files; what is returned, the first process has.
 
         Raises:
             HookdepthError: the folder holds results of other settings, cannot be written or is in use by another
                 run, or an analysis failed; what was computed before stays.
         """
-        known = {analysis.name: analysis for analysis in analyses}
+        known = {analysis.name: analysis for analysis in chosen(list(analyses))}
         results: list[Result] = []
         with ExitStack() as held:
             threads = self.workers.of_first(lambda: self._open(known, held))

@@ -32,7 +32,9 @@ def analyses_of(config: Config, given: Sequence[str] = ()) -> list[Analysis]:
     """
     analyses = chosen(config.analyses)
     read = {option for one in analyses for option in one.options}
-    read |= {"probe" for one in analyses if one.needs == "probes"} | {"seed" for one in analyses if one.needs == "cuts"}
+    read |= {"probes" for one in analyses if one.needs == "probes"} | {
+        "seed" for one in analyses if one.needs == "cuts"
+    }
     refuse_unread(given, read)
     return analyses
 
@@ -94,7 +96,7 @@ def run_of(
 def _inputs(
     config: Config, analyses: Sequence[Analysis], dataset: Dataset, model: Decoder, warn: Callable[[str], None]
 ) -> Inputs:
-    chosen = {"limit": config.limit or DEFAULT_LIMIT, "seed": config.seed, "probes": config.probe}
+    chosen = {"limit": config.limit or DEFAULT_LIMIT, "seed": config.seed, "probes": config.probes}
     return make_inputs(analyses, dataset, model, warn, **chosen)  # type: ignore[arg-type]
 
 
