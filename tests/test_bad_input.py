@@ -514,7 +514,7 @@ def test_a_folder_of_results_is_left_as_it_was(tmp_path, capfd):
     (folder / "skip-current.safetensors").write_bytes(b"")
     refused(["report", folder], 2, "skip-current.safetensors", capfd)
     assert (folder / "report.html").read_bytes() == page
-    assert results.SCHEMA == 1
+    assert results.SCHEMA == 2
 
 
 @pytest.mark.parametrize("explicit", [False, True])

@@ -15,9 +15,9 @@ from tiny_tokenizer import tiny_tokenizer
 from hookdepth.analyses.contract import load_folder
 from hookdepth.data import encode, load_examples, make_probe
 from hookdepth.errors import HookdepthError, choose, suggestion
-from hookdepth.report import style as plots_base
+from hookdepth.report.drawing import style as plots_base
 from hookdepth.report.tables import describe
-from hookdepth.results import Result, write_atomic
+from hookdepth.results import Result, digest_of, write_atomic
 from hookdepth.runs.reporting import report
 
 # The same file is written again and again: no fixture need be made anew.
@@ -86,7 +86,8 @@ SHAPES = st.lists(st.integers(0, 4), max_size=3)
 
 
 def file_of(analysis, tensors, metadata):
-    whole = {"schema": 1, "analysis": analysis, **metadata}
+    whole = json.loads(json.dumps({"schema": 2, "analysis": analysis, **metadata}))
+    whole["digest"] = digest_of(tensors, whole)
     return save(tensors, metadata={"hookdepth": json.dumps(whole)})
 
 
