@@ -27,7 +27,7 @@ from torch import Tensor
 
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.forward import PassResult, run_pass
-from hookdepth.engine.measurements import Measurement
+from hookdepth.engine.measurements import Measurement, zero_where_clean
 from hookdepth.engine.memory import default_row_tokens, fits
 from hookdepth.engine.plan import ForwardPass, Plan
 from hookdepth.engine.planner import make_plan
@@ -98,7 +98,7 @@ def run_branches(
     _check(model, prompts, branches)
     gathered = _Gathered(model, branches, len(prompts))
     pending = set(range(len(branches)))
-    changes_only = all(m.change and m.reduce != "mean" for m in measurements)
+    changes_only = zero_where_clean(measurements)
 
     def make(budget: int) -> Plan:
         return plan_for(
