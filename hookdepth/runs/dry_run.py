@@ -7,13 +7,14 @@ What an analysis does is counted, before anything runs (`Analysis.work`, `engine
 the analysis itself, on a short sample, through a miniature: a few layers of the model's shape with random weights, on
 the same device, in the same dtype. So attention, norms, hooks, measurements and gradients are in the figure as they
 are in the run. The sample's work is counted as the run's is, so what differs between them (layers, rows, tokens, an
-MLP that nobody reads) is known. Two rates are unknown, the layers' and the unembedding's. The sample is timed twice,
-the second time with next to no vocabulary: that leaves the layers, and the difference is the unembedding.
-(Miniatures of different depths would tell the two apart as well; but both grow with depth, and the noise with it.)
+MLP that nobody reads) is known. Two rates are unknown, the layers' and the unembedding's: with next to no vocabulary
+what is left is the layers', and the difference is the unembedding's. (Miniatures of different depths would tell the
+two apart as well; but both grow with depth, and so does the noise.)
 """
 
 from __future__ import annotations
 
+import copy
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ from functools import reduce
 
 import torch
 
-from hookdepth.analyses.base import Analysis, Inputs, Subject
+from hookdepth.analyses.base import Analysis, Inputs, Measured, Subject, Tensors
 from hookdepth.analyses.settings import Settings
 from hookdepth.analyses.sharing import Group, groups_of
 from hookdepth.data import Probe
@@ -37,7 +38,7 @@ LAYERS = 3  # of the miniature
 _PLANNED = 12  # chunks that are planned; the others are taken to be like them
 _FLOPS = {"cpu": 6e10, "cuda": 2e12}  # of one timed call, if the sample can be made so short
 _FEW = 64  # tokens of the small vocabulary; samples are made of these
-_SHORTEST, _COPIES = 16, 8  # tokens of a sample, beside those that are left alone; most prompts
+_SHORTEST = 16  # tokens of a sample, beside those that are left alone
 
 
 @dataclass(frozen=True)
@@ -106,45 +107,60 @@ def work_of(group: Group) -> Work:
 def _rates(group: Group, small: Decoder, clock: Callable[[], float]) -> tuple[float, float]:
     """Seconds for a FLOP of the layers, and of the unembedding."""
     sample = _sample(group, small)
-    layers, unembedding = work_of(sample).flops(small)
-    seconds = _timed(sample, clock)
-    if not unembedding:
-        return seconds / layers, 0.0
+    _, unembedding = work_of(sample).flops(small)
+    seconds = _timed(sample, clock) if unembedding else 0.0
     with with_vocabulary(small, _few(small)):
-        less = work_of(sample).flops(small)[1]
-        without = _timed(sample, clock)
-    per_unembedding = max(0.0, seconds - without) / (unembedding - less)
-    return max(0.0, without - less * per_unembedding) / layers, per_unembedding
+        if unembedding:
+            seconds -= _timed(sample, clock)
+            unembedding -= work_of(sample).flops(small)[1]
+        per_unembedding = max(0.0, seconds) / max(1.0, unembedding)
+        larger = _sample(group, small)  # what was spent on the vocabulary is there for the layers
+        layers, rest = work_of(larger).flops(small)
+        return max(0.0, _timed(larger, clock) - rest * per_unembedding) / layers, per_unembedding
 
 
 def _sample(group: Group, small: Decoder) -> Group:
-    """The same analyses on a prompt of usual length, or, where that takes long, on a shorter one; where passes hold
-    branches of several prompts, on as many as there is time for, since the miniature's few layers have few rows."""
+    """The same analyses on a prompt of usual length, or, where that takes long, on a shorter one; and with their
+    branches as often as the model has layers for each of the miniature's: a product of few rows takes as long as one
+    of many."""
     first, subject = group.members[0], group.subject
-    lengths = [len(first.tokens(subject, item)) for item in first.items(subject)]
-    tokens, copies = round(statistics.mean(lengths)), 1
-    shortest = _SHORTEST + first.front(subject.settings)
-
+    tokens = round(statistics.mean(len(first.tokens(subject, item)) for item in first.items(subject)))
+    shortest, times = _SHORTEST + first.front(subject.settings), 1
     settings = reduce(lambda so_far, member: member.sample(so_far), group.members, subject.settings)
 
-    def made(tokens: int, copies: int = 1) -> Group:
-        inputs = _shortened(subject.inputs, tokens, copies, _few(small))
-        return groups_of(group.members, Subject(small, inputs, settings))[0]
+    def made(tokens: int, times: int) -> Group:
+        inputs = _shortened(subject.inputs, tokens, _few(small))
+        return groups_of([_often(one, times) for one in group.members], Subject(small, inputs, settings))[0]
 
-    def cost(sample: Group) -> float:
-        return sum(work_of(sample).flops(small))
+    def affordable(sample: Group) -> bool:
+        return sum(work_of(sample).flops(small)) <= _FLOPS[subject.model.device.type]
 
-    budget = _FLOPS[group.subject.model.device.type]
-    while tokens > shortest and cost(made(tokens)) > budget:
+    while tokens > shortest and not affordable(made(tokens, 1)):
         tokens = max(shortest, tokens // 2)
-    if group.branching and first.needs != "probes":
-        while copies < _COPIES and 2 * cost(made(tokens, copies)) <= budget:
-            copies *= 2
-    return made(tokens, copies)
+    while group.branching and 2 * times * LAYERS <= subject.model.n_layers and affordable(made(tokens, 2 * times)):
+        times *= 2
+    return made(tokens, times)
 
 
-def _shortened(inputs: Inputs, tokens: int, copies: int, vocabulary: int) -> Inputs:
-    """Prompts of other tokens, with cuts where they were before, in proportion; and the longest probe's end."""
+def _often(analysis: Analysis, times: int) -> Analysis:
+    """The same with each of its branches several times; its results are those of the first."""
+
+    def collect(subject: Subject, item: int, measured: Measured) -> Tensors:
+        own = len(measured.branches) // times
+        layer, output = ({name: v[:own] for name, v in found.items()} for found in (measured.layer, measured.output))
+        return analysis.collect(subject, item, Measured(measured.branches[:own], layer, output))
+
+    often = copy.copy(analysis)
+    vars(often).update(
+        branches=lambda subject, item: analysis.branches(subject, item) * times,
+        planned=lambda subject, item: analysis.planned(subject, item) * times,
+        collect=collect,
+    )
+    return often
+
+
+def _shortened(inputs: Inputs, tokens: int, vocabulary: int) -> Inputs:
+    """A prompt of other tokens, with cuts where one's were before, in proportion; and the longest probe's end."""
     ids = tuple(place % vocabulary for place in range(tokens))
     cuts, length = max(
         zip(inputs.cuts, map(len, inputs.prompts), strict=False), default=((), 1), key=lambda one: len(one[0])
@@ -152,8 +168,8 @@ def _shortened(inputs: Inputs, tokens: int, copies: int, vocabulary: int) -> Inp
     scaled = tuple(dict.fromkeys(min(tokens - 1, max(1, cut * tokens // length)) for cut in cuts))
     probes = sorted(inputs.probes, key=lambda one: len(one.token_ids))[-1:]
     return Inputs(
-        (ids,) * copies,
-        (scaled,) * copies,
+        (ids,),
+        (scaled,),
         (ids,) if inputs.baseline else (),
         tuple(_end(probe, tokens, vocabulary) for probe in probes),
     )
