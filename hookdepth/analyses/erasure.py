@@ -10,6 +10,7 @@ positions that predict them. Tokens that no such position can see have effect 0,
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from hookdepth.engine.branches import Branch
 from hookdepth.engine.interventions import Patch
 from hookdepth.engine.measurements import OutputEffect
 from hookdepth.engine.reading import LayerSites, each_layer
+from hookdepth.engine.work import Work, plain_work
 from hookdepth.model.decoder import Decoder
 from hookdepth.report.figures import TokenMap
 from hookdepth.results import Result
@@ -67,6 +69,10 @@ class ResidualErasure(Analysis):
     def planned(self, subject: Subject, item: int) -> list[Branch]:
         """The same without the vectors, which a model without weights could not give."""
         return erasure_branches(subject.inputs.probes[item], torch.zeros(subject.model.n_layers + 1, 1))
+
+    def work(self, subject: Subject) -> Work:
+        """A forward pass of each of the baseline's prompts, beside the branches; they are not counted as passes."""
+        return replace(plain_work(subject.model, subject.inputs.baseline), passes=0)
 
     def collect(self, subject: Subject, item: int, measured: Measured) -> Tensors:
         """[L+1, T]: 0 where no predicting position can see."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -34,6 +35,7 @@ from hookdepth.engine.memory import fits, memory_room
 from hookdepth.engine.passes import run_top
 from hookdepth.engine.planner import make_plan
 from hookdepth.engine.reading import capture
+from hookdepth.engine.work import Work, plain_work, work_of_plan
 from hookdepth.errors import HookdepthError, NotFiniteError
 from hookdepth.model.decoder import Decoder
 from hookdepth.report.figures import Strip, TokenMap
@@ -41,6 +43,9 @@ from hookdepth.results import Result
 
 METHODS = ("adaptive", "riemann", "gauss-legendre")
 _SITES = {"layer": "resid_post", "attn": "attn_out", "mlp": "mlp_out"}
+NODES = 98
+"""A layer's, of an adaptive path: the mean over layers, weighted by their work, on the demo model."""
+_CHECKED_STEPS = 8
 _MAX_ROWS = 128  # the logits of a pass's rows are kept for the backward pass
 
 Node = tuple[int, float]
@@ -128,6 +133,28 @@ class IntegratedGradients(Analysis):
         """More steps than a rule can be made of."""
         quadrature.check_steps(subject.settings.ig_method, subject.settings.ig_steps)
 
+    def work(self, subject: Subject) -> Work:
+        """The nodes of all paths, layer by layer, as many as fit in a pass; and the run that finds their ends."""
+        settings = subject.settings
+        notes: tuple[str, ...] = ()
+        nodes = settings.ig_steps + (settings.ig_method != "riemann")  # Riemann's have the baseline among them
+        if settings.ig_method == "adaptive":
+            nodes, most = min(NODES, settings.ig_max_evaluations), settings.ig_max_evaluations
+            notes = (
+                f"note: adaptive integrated gradients take as many nodes as they need, here {nodes} a layer are "
+                f"assumed; with --ig-max-evaluations {most} it may be up to {most / nodes:.0f} times as many",
+            )
+        own = [
+            path_work(subject.model, probe, part, nodes, settings.max_rows)
+            for part in settings.parts
+            for probe in subject.inputs.probes
+        ]
+        return sum(own, Work(notes=notes))
+
+    def sample(self, settings: Settings) -> Settings:
+        """A few nodes a layer: how many an adaptive path through random weights would take says nothing."""
+        return replace(settings, ig_method="riemann", ig_steps=4)
+
     def measure(self, subject: Subject, item: int, on_pass: OnPass) -> Partial:
         """All layers of every part, for one probe."""
         settings = subject.settings
@@ -210,15 +237,8 @@ class Path:
         return done
 
     def _chunk(self, pending: Sequence[Node]) -> list[Node]:
-        tokens = max(self.measured) + 1
-        chunk: list[Node] = []
-        used = 0
-        for node in pending[: self.max_rows]:
-            used += (self.model.n_layers - node[0]) * tokens
-            if chunk and used > self.layer_tokens:
-                break
-            chunk.append(node)
-        return chunk
+        layers = [layer for layer, _ in pending[: self.max_rows]]
+        return list(pending[: _how_many(layers, self.model.n_layers, max(self.measured) + 1, self.layer_tokens)])
 
     def _pass(self, nodes: Sequence[Node]) -> tuple[list[float], list[Tensor]]:
         # The notebook's order of operations: at layer 0 of the demo model another rounding of the points alone moves
@@ -327,6 +347,46 @@ def _adaptive(path: Path, layers: list[int], tolerance: float, most_evaluations:
     )
 
 
+def _how_many(layers: Sequence[int], n_layers: int, tokens: int, most: int) -> int:
+    """How many nodes, of these layers in order, share a pass of at most so many layer-tokens; at least one."""
+    used = 0
+    for count, layer in enumerate(layers):
+        used += (n_layers - layer) * tokens
+        if count and used > most:
+            return count
+    return len(layers)
+
+
+def path_work(model: Decoder, probe: Probe, part: str, nodes: int, max_rows: int | None) -> Work:
+    """What all layers of one `Path` take, each with as many nodes; an outline will do for the model.
+
+    path_work(model, probe, "layer", 256, None).passes
+    """
+    tokens = max(probe.answer_positions)
+    passes = []
+    listed = [layer for layer in range(model.n_layers) for _ in range(nodes)]
+    while listed:
+        count = _how_many(listed[: most_rows(max_rows)], model.n_layers, tokens, most_layer_tokens(model))
+        passes.append(listed[:count])
+        del listed[:count]
+    if model.describe()["quantization"] != "none":
+        passes += [[layer] * count for layer in _checked_layers(model) for count in (1, 2 * _CHECKED_STEPS)]
+    found = replace(plain_work(model, [probe.token_ids]), passes=0)
+    return sum((_pass_work(model, probe, _SITES[part], layers) for layers in passes), found)
+
+
+def _pass_work(model: Decoder, probe: Probe, site: str, layers: Sequence[int]) -> Work:
+    """One pass of nodes; gradients flow back through all its rows, to the lowest layer at which a node joins."""
+    measured, lengths = [position - 1 for position in probe.answer_positions], [len(probe.token_ids)]
+    branches = [Branch((Patch(site, layer, torch.zeros(1)),), measured=measured) for layer in layers]
+    plan = make_plan(branches, lengths, model.n_layers, max_row_tokens=1 << 40)
+    work = work_of_plan(model, plan, branches, lengths, [TargetProbability()])
+    tokens = max(probe.answer_positions)
+    below = min(span.first for span in plan.spans)
+    kept = sum(model.n_layers - layer for layer in layers) * tokens * kept_bytes(model)
+    return replace(work, backward=work.token_layers - 2 * below * tokens, bytes=kept)
+
+
 def most_rows(max_rows: int | None) -> int:
     """Nodes that a pass may have beside clean run and null branch, of `max_rows` rows: most_rows(34) is 32."""
     return min(max_rows - 2 if max_rows else _MAX_ROWS, _MAX_ROWS)
@@ -351,6 +411,10 @@ def default_tolerance(model: Decoder) -> float:
     return 0.01 if model.dtype == torch.float32 else 0.1
 
 
+def _checked_layers(model: Decoder) -> list[int]:
+    return sorted({0, model.n_layers // 2, model.n_layers - 1})
+
+
 def check_gradients(path: Path) -> None:
     """Compare gradients with finite differences: some quantised kernels give wrong ones, with only a warning.
 
@@ -360,12 +424,12 @@ def check_gradients(path: Path) -> None:
     Raises:
         HookdepthError: at some layer no step changes f as the gradient says.
     """
-    for layer in sorted({0, path.model.n_layers // 2, path.model.n_layers - 1}):
+    for layer in _checked_layers(path.model):
         x = path.activation[layer]
         _, (gradient,) = path.value_and_gradient([(layer, x)])
         slope = gradient.norm().item()
         size = x.norm(dim=-1).median().item()
-        steps = [size * 2.0**-k for k in range(1, 9)]
+        steps = [size * 2.0**-k for k in range(1, _CHECKED_STEPS + 1)]
         direction = gradient / max(slope, 1e-30)
         values, _ = path.value_and_gradient(
             [(layer, x + sign * step * direction) for step in steps for sign in (1, -1)]

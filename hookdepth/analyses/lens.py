@@ -20,6 +20,7 @@ from torch import Tensor
 from hookdepth.analyses import depth
 from hookdepth.analyses.base import Analysis, OnPass, Partial, Subject, Tensors, token_means
 from hookdepth.engine.reading import capture
+from hookdepth.engine.work import Work, plain_work
 from hookdepth.metrics import blocks, kl_divergence, topk_overlap
 from hookdepth.model.decoder import Decoder
 from hookdepth.model.unembedding import most_logits
@@ -88,6 +89,11 @@ class LogitLens(Analysis):
         sums = lens_sums(subject.model, subject.inputs.prompts[item], self.front(subject.settings))
         on_pass()
         return Partial(sums, 1)
+
+    def work(self, subject: Subject) -> Work:
+        """A forward pass of each prompt; all points are kept, and again when they are stacked, and unembedded."""
+        n_layers = subject.model.n_layers
+        return plain_work(subject.model, subject.inputs.prompts, unembedded=n_layers + 1, kept=2 * n_layers)
 
     def reduce(self, subject: Subject, items: Sequence[Tensors]) -> Tensors:
         """Means over all tokens, so that a long prompt counts for more, and each prompt's own."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from hookdepth.analyses import depth
 from hookdepth.analyses.base import Analysis, OnPass, Partial, Subject, Tensors, token_means
 from hookdepth.engine.reading import LayerSites, each_layer
+from hookdepth.engine.work import Work, plain_work
 from hookdepth.metrics import cosine, relative_norm
 from hookdepth.model.decoder import Decoder
 from hookdepth.report.figures import Bars, Lines
@@ -96,6 +97,10 @@ class ResidualStats(Analysis):
         sums = residual_sums(subject.model, subject.inputs.prompts[item], self.front(subject.settings))
         on_pass()
         return Partial(sums, 1)
+
+    def work(self, subject: Subject) -> Work:
+        """A forward pass of each prompt."""
+        return plain_work(subject.model, subject.inputs.prompts)
 
     def reduce(self, subject: Subject, items: Sequence[Tensors]) -> Tensors:
         """Means over all tokens, so that a long prompt counts for more, and each prompt's own; maxima over all."""

@@ -26,7 +26,7 @@ from torch import Tensor
 from hookdepth.engine.arguments import as_branches, as_measurements, as_prompts, check_limit, check_targets
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.forward import PassResult, run_pass
-from hookdepth.engine.measurements import Measurement
+from hookdepth.engine.measurements import Measurement, zero_where_clean
 from hookdepth.engine.memory import default_row_tokens, fits
 from hookdepth.engine.plan import ForwardPass, Plan
 from hookdepth.engine.planner import make_plan
@@ -87,7 +87,7 @@ def _run_branches(
     lengths = [len(prompt) for prompt in prompts]
     gathered = Gathered(model, branches, lengths, measurements)
     pending = set(range(len(branches)))
-    changes_only = all(m.change for m in measurements)
+    changes_only = zero_where_clean(measurements)
 
     def make(budget: int) -> Plan:
         return plan_for(
