@@ -284,15 +284,24 @@ def test_results(here, capfd, case, command):
     assert content(here) == before
 
 
-@pytest.mark.parametrize("case", ["truncated", "foreign", "old schema", "a tensor is missing", "text"])
-def test_a_run_does_not_replace_or_build_on_a_spoilt_result(here, capfd, case):
+@pytest.mark.parametrize("case", ["foreign", "old schema"])
+def test_a_run_does_not_replace_or_build_on_what_is_not_its_own(here, capfd, case):
     RESULTS[case][0](here / "out" / "logit-lens.safetensors")
     before = content(here)
     refused(run(here), 2, RESULTS[case][1], capfd)
-    refused(run(here, analyses="skip-current"), 2, "", capfd) if case != "a tensor is missing" else None
+    refused(run(here, analyses="skip-current"), 2, "", capfd)
     assert content(here) == before
-    if case == "truncated":
-        assert main(run(here, "--overwrite")) == 0
+
+
+@pytest.mark.parametrize("case", ["truncated", "a flipped bit", "no digest", "a tensor is missing", "text"])
+def test_a_run_measures_a_spoilt_result_of_its_own_again(here, capfd, case):
+    path = here / "out" / "logit-lens.safetensors"
+    whole = path.read_bytes()
+    RESULTS[case][0](path)
+    assert main(run(here)) == 0
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if "measured again" in line]
+    assert RESULTS[case][1] in line
+    assert path.read_bytes() == whole
 
 
 def test_a_result_under_another_name(here, capfd):
