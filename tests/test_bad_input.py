@@ -21,7 +21,7 @@ from hookdepth import Branch, LayerEffect, Patch, Skip, results, run_branches
 from hookdepth.cli import main
 from hookdepth.errors import HookdepthError
 from hookdepth.model import hub
-from hookdepth.report import style as plots_base
+from hookdepth.report.drawing import style as plots_base
 from hookdepth.results import Result
 
 
