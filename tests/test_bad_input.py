@@ -18,6 +18,7 @@ from tiny_tokenizer import tiny_tokenizer
 
 import hookdepth
 from hookdepth import Branch, LayerEffect, Patch, Skip, results, run_branches
+from hookdepth.analyses.contract import load_folder
 from hookdepth.cli import main
 from hookdepth.errors import HookdepthError
 from hookdepth.model import hub
@@ -295,10 +296,12 @@ def test_a_run_does_not_replace_or_build_on_what_is_not_its_own(here, capfd, cas
 
 @pytest.mark.parametrize("case", ["truncated", "a flipped bit", "no digest", "a tensor is missing", "text"])
 def test_a_run_measures_a_spoilt_result_of_its_own_again(here, capfd, case):
-    path = here / "out" / "logit-lens.safetensors"
+    path = here / "mine" / "logit-lens.safetensors"
+    assert main(run(here, out="mine")) == 0
     whole = path.read_bytes()
+    capfd.readouterr()
     RESULTS[case][0](path)
-    assert main(run(here)) == 0
+    assert main(run(here, out="mine")) == 0
     (line,) = [line for line in capfd.readouterr().err.splitlines() if "measured again" in line]
     assert RESULTS[case][1] in line
     assert path.read_bytes() == whole
@@ -543,7 +546,7 @@ def test_what_a_result_says_of_its_data_set_is_the_same_for_every_limit(here):
     digests = set()
     for limit in (2, 12):
         assert main(run(here, "--limit", limit, dataset="many.txt", analyses="residual-stats", out=f"o{limit}")) == 0
-        digests.add(results.load_folder(f"o{limit}")["residual-stats"].metadata["data"]["prompts_sha256"])
+        digests.add(load_folder(f"o{limit}")["residual-stats"].metadata["data"]["prompts_sha256"])
     assert len(digests) == 1
 
 
