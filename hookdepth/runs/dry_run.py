@@ -126,10 +126,10 @@ def _sample(group: Group, small: Decoder) -> Group:
     first, subject = group.members[0], group.subject
     tokens = round(statistics.mean(len(first.tokens(subject, item)) for item in first.items(subject)))
     shortest, times = _SHORTEST + first.front(subject.settings), 1
-    settings = reduce(lambda so_far, member: member.sample(so_far), group.members, subject.settings)
 
     def made(tokens: int, times: int) -> Group:
         inputs = _shortened(subject.inputs, tokens, _few(small))
+        settings = reduce(lambda so_far, member: member.sample(so_far, times), group.members, subject.settings)
         return groups_of([_often(one, times) for one in group.members], Subject(small, inputs, settings))[0]
 
     def affordable(sample: Group) -> bool:
@@ -137,7 +137,7 @@ def _sample(group: Group, small: Decoder) -> Group:
 
     while tokens > shortest and not affordable(made(tokens, 1)):
         tokens = max(shortest, tokens // 2)
-    while group.branching and 2 * times * LAYERS <= subject.model.n_layers and affordable(made(tokens, 2 * times)):
+    while 2 * times * LAYERS <= subject.model.n_layers and affordable(made(tokens, 2 * times)):
         times *= 2
     return made(tokens, times)
 
