@@ -151,9 +151,9 @@ class IntegratedGradients(Analysis):
         ]
         return sum(own, Work(notes=notes))
 
-    def sample(self, settings: Settings) -> Settings:
+    def sample(self, settings: Settings, times: int) -> Settings:
         """A few nodes a layer: how many an adaptive path through random weights would take says nothing."""
-        return replace(settings, ig_method="riemann", ig_steps=4)
+        return replace(settings, ig_method="riemann", ig_steps=4 * times)
 
     def measure(self, subject: Subject, item: int, on_pass: OnPass) -> Partial:
         """All layers of every part, for one probe."""
