@@ -20,13 +20,13 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from hookdepth.runs.session import make_inputs, parse_analyses
 
 from benchmarks.output import environment
 from hookdepth import load_model
-from hookdepth.analyses import Settings
+from hookdepth.analyses import Settings, chosen
 from hookdepth.data import load_examples
 from hookdepth.runs.dry_run import estimate
+from hookdepth.runs.inputs import make_inputs
 from hookdepth.runs.outline import load_outline
 from hookdepth.runs.runner import Run
 
@@ -41,28 +41,28 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     options = parser.parse_args()
-    names, settings = parse_analyses(options.analyses), Settings()
+    analyses, settings = chosen(options.analyses), Settings()
     dataset = load_examples("demo")
 
     outline = load_outline("demo", dtype=options.dtype)
-    inputs = make_inputs(names, dataset, outline, print, limit=options.limit, seed=123, probes=None)
+    inputs = make_inputs(analyses, dataset, outline, print, limit=options.limit, seed=123)
     clock = time.perf_counter if options.clock == "wall" else time.process_time
     begin = clock()
-    estimates = estimate(outline, names, inputs, settings, clock=clock)
-    expected = {one.task.analyses: one.seconds for one in estimates}
+    estimates = estimate(outline, analyses, inputs, settings, clock=clock)
     print(f"estimated in {clock() - begin:.1f} s")
 
     model = load_model("demo", dtype=options.dtype)
     rows: list[dict[str, Any]] = []
     worst = 1.0
-    for analyses, guess in expected.items():
+    for one in estimates:
+        guess, names = one.seconds, " and ".join(one.group.analyses)
         with tempfile.TemporaryDirectory() as folder:
             run = Run(model, inputs, settings, {"name": "demo"}, 123, Path(folder))
             begin = clock()
-            run.execute(analyses)
+            run.execute(one.group.members)
             real = clock() - begin
-        rows.append({"analyses": " and ".join(analyses), "estimate_s": round(guess, 2), "real_s": round(real, 2)})
-        print(f"{rows[-1]['analyses']:36} {guess:8.1f} s estimated {real:8.1f} s real {guess / real:6.2f}", flush=True)
+        rows.append({"analyses": names, "estimate_s": round(guess, 2), "real_s": round(real, 2)})
+        print(f"{names:36} {guess:8.1f} s estimated {real:8.1f} s real {guess / real:6.2f}", flush=True)
         worst = max(worst, guess / real, real / guess)
     guess, real = (sum(float(row[key]) for row in rows) for key in ("estimate_s", "real_s"))
     print(f"{'all':36} {guess:8.1f} s estimated {real:8.1f} s real {guess / real:6.2f}")

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
+from hookdepth.analyses.registry import declared as lookup
 from hookdepth.report.summary import effective_depth
 from hookdepth.results import write_json
 from hookdepth.training import DepthCallback, load_history, save_picture
@@ -181,7 +182,7 @@ def numbers(
         "held_out_accuracy": final,
         "held_out_accuracy_at_step": accuracies,
         "loss": {entry["step"]: round(float(entry["loss"]), 4) for entry in log if "loss" in entry},
-        "effective_depth_at_the_end": {k: v["ratio"] for k, v in effective_depth(last).items()},
+        "effective_depth_at_the_end": {k: v["ratio"] for k, v in effective_depth(last, lookup).items()},
         "at_step": curves,
     }
 

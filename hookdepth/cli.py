@@ -228,10 +228,10 @@ def _checked(config: Config, given: Sequence[str]) -> list[Analysis]:
 
 
 def _finish(config: Config, results: Sequence[Result]) -> int:
-    from hookdepth.report.page import write_report
     from hookdepth.results import read_log
+    from hookdepth.runs.reporting import report
 
-    page, log = write_report(str(config.out)), read_log(str(config.out))
+    page, log = report(str(config.out)), read_log(str(config.out))
     for result in results:
         floor = result.metadata.get("null_effect")
         noise = "" if floor is None else f", noise floor {floor:.2g}"
@@ -276,17 +276,17 @@ def _warn(line: str) -> None:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from hookdepth.report.page import write_report
+    from hookdepth.runs.reporting import report
 
-    print(f"report: {write_report(options.folder)}")
+    print(f"report: {report(options.folder)}")
     return 0
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from hookdepth.report.compare_page import write_comparison
+    from hookdepth.runs.reporting import comparison
 
     _check_out(options.out)
-    print(f"comparison: {write_comparison(options.folders, options.out)}")
+    print(f"comparison: {comparison(options.folders, options.out)}")
     return 0
 
 

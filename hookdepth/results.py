@@ -116,7 +116,7 @@ def digest_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str
     digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode())
     for name, value in sorted(tensors.items()):
         digest.update(json.dumps([name, list(value.shape), str(value.dtype)]).encode())
-        digest.update(memoryview(value.contiguous().reshape(-1).view(torch.uint8).numpy()))
+        digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

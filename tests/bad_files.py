@@ -12,6 +12,8 @@ from synthetic_results import synthetic_results
 from tiny_models import tiny_model
 from tiny_tokenizer import tiny_tokenizer
 
+from hookdepth.results import digest_of
+
 LINE = "the people of the town and the town itself were there"
 WEIGHTS = "model.safetensors"
 
@@ -139,8 +141,9 @@ def _metadata(change):
 
         with safe_open(path, framework="pt") as file:
             metadata = json.loads(file.metadata()["hookdepth"])
-        text = change(metadata) or json.dumps(metadata)
-        save_file(load_file(path), path, metadata={"hookdepth": text})
+        text, tensors = change(metadata), load_file(path)
+        metadata["digest"] = digest_of(tensors, metadata)  # as somebody who means it would write it
+        save_file(tensors, path, metadata={"hookdepth": text or json.dumps(metadata)})
 
     return spoil
 
@@ -149,10 +152,22 @@ def _tensors(**changed):
     def spoil(path):
         result = synthetic_results(n_layers=5)["logit-lens"]
         tensors = {name: value for name, value in {**result.tensors, **changed}.items() if value is not None}
-        metadata = {"schema": 1, "analysis": "logit-lens", **result.metadata}
+        metadata = {**result.metadata, "schema": 2, "analysis": "logit-lens"}
+        metadata["digest"] = digest_of(tensors, json.loads(json.dumps(metadata)))
         save_file(tensors, path, metadata={"hookdepth": json.dumps(metadata)})
 
     return spoil
+
+
+def _flip(path):
+    content = bytearray(path.read_bytes())
+    content[-6] ^= 4
+    path.write_bytes(content)
+
+
+def _strip(path):
+    tensors, metadata = load_file(path), {"schema": 2, "analysis": "logit-lens"}
+    save_file(tensors, path, metadata={"hookdepth": json.dumps(metadata)})
 
 
 # What is done to a result file, and what the refusal says of it.
@@ -161,9 +176,11 @@ RESULTS = {
     "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-7]), "is not a readable safetensors file"),
     "header cut": (lambda path: path.write_bytes(path.read_bytes()[:30]), "is not a readable safetensors file"),
     "text": (lambda path: path.write_text("not a result"), "is not a readable safetensors file"),
+    "a flipped bit": (_flip, "is damaged: its content is not what its digest says"),
+    "no digest": (_strip, "is damaged: its content is not what its digest says"),
     "foreign": (lambda path: save_file({"a": torch.ones(2)}, path), "not one of hookdepth's"),
     "model weights": (lambda path: shutil.copy(path.parent / WEIGHTS, path), "not one of hookdepth's"),
-    "old schema": (_metadata(lambda m: m.update(schema=0)), "has schema 0, this hookdepth reads 1"),
+    "old schema": (_metadata(lambda m: m.update(schema=0)), "has schema 0, this hookdepth reads 2"),
     "schema of the future": (_metadata(lambda m: m.update(schema=99)), "has schema 99"),
     "no analysis": (_metadata(lambda m: m.pop("analysis") and None), "names no analysis"),
     "deep metadata": (_metadata(lambda m: "[" * 200_000), "is not JSON"),

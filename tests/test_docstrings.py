@@ -28,9 +28,12 @@ from tiny_tokenizer import tiny_tokenizer
 import hookdepth
 import hookdepth.training
 from hookdepth import analyses, cli
-from hookdepth.analyses import Inputs, Subject, chosen, groups_of
+from hookdepth.analyses import Inputs, Subject, chosen, depth, groups_of
+from hookdepth.analyses.registry import declared as lookup
+from hookdepth.analyses.registry import known
 from hookdepth.data import Probe
 from hookdepth.engine.planner import make_plan
+from hookdepth.report.figures import Bars, Heatmap, Lines, TokenMap, pictures_of
 from hookdepth.results import Result
 from hookdepth.runs.outline import load_outline
 from hookdepth.runs.workers import Workers
@@ -94,11 +97,15 @@ READS_HISTORY = ["report.over_training", "training.history"]
 READS_RESULTS = [
     "cli",
     "report.compare",
-    "report.compare_page",
+    "report.curves",
+    "report.patterns",
     "report.figures",
     "report.hover",
+    "report.kind",
     "report.layers",
     "report.page",
+    "report.scale",
+    "report.style",
     "report.summary",
     "report.tables",
     "report.tokens",
@@ -233,9 +240,14 @@ def words(tmp_path_factory):
     result = Result("logit-lens", tensors, results["logit-lens"].metadata)
     runs, values = {"one": results, "two": results}, kl
     figure, page = hookdepth.plot(results["logit-lens"])["logit-lens-kl"], "page"
+    stats, effects = results["residual-stats"].tensors, results["skip-current"].tensors
+    declaration = known()["logit-lens"]()
+    picture = pictures_of(results["logit-lens"], declaration)[0][1][0]
     given = {name: value for name, value in locals().items() if name != "tensors"}
     given["partial"] = partials[0]
-    return {**{name: getattr(hookdepth, name) for name in hookdepth.__all__}, **MODULES, **given}
+    declaring = {"lookup": lookup, "Heatmap": Heatmap, "Bars": Bars, "Lines": Lines, "TokenMap": TokenMap}
+    declaring["first_below_share"] = depth.first_below_share
+    return {**{name: getattr(hookdepth, name) for name in hookdepth.__all__}, **MODULES, **declaring, **given}
 
 
 @pytest.fixture(scope="module")

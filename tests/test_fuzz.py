@@ -15,10 +15,10 @@ from tiny_tokenizer import tiny_tokenizer
 from hookdepth.analyses.contract import load_folder
 from hookdepth.data import encode, load_examples, make_probe
 from hookdepth.errors import HookdepthError, choose, suggestion
-from hookdepth.report import style as plots_base
-from hookdepth.report.page import write_report
+from hookdepth.report.drawing import style as plots_base
 from hookdepth.report.tables import describe
-from hookdepth.results import Result, write_atomic
+from hookdepth.results import Result, digest_of, write_atomic
+from hookdepth.runs.reporting import report
 
 # The same file is written again and again: no fixture need be made anew.
 many = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -86,7 +86,8 @@ SHAPES = st.lists(st.integers(0, 4), max_size=3)
 
 
 def file_of(analysis, tensors, metadata):
-    whole = {"schema": 1, "analysis": analysis, **metadata}
+    whole = json.loads(json.dumps({"schema": 2, "analysis": analysis, **metadata}))
+    whole["digest"] = digest_of(tensors, whole)
     return save(tensors, metadata={"hookdepth": json.dumps(whole)})
 
 
@@ -138,7 +139,7 @@ def test_a_report_of_any_metadata(tmp_path, metadata):
     tensors = {"kl": torch.tensor([2.0, 1.0, 0.0]), "topk_overlap": torch.tensor([0.0, 0.5, 1.0])}
     write_atomic(tmp_path / "logit-lens.safetensors", file_of("logit-lens", tensors, metadata))
     with suppress(HookdepthError):
-        assert write_report(tmp_path).read_text(encoding="utf-8").count("<img ") == 2
+        assert report(tmp_path).read_text(encoding="utf-8").count("<img ") == 2
 
 
 @given(probe=st.dictionaries(st.sampled_from(["prompt", "answer", "tokens", "answer_positions"]), ANYTHING, max_size=4))
@@ -148,7 +149,7 @@ def test_a_report_of_any_probe(tmp_path, probe):
     content = file_of("residual-erasure", tensors, {"probes": [probe]})
     write_atomic(tmp_path / "residual-erasure.safetensors", content)
     with suppress(HookdepthError):
-        assert write_report(tmp_path).read_text(encoding="utf-8").count("<img ") == 1
+        assert report(tmp_path).read_text(encoding="utf-8").count("<img ") == 1
 
 
 def test_values_that_are_not_finite(tmp_path):
@@ -158,7 +159,7 @@ def test_values_that_are_not_finite(tmp_path):
             key: value.masked_fill(torch.rand_like(value) < 0.3, float("nan")) for key, value in result.tensors.items()
         }
         Result(name, hurt, result.metadata).save(tmp_path / f"{name}.safetensors")
-    assert write_report(tmp_path).is_file()
+    assert report(tmp_path).is_file()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -166,4 +167,4 @@ def test_nothing_but_holes(tmp_path, value):
     for name, result in synthetic_results(n_layers=2, n_tokens=3).items():
         hurt = {key: torch.full_like(tensor, value) for key, tensor in result.tensors.items()}
         Result(name, hurt, result.metadata).save(tmp_path / f"{name}.safetensors")
-    assert write_report(tmp_path).is_file()
+    assert report(tmp_path).is_file()

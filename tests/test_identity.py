@@ -7,7 +7,8 @@ from tiny_models import prompts, tiny_model
 
 import hookdepth
 from hookdepth.errors import HookdepthError
-from hookdepth.model.identity import identity_of, rounding_of, weights_digest
+from hookdepth.model.identity import identity_of, weights_digest
+from hookdepth.model.rounding import rounding_of
 
 
 def layers(**sizes):

@@ -124,7 +124,7 @@ def test_out_of_memory_halves_and_gives_the_same(monkeypatch):
     attribute(path, settings)
     assert 1 < max(sizes) <= limit, "a path remembers what fits"
     limit = 0
-    with pytest.raises(HookdepthError, match="not even one branch .* fits into memory with its gradients"):
+    with pytest.raises(HookdepthError, match=r"not even one branch .* fits into memory with its gradients"):
         attribute(Path(model, probe, "layer"), settings)
 
 

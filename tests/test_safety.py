@@ -13,8 +13,7 @@ from synthetic_results import synthetic_results
 
 import hookdepth
 from hookdepth.model import demo
-from hookdepth.report.compare_page import write_comparison
-from hookdepth.report.page import write_report
+from hookdepth.runs.reporting import comparison, report
 
 PACKAGE = Path(hookdepth.__file__).parent
 TREES = {path.name: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(PACKAGE.rglob("*.py"))}
@@ -135,8 +134,8 @@ def test_pages_of_texts_that_would_be_markup(tmp_path):
     """All tricks in one text, everywhere that text can come from outside."""
     poisoned(tmp_path / "<b>run&", " ".join(TRICKS))
     pages = [
-        write_report(tmp_path / "<b>run&"),
-        write_comparison([tmp_path / "<b>run&"] * 2, tmp_path / "both"),
+        report(tmp_path / "<b>run&"),
+        comparison([tmp_path / "<b>run&"] * 2, tmp_path / "both"),
     ]
     for page in pages:
         html = page.read_text(encoding="utf-8")

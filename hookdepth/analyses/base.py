@@ -39,6 +39,7 @@ from hookdepth.analyses.settings import Settings
 from hookdepth.data import Probe
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.measurements import Measurement
+from hookdepth.engine.work import Work, plain_work
 from hookdepth.errors import HookdepthError
 from hookdepth.model.decoder import Decoder
 from hookdepth.report.figures import Kind
@@ -132,8 +133,8 @@ class Analysis:
         keep_front: what the option of that name is where nobody gives it.
         together: analyses that say the same word here share their passes.
         measurements: what the engine measures on its branches.
-        tensors: name → axes, as jaxtyping spells shapes ("layer layer", "layer+1 token{i}"). Names may hold
-            placeholders ({part}, {i}); axes that end in "?" are of tensors that may be missing.
+        tensors: name → axes, by words: layer, point (one more than layers), token{i}, prompt, width, or your own.
+            Names may hold placeholders ({part}, {i}); axes that end in "?" are of tensors that may be missing.
         figures: how they are drawn and read.
     """
 
@@ -184,6 +185,22 @@ class Analysis:
         raise HookdepthError(
             f"{type(self).__name__} measures nothing", "give it `branches` and `collect`, or `measure`"
         )
+
+    def work(self, subject: Subject) -> Work:
+        """What it does beside running its branches, whose work is read off their plans: for a dry run.
+
+        Without branches, and without a word of its own on it, that is a forward pass of each prompt or probe.
+        """
+        if self.branching:
+            return Work()
+        note = f"note: {self.name} does not say what it does; one forward pass of each of its {self.needs} is counted"
+        items = [self.tokens(subject, item) for item in self.items(subject)]
+        return plain_work(subject.model, items) + Work(notes=(note,))
+
+    def sample(self, settings: Settings, times: int) -> Settings:
+        """Settings with which a dry run times it: of the same kinds of passes, but no more than a few. The larger
+        `times`, the more may be done; branches are there so many times anyway."""
+        return settings
 
     def reduce(self, subject: Subject, items: Sequence[Tensors]) -> Tensors:
         """One result from all items: of prompts the maximum, beside each prompt's own; of probes each by its number."""

@@ -9,7 +9,6 @@ in a line what is wrong with it, so that no figure has to ask.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from hookdepth.analyses.registry import declared
 from hookdepth.errors import DamagedError, HookdepthError
+from hookdepth.report.patterns import match
 from hookdepth.results import RERUN, SUFFIX, Result
 
 _NUMBER = (int, float, type(None))
@@ -121,7 +121,7 @@ def _whole_numbers(value: Any) -> bool:
 def wrong_tensors(declared_axes: Mapping[str, str], tensors: Mapping[str, Tensor], n_layers: Any = None) -> str | None:
     """What is wrong with tensors, held against axes by name; None where nothing is.
 
-    wrong_tensors({"kl": "layer+1"}, {"kl": torch.zeros(31)}, n_layers=30)   # None
+    wrong_tensors({"kl": "point"}, {"kl": torch.zeros(31)}, n_layers=30)   # None
     """
     # A name that is written out comes last, and counts: it may fit a pattern as well.
     by_exactness = sorted(declared_axes.items(), key=lambda entry: -entry[0].count("{"))
@@ -129,10 +129,10 @@ def wrong_tensors(declared_axes: Mapping[str, str], tensors: Mapping[str, Tensor
         name: axes.removesuffix("?").format(**words)
         for pattern, axes in by_exactness
         for name in tensors
-        if (words := matched(pattern, name)) is not None
+        if (words := match(pattern, name)) is not None
     }
     for pattern, wanted in declared_axes.items():
-        if not wanted.endswith("?") and not any(matched(pattern, name) is not None for name in tensors):
+        if not wanted.endswith("?") and not any(match(pattern, name) is not None for name in tensors):
             return f"the tensor {pattern} is missing"
     if not axes:
         return "it has none of the tensors that its analysis gives"
@@ -140,39 +140,26 @@ def wrong_tensors(declared_axes: Mapping[str, str], tensors: Mapping[str, Tensor
 
 
 def _wrong_shapes(axes: Mapping[str, str], tensors: Mapping[str, Tensor], n_layers: Any) -> str | None:
-    """jaxtyping holds all of them against each other: the same word is the same size, and layer+1 is one more."""
+    """jaxtyping holds all of them against each other: the same word is the same size, points are one more."""
     layers = n_layers if isinstance(n_layers, int) and n_layers > 0 else _layers(axes, tensors)
     with jaxtyped("context"):
         _is_shaped(torch.empty(layers, device="meta"), "layer")  # from here on the word has this size
         for name, wanted in axes.items():
             shape = list(tensors[name].shape)
             if 0 in shape or not _is_shaped(tensors[name], wanted):
-                of = f", for {layers} layers" if "layer" in wanted else ""
+                of = f", for {layers} layers" if "layer" in wanted or "point" in wanted else ""
                 return f"the tensor {name} has shape {shape}, its axes are [{', '.join(wanted.split())}]{of}"
     return None
 
 
 def _is_shaped(tensor: Tensor, axes: str) -> bool:
-    return isinstance(tensor, Float[Tensor, axes])  # type: ignore[arg-type]
+    return isinstance(tensor, Float[Tensor, axes.replace("point", "layer+1")])  # type: ignore[arg-type]
 
 
 def _layers(axes: Mapping[str, str], tensors: Mapping[str, Tensor]) -> int:
     """How many layers there are, where the metadata do not say: by the first tensor that has an axis of them."""
     for name, wanted in axes.items():
         for word, size in zip(wanted.split(), tensors[name].shape, strict=False):
-            if word in ("layer", "layer+1"):
-                return max(size - (word == "layer+1"), 1)
+            if word in ("layer", "point"):
+                return max(size - (word == "point"), 1)
     return 1
-
-
-def matched(pattern: str, name: str) -> dict[str, str] | None:
-    """What a name's placeholders stand for; None where the name is another one.
-
-    matched("{part}.effect", "attn.effect")     # {"part": "attn"}
-    """
-    spelled = re.escape(pattern)
-    for word in re.findall(r"\{(\w+)\}", pattern):
-        kind = "[0-9]{1,9}" if word == "i" else r"[^.]+"
-        spelled = spelled.replace(re.escape(f"{{{word}}}"), f"(?P<{word}>{kind})")
-    found = re.fullmatch(spelled, name, re.ASCII)
-    return found.groupdict() if found else None

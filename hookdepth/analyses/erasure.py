@@ -10,18 +10,24 @@ positions that predict them. Tokens that no such position can see have effect 0,
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hookdepth.analyses import depth
 from hookdepth.analyses.base import Analysis, Measured, Subject, Tensors
 from hookdepth.data import Probe
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.interventions import Patch
 from hookdepth.engine.measurements import OutputEffect
 from hookdepth.engine.reading import LayerSites, each_layer
+from hookdepth.engine.work import Work, plain_work
 from hookdepth.model.decoder import Decoder
+from hookdepth.report.figures import TokenMap
+from hookdepth.results import Result
 
 
 class ResidualErasure(Analysis):
@@ -36,7 +42,25 @@ class ResidualErasure(Analysis):
     needs = "probes"
     baseline = True
     measurements = (OutputEffect(),)
-    tensors = {"effect.{i}": "layer+1 token{i}", "baseline": "layer+1 width?"}
+    tensors = {"effect.{i}": "point token{i}", "baseline": "point width?"}
+    figures = (
+        TokenMap(
+            "effect.{i}",
+            "Each cell replaces the residual of one token before one layer by an uninformative mean, and shows "
+            "how far the predictions of the answer (bold) move. A column that turns dark at layer l was last read "
+            "below l; if computation were compositional, tokens needed first would turn dark first.",
+            label="Probability Difference Norm",
+            caption="",
+            name="{i}",
+            reduction="largest over the answer's tokens",
+            signed=False,
+            without_last=True,
+        ),
+    )
+
+    def numbers(self, result: Result) -> dict[str, Any]:
+        """What the noise floor is compared with."""
+        return {"largest_effect": depth.largest_effect(result.tensors)}
 
     def branches(self, subject: Subject, item: int) -> list[Branch]:
         """Every token that a predicting position can see, at every point."""
@@ -45,6 +69,10 @@ class ResidualErasure(Analysis):
     def planned(self, subject: Subject, item: int) -> list[Branch]:
         """The same without the vectors, which a model without weights could not give."""
         return erasure_branches(subject.inputs.probes[item], torch.zeros(subject.model.n_layers + 1, 1))
+
+    def work(self, subject: Subject) -> Work:
+        """A forward pass of each of the baseline's prompts, beside the branches; they are not counted as passes."""
+        return replace(plain_work(subject.model, subject.inputs.baseline), passes=0)
 
     def collect(self, subject: Subject, item: int, measured: Measured) -> Tensors:
         """[L+1, T]: 0 where no predicting position can see."""

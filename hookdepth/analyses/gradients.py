@@ -14,7 +14,8 @@ positions that predict the answer are unembedded.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -22,7 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hookdepth.analyses import quadrature
+from hookdepth.analyses import depth, quadrature
 from hookdepth.analyses.base import Analysis, OnPass, Partial, Subject, Tensors, noise_floor
 from hookdepth.analyses.quadrature import AdaptivePath
 from hookdepth.analyses.settings import Settings
@@ -31,18 +32,58 @@ from hookdepth.engine.branches import Branch
 from hookdepth.engine.gradients import Derivatives, Given, differentiate
 from hookdepth.engine.measurements import TargetProbability
 from hookdepth.engine.memory import Budget
+from hookdepth.engine.passes import plan_within
 from hookdepth.engine.reading import capture
+from hookdepth.engine.work import Work, plain_work, work_of_plan
 from hookdepth.errors import HookdepthError
 from hookdepth.model.decoder import Decoder
+from hookdepth.report.figures import Strip, TokenMap
+from hookdepth.results import Result
 
 METHODS = ("adaptive", "riemann", "gauss-legendre")
 _SITES = {"layer": "resid_post", "attn": "attn_out", "mlp": "mlp_out"}
-_WINDOW = (
-    8192  # nodes that are planned together: more than all layers of the largest models at the notebook's steps take
-)
+_WINDOW = 8192  # nodes that are planned together: 256 steps at all of 30 layers are 7,680
+NODES = 98
+"""A layer's, of an adaptive path: the mean over layers, weighted by their work, on the demo model."""
+_CHECKED_STEPS = 8
 
 Node = tuple[int, float]
 """(layer, position on the path)."""
+
+
+CHANGE_FLOOR = 0.01  # a smaller |f(x) − f(baseline)| is taken as this, as where convergence is decided
+
+
+def relative_error(values: Mapping[str, Tensor]) -> Tensor | None:
+    """Completeness error of each layer relative to |f(x) − f(baseline)|; None where it was not measured.
+
+    relative_error({"completeness_error": …, "f_input": …, "f_baseline": …})   # [L]
+    """
+    if not {"completeness_error", "f_input", "f_baseline"} <= set(values):
+        return None
+    return values["completeness_error"] / depth.f_change(values, "f_baseline").clamp(min=CHANGE_FLOOR)
+
+
+_ATTRIBUTION: dict[str, Any] = {
+    "label": "Attribution",
+    "caption": "",
+    "signed": True,
+    "without_first": True,
+    "without_last": True,
+    "strip": Strip(
+        "Relative\ncompleteness\nerror",
+        ("completeness_error", "evaluations", "f_input", "f_baseline", "converged"),
+        relative_error,
+        ok="converged",
+        tolerance="ig_tolerance",
+    ),
+}
+_ATTRIBUTION_READING = (
+    "Red raises the probability of the answer and blue lowers it, relative to the prompt's mean activation "
+    "at that layer; the colour limits do not count the first token. The strip shows how far each layer's "
+    "attributions are from adding up to the change they explain: rows with a cross have not converged and "
+    "should not be read."
+)
 
 
 class IntegratedGradients(Analysis):
@@ -68,6 +109,19 @@ class IntegratedGradients(Analysis):
             "f_input.{i}": "",
         }.items()
     }
+    figures = (
+        TokenMap(
+            "attribution.{i}",
+            _ATTRIBUTION_READING,
+            name="layer-{i}",
+            **{**_ATTRIBUTION, "caption": "whole layer"},
+        ),
+        TokenMap("{part}.attribution.{i}", _ATTRIBUTION_READING, name="{part}-{i}", **_ATTRIBUTION),
+    )
+
+    def numbers(self, result: Result) -> dict[str, Any]:
+        """What the noise floor, which is one of f, is compared with."""
+        return {"largest_effect": depth.largest_f_change(result.tensors)}
 
     def used(self, subject: Subject) -> dict[str, Any]:
         """With the tolerance that the model's dtype can resolve, where none is given."""
@@ -77,6 +131,28 @@ class IntegratedGradients(Analysis):
     def refuse(self, subject: Subject) -> None:
         """More steps than a rule can be made of."""
         quadrature.check_steps(subject.settings.ig_method, subject.settings.ig_steps)
+
+    def work(self, subject: Subject) -> Work:
+        """The nodes of all paths, layer by layer, as many as fit in a pass; and the run that finds their ends."""
+        settings = subject.settings
+        notes: tuple[str, ...] = ()
+        nodes = settings.ig_steps + (settings.ig_method != "riemann")  # Riemann's have the baseline among them
+        if settings.ig_method == "adaptive":
+            nodes, most = min(NODES, settings.ig_max_evaluations), settings.ig_max_evaluations
+            notes = (
+                f"note: adaptive integrated gradients take as many nodes as they need, here {nodes} a layer are "
+                f"assumed; with --ig-max-evaluations {most} it may be up to {most / nodes:.0f} times as many",
+            )
+        own = [
+            path_work(subject.model, probe, part, nodes, settings.max_rows)
+            for part in settings.parts
+            for probe in subject.inputs.probes
+        ]
+        return sum(own, Work(notes=notes))
+
+    def sample(self, settings: Settings, times: int) -> Settings:
+        """A few nodes a layer: how many an adaptive path through random weights would take says nothing."""
+        return replace(settings, ig_method="riemann", ig_steps=4 * times)
 
     def measure(self, subject: Subject, item: int, on_pass: OnPass) -> Partial:
         """All layers of every part, for one probe."""
@@ -246,9 +322,32 @@ def _adaptive(path: Path, layers: list[int], tolerance: float, most_evaluations:
     )
 
 
+def path_work(model: Decoder, probe: Probe, part: str, nodes: int, max_rows: int | None) -> Work:
+    """What all layers of one `Path` take, each with as many nodes; an outline will do for the model.
+
+    path_work(model, probe, "layer", 256, None).passes
+    """
+    listed = [layer for layer in range(model.n_layers) for _ in range(nodes)]
+    calls = [listed[begin : begin + _WINDOW] for begin in range(0, len(listed), _WINDOW)]
+    if model.describe()["quantization"] != "none":
+        calls += [[layer] * count for layer in _checked_layers(model) for count in (1, 2 * _CHECKED_STEPS)]
+    measured, what = [position - 1 for position in probe.answer_positions], [TargetProbability()]
+    lengths, budget = [len(probe.token_ids)], Budget.of(model, max_rows, gradients=True)
+    found = replace(plain_work(model, [probe.token_ids]), passes=0)
+    for layers in calls:
+        branches = [Branch((Given(_SITES[part], layer),), measured=measured) for layer in layers]
+        plan = plan_within(model, branches, lengths, what, budget)
+        found += work_of_plan(model, plan, branches, lengths, what, gradients=True)
+    return found
+
+
 def default_tolerance(model: Decoder) -> float:
     """0.01; less than float32 cannot hold a tighter one than its own noise allows: 0.1 in bfloat16 and float16."""
     return 0.01 if model.dtype == torch.float32 else 0.1
+
+
+def _checked_layers(model: Decoder) -> list[int]:
+    return sorted({0, model.n_layers // 2, model.n_layers - 1})
 
 
 def check_gradients(path: Path) -> None:
@@ -260,13 +359,13 @@ def check_gradients(path: Path) -> None:
     Raises:
         HookdepthError: at some layer no step changes f as the gradient says.
     """
-    for layer in sorted({0, path.model.n_layers // 2, path.model.n_layers - 1}):
+    for layer in _checked_layers(path.model):
         x = path.activation[layer]
         _, gradients = path.value_and_gradient(layer, x[None])
         gradient = gradients[0].to(x.device)
         slope = gradient.norm().item()
         size = x.norm(dim=-1).median().item()
-        steps = [size * 2.0**-k for k in range(1, 9)]
+        steps = [size * 2.0**-k for k in range(1, _CHECKED_STEPS + 1)]
         direction = gradient / max(slope, 1e-30)
         stepped = torch.stack([x + sign * step * direction for step in steps for sign in (1, -1)])
         values = path.value_and_gradient(layer, stepped)[0].tolist()

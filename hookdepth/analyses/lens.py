@@ -11,18 +11,26 @@ The first `keep_front` tokens of each prompt (0) are left out.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hookdepth.analyses import depth
 from hookdepth.analyses.base import Analysis, OnPass, Partial, Subject, Tensors, token_means
 from hookdepth.engine.reading import capture
+from hookdepth.engine.work import Work, plain_work
 from hookdepth.metrics import blocks, kl_divergence, topk_overlap
 from hookdepth.model.decoder import Decoder
 from hookdepth.model.unembedding import most_logits
+from hookdepth.report.figures import Bars
+from hookdepth.results import Result
 
 TOP_K = 5
+
+
+_MEAN = "mean over tokens and prompts"
 
 
 class LogitLens(Analysis):
@@ -36,17 +44,56 @@ class LogitLens(Analysis):
     in_all = True
     options = ("keep_front",)
     tensors = {
-        "kl": "layer+1",
-        "topk_overlap": "layer+1",
-        "per_prompt.kl": "prompt layer+1?",
-        "per_prompt.topk_overlap": "prompt layer+1?",
+        "kl": "point",
+        "topk_overlap": "point",
+        "per_prompt.kl": "prompt point?",
+        "per_prompt.topk_overlap": "prompt point?",
     }
+    figures = (
+        Bars(
+            "kl",
+            "The final norm and unembedding are applied to the residual stream before every layer and compared "
+            "with the final prediction, which the last place is. Where the divergence falls below the dotted line, "
+            "half of the largest, layers have begun to refine the output.",
+            label="KL divergence (nats)",
+            caption="KL divergence from the final prediction",
+            reduction=_MEAN,
+            threshold=lambda kl: depth.KL_SHARE * kl.max().item(),
+            threshold_label="half of the largest",
+            mark=depth.first_below_share,
+            grey_last=True,
+            over_training="Logit lens:\nKL divergence (nats)",
+        ),
+        Bars(
+            "topk_overlap",
+            "How many of the five likeliest tokens of each layer are among the final five; the grey bar is "
+            "the final residual itself. Where the overlap passes the dotted line, the answer is taking shape.",
+            label="Top-5 overlap",
+            caption="overlap of the five likeliest tokens",
+            name="overlap",
+            reduction=_MEAN,
+            threshold=depth.OVERLAP_THRESHOLD,
+            threshold_label=f"threshold {depth.OVERLAP_THRESHOLD}",
+            mark=depth.first_above,
+            grey_last=True,
+            over_training=None,
+        ),
+    )
+
+    def numbers(self, result: Result) -> dict[str, Any]:
+        """The effective depths by divergence and by overlap."""
+        return {"effective_depth": depth.lens_depths(result.tensors)}
 
     def measure(self, subject: Subject, item: int, on_pass: OnPass) -> Partial:
         """Sums over the tokens of a prompt, from one forward pass."""
         sums = lens_sums(subject.model, subject.inputs.prompts[item], self.front(subject.settings))
         on_pass()
         return Partial(sums, 1)
+
+    def work(self, subject: Subject) -> Work:
+        """A forward pass of each prompt; all points are kept, and again when they are stacked, and unembedded."""
+        n_layers = subject.model.n_layers
+        return plain_work(subject.model, subject.inputs.prompts, unembedded=n_layers + 1, kept=2 * n_layers)
 
     def reduce(self, subject: Subject, items: Sequence[Tensors]) -> Tensors:
         """Means over all tokens, so that a long prompt counts for more, and each prompt's own."""

@@ -10,13 +10,20 @@ cost as much as the L propagated skips.
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import torch
 
+from hookdepth.analyses import depth
 from hookdepth.analyses.base import Analysis, Measured, Subject, Tensors
+from hookdepth.analyses.skip import EFFECT, LARGEST, LARGEST_OF_CUTS
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.interventions import Subtract
 from hookdepth.engine.measurements import LayerEffect
+from hookdepth.report.figures import Heatmap
+from hookdepth.results import Result
+
+_REMOVED = {**EFFECT, "rows": "Layer removed from the input", "columns": "Direct effect @ layer"}
 
 
 @cache
@@ -45,6 +52,10 @@ class _Local(Analysis):
     def _cuts(self, subject: Subject, item: int) -> list[int | None]:
         return list(subject.inputs.cuts[item]) if self.needs == "cuts" else [None]
 
+    def numbers(self, result: Result) -> dict[str, Any]:
+        """Depth scores by part, and what the noise floor is compared with."""
+        return depth.numbers_of_effects(result.tensors)
+
     def collect(self, subject: Subject, item: int, measured: Measured) -> Tensors:
         """[L, L], row taken out, column measured: the maximum over cuts; NaN for a prompt without any."""
         n_layers = subject.model.n_layers
@@ -67,6 +78,16 @@ class LocalCurrent(_Local):
     heading = "Direct effects: all tokens"
     paper = "2505.13898, Fig. 5"
     order = 5
+    figures = (
+        Heatmap(
+            "{part}.effect",
+            "Row s, column i: the contribution of layer s is taken out of the input of layer i only, "
+            "everything between them being as in the clean run. Compared with skipping, this leaves out what "
+            "travels through other layers.",
+            reduction=LARGEST,
+            **_REMOVED,
+        ),
+    )
 
 
 class LocalFuture(_Local):
@@ -78,3 +99,13 @@ class LocalFuture(_Local):
     paper = "2505.13898, Fig. 5"
     order = 6
     needs = "cuts"
+    figures = (
+        Heatmap(
+            "{part}.effect",
+            "The contribution of layer s is taken out of the input of layer i on the tokens before a cut, "
+            "and the effect is measured on those after it. Bright cells are layers that read, through attention, "
+            "what an earlier layer wrote at earlier tokens.",
+            reduction=LARGEST_OF_CUTS,
+            **_REMOVED,
+        ),
+    )

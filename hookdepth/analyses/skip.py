@@ -11,13 +11,17 @@ the same passes: the skips without a cut lend their keys and values to every cut
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import torch
 
+from hookdepth.analyses import depth
 from hookdepth.analyses.base import Analysis, Measured, Subject, Tensors
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.interventions import Skip
 from hookdepth.engine.measurements import LayerEffect, OutputEffect
+from hookdepth.report.figures import Bars, Heatmap
+from hookdepth.results import Result
 
 EFFECTS = {
     "{part}.effect": "layer layer",
@@ -25,6 +29,26 @@ EFFECTS = {
     "per_prompt.{part}.effect": "prompt layer layer?",
     "per_prompt.{part}.output": "prompt layer?",
 }
+
+
+_BARS = (
+    "A bar a layer: how far the predicted distribution moves, at most, when that layer is skipped (0 is not at all, "
+    "√2 is from one certain token to another). "
+)
+EFFECT: dict[str, Any] = {
+    "label": "Relative change",
+    "caption": "effect on later layers",
+    "limits": (0.0, 1.0),
+    "signed": False,
+}
+_SKIPPED = {**EFFECT, "rows": "Layer skipped", "columns": "Effect @ layer"}
+_OUTPUT: dict[str, Any] = {
+    "label": "Output change norm",
+    "caption": "effect on the output",
+    "axis": "Layer skipped",
+}
+LARGEST = "largest over tokens and prompts"
+LARGEST_OF_CUTS = "largest over tokens, cuts and prompts"
 
 
 @cache
@@ -55,6 +79,10 @@ class _Skips(Analysis):
         """Where a prompt is cut; None for not at all."""
         return list(subject.inputs.cuts[item]) if self.needs == "cuts" else [None]
 
+    def numbers(self, result: Result) -> dict[str, Any]:
+        """Depth scores by part, and what the noise floor is compared with."""
+        return depth.numbers_of_effects(result.tensors)
+
     def collect(self, subject: Subject, item: int, measured: Measured) -> Tensors:
         """Of each part [L, L] and [L], the maximum over cuts; NaN for a prompt without any."""
         shape = (len(subject.settings.parts), subject.model.n_layers, len(self.cuts(subject, item)))
@@ -77,6 +105,23 @@ class SkipCurrent(_Skips):
     heading = "Skipping a layer: all tokens"
     paper = "2505.13898, Fig. 3a"
     order = 3
+    figures = (
+        Heatmap(
+            "{part}.effect",
+            "Row s, column i: by how much the contribution of layer i changes when layer s is skipped, as "
+            "the largest relative change over tokens and prompts. Dark rows are layers on which no later layer "
+            "depends.",
+            reduction=LARGEST,
+            **_SKIPPED,
+        ),
+        Bars(
+            "{part}.output",
+            _BARS + "Low bars late in the model are layers that could be left out at little cost.",
+            reduction=LARGEST,
+            over_training="Layer skipped:\noutput change norm",
+            **_OUTPUT,
+        ),
+    )
 
 
 class SkipFuture(_Skips):
@@ -88,3 +133,20 @@ class SkipFuture(_Skips):
     paper = "2505.13898, Fig. 3b"
     order = 4
     needs = "cuts"
+    figures = (
+        Heatmap(
+            "{part}.effect",
+            "The layer is skipped before a cut and its effect is measured on the tokens after it, as the "
+            "largest relative change over tokens, cuts and prompts. A layer that is dark here but bright under "
+            "“all tokens” works on the current prediction and builds nothing that later tokens use.",
+            reduction=LARGEST_OF_CUTS,
+            **_SKIPPED,
+        ),
+        Bars(
+            "{part}.output",
+            _BARS + "Only tokens after the cut are measured: what a layer leaves for later.",
+            reduction=LARGEST_OF_CUTS,
+            over_training="Layer skipped, later tokens:\noutput change norm",
+            **_OUTPUT,
+        ),
+    )

@@ -9,17 +9,25 @@ tokens of all prompts but the first `keep_front` of each (0), so a long prompt c
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from hookdepth.analyses import depth
 from hookdepth.analyses.base import Analysis, OnPass, Partial, Subject, Tensors, token_means
 from hookdepth.engine.reading import LayerSites, each_layer
+from hookdepth.engine.work import Work, plain_work
 from hookdepth.metrics import cosine, relative_norm
 from hookdepth.model.decoder import Decoder
+from hookdepth.report.figures import Bars, Lines
+from hookdepth.results import Result
 
 _PARTS = ("attn", "mlp", "layer")
 _LARGEST = "relative_contribution_max."
+
+
+_MEAN = "mean over tokens and prompts"
 
 
 class ResidualStats(Analysis):
@@ -33,18 +41,66 @@ class ResidualStats(Analysis):
     in_all = True
     options = ("keep_front",)
     tensors = {
-        "norm.resid": "layer+1",
+        "norm.resid": "point",
         **{f"{kind}.{part}": "layer" for kind in ("relative_contribution", "cosine", "norm") for part in _PARTS},
         "relative_contribution_max.{part}": "layer?",
-        "per_prompt.norm.resid": "prompt layer+1?",
+        "per_prompt.norm.resid": "prompt point?",
         "per_prompt.{kind}.{part}": "prompt layer?",
     }
+    figures = (
+        Bars(
+            "relative_contribution.*",
+            "How long the vector is that attention, MLP or both add, relative to the residual stream "
+            "that it is added to. Where the bars drop for good, the remaining layers change little.",
+            label="Mean relative contribution",
+            caption="mean relative contribution",
+            name="contribution",
+            reduction=_MEAN,
+            limit=1.5,
+            grow_to=3.0,
+            also={"relative_contribution_max.*": "largest {}"},
+            over_training="Relative contribution\nof the layer",
+        ),
+        Bars(
+            "cosine.*",
+            "Above zero a layer strengthens what is there, below zero it erases it, and what is new and "
+            "orthogonal shows as zero. The dashed line is where the mean turns positive for the last time: from "
+            "there on, layers sharpen what has been found.",
+            label="Cosine similarity",
+            caption="cosine similarity with the residual stream",
+            reduction=_MEAN,
+            signed=True,
+            mean=True,
+            mark=depth.last_crossing,
+            over_training="Cosine similarity\n(mean of the three)",
+        ),
+        Lines(
+            "norm.*",
+            "The residual stream grows from layer to layer, and so must a contribution to count. Note the "
+            "logarithmic axis: equal distances are equal factors.",
+            label="Mean norm",
+            caption="mean norms, logarithmic",
+            name="norms",
+            reduction=_MEAN,
+            log=True,
+            compared="resid",
+            over_training=None,
+        ),
+    )
+
+    def numbers(self, result: Result) -> dict[str, Any]:
+        """The effective depth by cosines."""
+        return {"effective_depth": depth.cosine_depth(result.tensors)}
 
     def measure(self, subject: Subject, item: int, on_pass: OnPass) -> Partial:
         """Sums over the tokens of a prompt, on the device, from one forward pass."""
         sums = residual_sums(subject.model, subject.inputs.prompts[item], self.front(subject.settings))
         on_pass()
         return Partial(sums, 1)
+
+    def work(self, subject: Subject) -> Work:
+        """A forward pass of each prompt."""
+        return plain_work(subject.model, subject.inputs.prompts)
 
     def reduce(self, subject: Subject, items: Sequence[Tensors]) -> Tensors:
         """Means over all tokens, so that a long prompt counts for more, and each prompt's own; maxima over all."""

@@ -279,3 +279,11 @@ class Custom(OutputMeasurement):
 
 
 Measurement = LayerMeasurement | OutputMeasurement
+
+
+def zero_where_clean(measurements: Sequence[Measurement]) -> bool:
+    """Whether all are 0 at tokens where a branch is its clean run, so that these need not be computed.
+
+    zero_where_clean([LayerEffect(), OutputEffect()])   # True
+    """
+    return all(one.change for one in measurements)

@@ -27,7 +27,7 @@ from torch import Tensor
 from hookdepth.engine.arguments import as_branches, as_measurements, as_prompts, check_limit, check_targets
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.forward import PassResult, run_pass
-from hookdepth.engine.measurements import Measurement
+from hookdepth.engine.measurements import Measurement, zero_where_clean
 from hookdepth.engine.memory import Budget, default_row_tokens, fits
 from hookdepth.engine.plan import ForwardPass, Plan
 from hookdepth.engine.planner import make_plan
@@ -179,7 +179,7 @@ def plan_within(
         max_rows=budget.rows,
         max_row_tokens=budget.row_tokens,
         max_kept_tokens=budget.kept_tokens,
-        changes_only=all(m.change for m in measurements),
+        changes_only=zero_where_clean(measurements),
         only=only,
     )
 

@@ -1,4 +1,4 @@
-"""What the numbers of a model depend on, as results say it: weights, config, kernels and settings of the machine.
+"""What the numbers of a model depend on, as results say it: weights, config and kernels.
 
     from hookdepth.model.identity import identity_of
 
@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import uuid
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -39,24 +38,6 @@ _WORDS = 1 << 14  # of 8 bytes, in a block
 _IN_CACHE = 8  # blocks that a core's cache holds
 _AT_ONCE = 256  # blocks on a GPU, so that it is busy and little memory is taken
 _PROCESS = uuid.uuid4().hex
-_ENVIRONMENT = (
-    "MKL_CBWR",
-    "MKL_ENABLE_INSTRUCTIONS",
-    "ONEDNN_MAX_CPU_ISA",
-    "DNNL_MAX_CPU_ISA",
-    "ONEDNN_DEFAULT_FPMATH_MODE",
-    "NVIDIA_TF32_OVERRIDE",
-    "CUBLAS_WORKSPACE_CONFIG",
-    "TORCH_BLAS_PREFER_CUBLASLT",
-    "TORCH_CUDNN_SDPA_ENABLED",
-)
-
-_MATMUL = (
-    "fp32_precision",
-    "allow_fp16_reduced_precision_reduction",
-    "allow_bf16_reduced_precision_reduction",
-    "allow_fp16_accumulation",
-)
 
 
 def describe(model: Decoder) -> dict[str, Any]:
@@ -68,7 +49,7 @@ def describe(model: Decoder) -> dict[str, Any]:
     quantization = config.pop("quantization_config", None) or {}
     for machine_dependent in ("_name_or_path", "transformers_version", "dtype", "torch_dtype"):
         config.pop(machine_dependent, None)
-    about = {
+    return {
         "id": model.name,
         "revision": model.revision,
         "config_sha256": hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest(),
@@ -81,9 +62,6 @@ def describe(model: Decoder) -> dict[str, Any]:
         "attn_implementation": str(getattr(model.config, "_attn_implementation", "unknown")),
         "device": _device_name(model.device),
     }
-    if (experts := getattr(model.config, "_experts_implementation", None)) is not None:
-        about["experts_implementation"] = str(experts)
-    return about
 
 
 def identity_of(model: Decoder) -> dict[str, Any]:
@@ -102,51 +80,13 @@ def identity_of(model: Decoder) -> dict[str, Any]:
     devices = [_device_name(model.layer_device(layer)) for layer in range(model.n_layers)]
     if len({*devices, about["device"]}) > 1:
         about["layer_devices"] = devices
+    if (experts := getattr(model.config, "_experts_implementation", None)) is not None:
+        about["experts_implementation"] = str(experts)
     if adapters := _adapters(model.hf):
         about["adapters"] = adapters
     if hooks := _hooks(model.hf):
         about["hooks"] = hooks
     return about
-
-
-def rounding_of(device: torch.device) -> dict[str, Any]:
-    """Settings of this process that change rounding on a device, and that the engine does not set itself: JSON-able.
-
-        rounding_of(model.device)["threads"]
-
-    Of a CPU they are the number of threads, the instructions in use, whether denormal numbers are flushed to 0 and
-    whether oneDNN may round to 16 bits; of a GPU, which short cuts its libraries may take. Attention kernels that are
-    switched off, deterministic algorithms and variables of the environment that the libraries heed belong to both.
-    """
-    backends: Any = torch.backends
-    cuda: Any = backends.cuda
-    found: dict[str, Any] = {
-        "threads": torch.get_num_threads(),
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "sdp": [
-            name
-            for name in ("flash", "mem_efficient", "math", "cudnn")
-            if getattr(cuda, f"{name}_sdp_enabled", lambda: False)()
-        ],
-        "environment": {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
-    }
-    if device.type == "cuda":
-        found |= {f"matmul.{name}": _flag(cuda.matmul, name) for name in _MATMUL}
-        found |= {f"cudnn.{name}": _flag(backends.cudnn, name) for name in ("enabled", "deterministic", "benchmark")}
-        found["blas"] = str(cuda.preferred_blas_library())
-    else:
-        found["mkldnn.enabled"] = bool(torch._C._get_mkldnn_enabled())
-        found["mkldnn.fp32_precision"] = _flag(getattr(backends.mkldnn, "matmul", None), "fp32_precision")
-        found["cpu"] = backends.cpu.get_cpu_capability()
-        found["denormals"] = bool((torch.full((1,), 1e-40, dtype=torch.float32) * 1.0).item())
-    return found
-
-
-def _flag(owner: Any, name: str) -> Any:
-    value = getattr(owner, name, None)
-    if (name, value) == ("fp32_precision", "none"):
-        return "ieee"  # what nobody has set, under the name that it has once it was set and put back
-    return value if isinstance(value, bool | str | int | type(None)) else str(value)
 
 
 def weights_digest(hf: nn.Module) -> str:

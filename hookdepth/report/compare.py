@@ -1,213 +1,124 @@
-"""Several runs in one figure each: the same curves overlaid, heat maps side by side on one scale.
+"""Several runs on one page: the same curves and maps of each, and the settings in which they differ.
 
-    compare_figures({"small": load_folder("out/small"), "large": load_folder("out/large")})
-
-Where depths differ, the axis is relative depth: a layer l is at its middle, (l + 0.5) / L; a point between
-layers (what goes into layer l; L is the final residual) at l / L. Where they agree it is the layer's number.
+write_comparison(["out/demo", "out/other"], [results, others], "compare", lookup)  # compare/compare.html
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from torch import Tensor
-
-from hookdepth.report import summary
-from hookdepth.report.layers import contribution_limit, draw_effect, effect_colour_bar, effect_labels
-from hookdepth.report.style import (
-    BLACK,
-    BLUE,
-    GREEN,
-    ORANGE,
-    PURPLE,
-    RED,
-    SKY,
-    colour_map,
-    layer_axis,
-    literal,
-    new_figure,
-    printable,
-    styled,
-)
-from hookdepth.report.tokens import draw_tokens, probe_numbers, probe_of, symmetric_limit, tokens_size
+from hookdepth.report.figures import compared
+from hookdepth.report.kind import Declaration, Lookup
+from hookdepth.report.page import DEPTH_NOTE, Note, Section, depth_cells, floor_in_brief, groups_of, write_page
+from hookdepth.report.patterns import PART_NAMES
+from hookdepth.report.summary import ordered, summarise
+from hookdepth.report.tables import Table, flatten, number, shorten
 from hookdepth.results import Result
 
 Runs = Mapping[str, Mapping[str, Result]]
 
-_COLOURS = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, BLACK)
-_LINES = ("-", "--", ":", "-.")
-_COLUMNS = 3
-_PROBE_MAPS = (
-    ("residual-erasure", "effect", "residual-erasure"),
-    ("integrated-gradients", "attribution", "integrated-gradients-layer"),
-)
 
+def write_comparison(
+    folders: Sequence[str | os.PathLike[str]],
+    loaded: Sequence[Mapping[str, Result]],
+    out: str | os.PathLike[str],
+    lookup: Lookup,
+    known: Iterable[Declaration] = (),
+) -> Path:
+    """`compare.html` and its figures in `out`, from the results of several runs; the page's path.
 
-@dataclass(frozen=True)
-class Curve:
-    """A value a layer (or, `points`, a value between layers) that runs are compared by."""
+        write_comparison(["out/small", "out/large"], [results, results], "compare", lookup)
 
-    analysis: str
-    needs: str
-    label: str
-    take: Callable[[Mapping[str, Tensor]], Tensor]
-    points: bool = False
+    Args:
+        folders: where they lie: what they are called.
+        loaded: the results of each.
+        lookup, known: as of `write_report`.
 
-
-def _plain(analysis: str, tensor: str, label: str, points: bool = False) -> Curve:
-    return Curve(analysis, tensor, label, lambda tensors: tensors[tensor], points)
-
-
-_CURVES = {
-    "residual-stats-contribution": _plain(
-        "residual-stats", "relative_contribution.layer", "Mean relative contribution\nof the layer"
-    ),
-    "residual-stats-cosine": Curve(
-        "residual-stats", "cosine.layer", "Cosine similarity\n(mean of the three)", summary.mean_cosine
-    ),
-    "logit-lens-kl": _plain("logit-lens", "kl", "KL divergence (nats)", points=True),
-    "logit-lens-overlap": _plain("logit-lens", "topk_overlap", "Top-5 overlap", points=True),
-}
-for _analysis in ("skip-current", "skip-future"):
-    for _part in summary.PARTS:
-        _CURVES[f"{_analysis}-{_part}-output"] = _plain(_analysis, f"{_part}.output", "Output change norm")
-
-
-def compare_figures(runs: Runs) -> dict[str, Figure]:
-    """A figure for every curve and every effect map that at least two of the runs have (one, if one is given).
-
-    list(compare_figures(runs))   # ["residual-stats-contribution", …, "skip-current-layer-effect"]
+    Raises:
+        HookdepthError: the folder cannot be written to.
     """
-    least = min(2, len(runs))
-    figures = {}
-    for name, curve in _CURVES.items():
-        values = _collect(runs, curve.analysis, curve.needs, curve.take)
-        if len(values) >= least:
-            figures[name] = curves_figure(values, curve)
-    for analysis in ("skip-current", "skip-future", "local-current", "local-future"):
-        for part in summary.PARTS:
-            maps = _collect(runs, analysis, f"{part}.effect")
-            if len(maps) >= least:
-                figures[f"{analysis}-{part}-effect"] = maps_figure(maps, *effect_labels(analysis))
-    return figures | _probe_maps(runs, least)
+    out, known = Path(out), tuple(known)
+    runs = {label: ordered(results, lookup) for label, results in zip(labels_of(folders), loaded, strict=True)}
+    summaries = {label: summarise(results, lookup, known) for label, results in runs.items()}
+    sections = [_depths(summaries), _settings(runs)]
+    for declaration, kinds in compared(runs, lookup):
+        below = _floors(declaration.name, summaries)
+        groups = groups_of(kinds, declaration, out, below, "compare-")
+        sections.append(Section(declaration.heading, declaration.name, declaration.question, groups=groups))
+    warning = "" if len(sections) > 2 else "These runs have no analysis in common."
+    return write_page(out / "compare.html", f"hookdepth: {len(runs)} runs compared", sections, {}, warning)
 
 
-def _probe_maps(runs: Runs, least: int) -> dict[str, Figure]:
-    """Erasure and attribution maps of the probes that runs share, by number and prompt."""
-    figures = {}
-    for analysis, stem, name in _PROBE_MAPS:
-        own = {label: results[analysis] for label, results in runs.items() if analysis in results}
-        for n in sorted({n for result in own.values() for n in probe_numbers(result.tensors, stem)}):
-            prompts = [probe_of(result, n).get("prompt") for result in own.values()]
-            maps = {
-                label: (result.tensors[f"{stem}.{n}"], probe_of(result, n))
-                for label, result in own.items()
-                if f"{stem}.{n}" in result.tensors and probe_of(result, n).get("prompt") == prompts[0]
-            }
-            if len(maps) >= least:
-                figures[f"{name}-{n}"] = tokens_figure(maps, signed=stem == "attribution")
-    return figures
+def labels_of(folders: Sequence[str | os.PathLike[str]]) -> list[str]:
+    """The folders' names; with as many parents as it takes to tell them apart, and a number where nothing does.
 
-
-def _collect(
-    runs: Runs, analysis: str, needs: str, take: Callable[[Mapping[str, Tensor]], Tensor] | None = None
-) -> dict[str, Tensor]:
-    found = {label: results[analysis].tensors for label, results in runs.items() if analysis in results}
-    return {label: take(own) if take else own[needs] for label, own in found.items() if needs in own}
-
-
-@styled
-def curves_figure(values: Mapping[str, Tensor], curve: Curve) -> Figure:
-    """One line a run, over layers or, where depths differ, over relative depth."""
-    lengths = {len(own) for own in values.values()}
-    relative = len(lengths) > 1
-    figure = new_figure(6.4, 3.2)
-    axes = figure.subplots()
-    handles = []
-    for number, own in enumerate(values.values()):
-        style = _LINES[number // len(_COLOURS) % len(_LINES)]
-        colour = _COLOURS[number % len(_COLOURS)]
-        places = relative_depth(len(own), curve.points) if relative else np.arange(len(own))
-        handles += axes.plot(places, own.numpy(), style, color=colour, marker="o", markersize=2.5, linewidth=1.4)
-    axes.set_ylabel(curve.label)
-    axes.set_xlabel("Relative depth")
-    if not relative:
-        layer_axis(axes.xaxis, lengths.pop())
-    if curve.needs.startswith("cosine"):
-        axes.axhline(0, color=BLACK, linewidth=0.8)
-    if curve.needs.startswith("relative_contribution"):
-        highest = np.concatenate([own.numpy() for own in values.values()])
-        limit = contribution_limit(highest)
-        axes.set_ylim(0, limit)
-        if (highest > limit).any():
-            axes.set_ylabel(f"{curve.label}\n(largest: {np.nanmax(highest):.3g})")
-    _legend(axes, handles, [printable(label) for label in values])
-    return figure
-
-
-def _legend(axes: Axes, handles: list[Line2D], labels: list[str]) -> None:
-    """Labels as they are: given to legend() itself, one that begins with an underscore would be left out."""
-    columns = max(1, min(len(labels), 90 // (8 + max(map(len, labels)))))
-    names = [f"run {number}" for number in range(len(labels))]
-    legend = axes.legend(handles, names, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=columns, borderaxespad=0.2)
-    literal(legend.get_texts())
-    for text, label in zip(legend.get_texts(), labels, strict=True):
-        text.set_text(label)
-
-
-def relative_depth(n: int, points: bool) -> np.ndarray:
-    """Where n layers, or the n points around n − 1 layers, lie between 0 and 1.
-
-    relative_depth(2, points=False)   # [0.25, 0.75]
-    relative_depth(3, points=True)    # [0, 0.5, 1]
+    labels_of(["a/out", "b/out"])   # ["a/out", "b/out"]
     """
-    return np.arange(n) / max(n - 1, 1) if points else (np.arange(n) + 0.5) / n
+    paths = [Path(folder).resolve() for folder in folders]
+    labels: list[str] = []
+    for index, path in enumerate(paths):
+        others = [other for place, other in enumerate(paths) if place != index and other != path]
+        tail = next(
+            (n for n in range(1, len(path.parts)) if all(other.parts[-n:] != path.parts[-n:] for other in others)), 1
+        )
+        label = "/".join(path.parts[-tail:])
+        same = paths[:index].count(path)
+        labels.append(f"{label} ({same + 1})" if same else label)
+    return labels
 
 
-@styled
-def maps_figure(maps: Mapping[str, Tensor], row_label: str, column_label: str) -> Figure:
-    """Effect maps side by side, all from 0 to 1, under the names of their runs."""
-    columns = min(len(maps), _COLUMNS)
-    rows = math.ceil(len(maps) / columns)
-    figure = new_figure(3.1 * columns + 0.9, 3.2 * rows)
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for number, (axes, (label, effect)) in enumerate(zip(grid.flat, maps.items(), strict=False)):
-        image = draw_effect(axes, effect, row_label if number % columns == 0 else "", column_label)
-        axes.set_title(_short(printable(label)), fontsize=9, parse_math=False)
-    for axes in grid.flat[len(maps) :]:
-        axes.set_visible(False)
-    effect_colour_bar(figure, image, list(grid.flat), list(maps.values()))
-    return figure
+def _floors(analysis: str, summaries: Mapping[str, Mapping[str, Any]]) -> str:
+    own = {label: summary["analyses"].get(analysis) for label, summary in summaries.items()}
+    told = []
+    for label, facts in own.items():
+        if facts:
+            count = facts["n_prompts"]
+            prompts = "" if count is None else f" ({count} prompt{'' if count == 1 else 's'})"
+            told.append(f"{label}{prompts}: {floor_in_brief(facts).lower()}")
+    return f"{'; '.join(told)}. Runs of different depths are drawn over relative depth: layer l at (l + 0.5) / L."
 
 
-@styled
-def tokens_figure(maps: Mapping[str, tuple[Tensor, Mapping[str, Any]]], signed: bool) -> Figure:
-    """Maps of layer against token, one below the other on one colour scale, under the names of their runs."""
-    limit = max(symmetric_limit(values) if signed else float(values.max()) for values, _ in maps.values())
-    scale: dict[str, Any] = {
-        "vmin": -limit if signed else 0.0,
-        "vmax": limit,
-        "cmap": colour_map("RdBu_r" if signed else "viridis"),
-    }
-    sizes = [tokens_size(values) for values, _ in maps.values()]
-    heights = [min(height, 4.5) for _, height in sizes]
-    figure = new_figure(max(width for width, _ in sizes), sum(heights))
-    grid = figure.subplots(len(maps), 1, squeeze=False, height_ratios=heights)
-    for axes, (label, (values, probe)) in zip(grid.flat, maps.items(), strict=True):
-        image = draw_tokens(axes, values, probe, **scale)
-        axes.set_title(_short(printable(label)), fontsize=9, parse_math=False)
-    label = "Attribution" if signed else "Probability Difference Norm"
-    extend = "both" if signed else "neither"
-    figure.colorbar(image, ax=list(grid.flat), label=label, extend=extend, aspect=40, fraction=0.05, pad=0.02)
-    return figure
+def _depths(summaries: Mapping[str, Mapping[str, Any]]) -> Section:
+    names = {name: own for summary in summaries.values() for name, own in summary["effective_depth"].items()}
+    rows = []
+    for label, summary in summaries.items():
+        model = summary["model"] or {}
+        depths = [summary["effective_depth"].get(name, {"status": "not measured"}) for name in names]
+        cells = [layer if ratio == "—" else f"{layer} ({ratio})" for layer, ratio in map(depth_cells, depths)]
+        rows.append((label, str(model.get("id", "—")), number(model.get("n_layers")), *cells))
+    head = ("Run", "Model", "Layers", *(own.get("label", name) for name, own in names.items()))
+    tables = [Table(head, rows, below=f"Layer, and in brackets its ratio. {DEPTH_NOTE}")]
+    found = [(a, part) for s in summaries.values() for a, by in s["depth_scores"].items() for part in by]
+    columns = list(dict.fromkeys(found))
+    if columns:
+        scores = [
+            (label, *(number(s["depth_scores"].get(a, {}).get(p, {}).get("effect")) for a, p in columns))
+            for label, s in summaries.items()
+        ]
+        head = ("Run", *(f"{a}, {PART_NAMES.get(p, p)}" for a, p in columns))
+        tables.append(Table(head, scores, "Depth score, by effect on layers"))
+    return Section("Effective depth", tables=tables)
 
 
-def _short(label: str, most: int = 34) -> str:
-    return label if len(label) <= most else f"…{label[1 - most :]}"
+def _settings(runs: Runs) -> Section:
+    """The settings in which the runs differ, model and data among them; those of analyses that all of them have."""
+    shared = set.intersection(*(set(results) for results in runs.values()))
+    flat: dict[str, dict[str, str]] = {}
+    for label, results in runs.items():
+        own = flat[label] = {"analyses": ", ".join(results)}
+        for name, result in results.items():
+            for key in ("model", "data", "settings", "seed", "versions"):
+                for path, value in flatten(result.metadata.get(key), key):
+                    if key != "settings":
+                        own.setdefault(path, shorten(value, 16 if path.endswith("sha256") else 60))
+                    elif name in shared:
+                        own[f"{name}: {path.removeprefix('settings.')}"] = shorten(value, 60)
+    names = dict.fromkeys(name for own in flat.values() for name in own)
+    rows = [(name, *(own.get(name, "—") for own in flat.values())) for name in names]
+    rows = [row for row in rows if len(set(row[1:])) > 1]
+    if not rows:
+        return Section("Differences in settings", notes=[Note("The runs have the same settings.")])
+    return Section("Differences in settings", tables=[Table(("Setting", *flat), rows)])

@@ -1,71 +1,240 @@
-"""Results as figures, by name: which function draws which analysis.
+"""The kinds of figures that an analysis can declare, and the figures of its results.
 
-    for name, figure in figures_for(Result.load("out/skip-current.safetensors")).items():
-        Path(f"{name}.png").write_bytes(render(figure, "png"))
+    figures = [
+        Heatmap("{part}.effect", "Row s, column i: …", label="Relative change", limits=(0, 1)),
+        Bars("{part}.output", "A bar a layer: …", label="Output change norm"),
+        TokenMap("effect.{i}", "Each cell …"),
+    ]
 
-Figures are matplotlib's, made by its object interface: no pyplot, no window, no global state. The same
-result gives the same bytes. The functions are in plots_layers, plots_tokens and plots_compare.
+Curves over layers (bars and lines) are in `curves`. No analysis is known here, and nothing draws before it is asked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial, reduce
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.figure import Figure
+from torch import Tensor
 
-from hookdepth.report import layers as plots_layers
-from hookdepth.report import summary
-from hookdepth.report.compare import compare_figures
-from hookdepth.report.style import render
-from hookdepth.report.tokens import erasure_figures, gradient_figures
+from hookdepth.errors import HookdepthError
+from hookdepth.report.curves import Bars, Lines
+from hookdepth.report.hover import curves, effect_map, titled, token_map
+from hookdepth.report.kind import Assignment, Declaration, Drawing, Kind, Lookup, Picture
+from hookdepth.report.patterns import fill, probe_of
+from hookdepth.report.scale import Scale, not_finite
 from hookdepth.results import Result
 
-__all__ = ["compare_figures", "figures_for", "render"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Bars", "Heatmap", "Kind", "Lines", "Strip", "TokenMap", "compare_figures", "figures_for", "pictures_of"]
+
+Runs = Mapping[str, Mapping[str, Result]]
 
 
-def figures_for(result: Result) -> dict[str, Figure]:
-    """All figures of a result, by name; none for an analysis of another version.
+@dataclass(frozen=True)
+class Heatmap(Kind):
+    """A map of two axes, such as layer against layer, row 0 at the top as in the paper.
 
-    figures_for(results["logit-lens"])   # {"logit-lens-kl": …, "logit-lens-overlap": …}
+    Heatmap("effect", "Row s, column i: what layer i loses when s is skipped.")
+
+    Attributes:
+        rows, columns: what they are, beside the axes.
+        limits: where the colours end; None for the largest value.
+        signed: white at zero; None where there are values below it.
     """
-    draw = _FIGURES.get(result.analysis)
-    return draw(result) if draw else {}
+
+    rows: str = "Layer"
+    columns: str = "Layer"
+    limits: tuple[float, float] | None = None
+    signed: bool | None = None
+
+    def drawing(self, result: Result, declaration: Declaration, values: Assignment) -> Drawing:
+        """One map: kind.drawing(result, declaration, {"part": "layer"})."""
+        return self._drawing({"": self._map(result, values)})
+
+    def together(self, results: Mapping[str, Result], declaration: Declaration, values: Assignment) -> Drawing:
+        """The maps of several runs beside each other, on one scale: kind.together(results, declaration, {})."""
+        return self._drawing({label: self._map(result, values) for label, result in results.items()})
+
+    def _drawing(self, maps: Mapping[str, Tensor]) -> Drawing:
+        scales = [Scale.of(own, self.label, self.signed, self.limits) for own in maps.values()]
+        scale = reduce(Scale.widest, scales)
+        shown = titled({label: effect_map(own) for label, own in maps.items()})
+        said = _both(scale.clipped(list(maps.values())), not_finite(list(maps.values())))
+        return Drawing(shown, said, partial(self._draw, maps, scale))
+
+    def _draw(self, maps: Mapping[str, Tensor], scale: Scale) -> Figure:
+        from hookdepth.report.drawing.layers import maps_figure
+
+        return maps_figure(maps, scale, self.rows, self.columns)
 
 
-def _stats_figures(result: Result) -> dict[str, Figure]:
-    draws = {
-        "contribution": plots_layers.contribution_figure,
-        "cosine": plots_layers.cosine_figure,
-        "norms": plots_layers.norms_figure,
-    }
-    return {f"residual-stats-{name}": draw(result.tensors) for name, draw in draws.items()}
+@dataclass(frozen=True)
+class Strip:
+    """A value a row beside a map of tokens: how far each row may be believed.
+
+    Strip("Relative\nerror", ("error", "converged"), relative_error, ok="converged", tolerance="ig_tolerance")
+
+    Attributes:
+        label: under its axis, which is logarithmic.
+        tensors: names that stand where the map's own name stands: "error" beside "attn.attribution.0" is
+            "attn.error.0". Those with a value a row are in the table.
+        value: those tensors → [row]; None where it was not measured.
+        ok: the name of the tensor that is 1 in good rows, 0 in rows that get a cross.
+        tolerance: name of the setting where the dotted line is; `default` where a result does not have it.
+        bad: said of rows with a cross.
+    """
+
+    label: str
+    tensors: tuple[str, ...]
+    value: Callable[[Mapping[str, Tensor]], Tensor | None]
+    ok: str = ""
+    tolerance: str = ""
+    default: float = 0.01
+    bad: str = "not\nconverged"
 
 
-def _lens_figures(result: Result) -> dict[str, Figure]:
-    draws = {"kl": plots_layers.kl_figure, "overlap": plots_layers.overlap_figure}
-    return {f"logit-lens-{name}": draw(result.tensors) for name, draw in draws.items()}
+@dataclass(frozen=True)
+class TokenMap(Kind):
+    """A map of layer against token, layers upward, tokens written out, those of the answer in bold.
+
+    TokenMap("effect.{i}", "Each cell …", label="Change of the answer")
+
+    Attributes:
+        signed: white at zero; None where there are values below it.
+        limits: where the colours end; None for the largest value.
+        without_first: the first token, whose value can dwarf all others, does not count for the colours.
+        without_last: the last token, whose state predicts nothing that is measured, is in the table only.
+        strip: a value a row beside the map.
+    """
+
+    signed: bool | None = None
+    limits: tuple[float, float] | None = None
+    without_first: bool = False
+    without_last: bool = False
+    strip: Strip | None = None
+
+    def drawing(self, result: Result, declaration: Declaration, values: Assignment) -> Drawing:
+        """One map, with its strip where it has one: kind.drawing(result, declaration, {"i": "0"})."""
+        tensor, probe = self._map(result, values), self._probe(result, values)
+        shown, scale = self._shown(tensor), self._scale(tensor)
+        beside = self._beside(result, values)
+        error = self.strip.value(beside) if self.strip else None
+        per_row = {name.replace("_", " "): own for name, own in beside.items() if own.ndim == 1}
+        if error is not None and self.strip:
+            per_row = {self.strip.label.replace("\n", " ").lower(): error, **per_row}
+        tables = [token_map(tensor, probe, self._hidden(tensor)), *([curves("layer", per_row)] if per_row else [])]
+        said = _both(scale.clipped([shown]), not_finite([tensor]))
+        return Drawing(tables, said, partial(self._draw, tensor, probe, scale, error, beside, result))
+
+    def together(self, results: Mapping[str, Result], declaration: Declaration, values: Assignment) -> Drawing:
+        """The maps of several runs below each other on one scale: kind.together(results, declaration, {"i": "0"})."""
+        maps = {label: (self._map(own, values), self._probe(own, values)) for label, own in results.items()}
+        scale = reduce(Scale.widest, [self._scale(tensor) for tensor, _ in maps.values()])
+        shown = {label: token_map(tensor, probe, self._hidden(tensor)) for label, (tensor, probe) in maps.items()}
+        all_maps = [self._shown(tensor) for tensor, _ in maps.values()]
+        said = _both(scale.clipped(all_maps), not_finite(all_maps))
+        return Drawing(titled(shown), said, partial(self._draw_together, maps, scale))
+
+    def _draw(self, tensor: Tensor, probe: Any, scale: Scale, error: Any, beside: Any, result: Result) -> Figure:
+        from hookdepth.report.drawing.tokens import Rows, token_figure
+
+        rows = None
+        if error is not None and self.strip:
+            settings = result.metadata.get("settings") or {}
+            tolerance = settings.get(self.strip.tolerance) or self.strip.default
+            rows = Rows(error, beside.get(self.strip.ok), tolerance, self.strip.label, self.strip.bad)
+        return token_figure(self._shown(tensor), probe, scale, rows)
+
+    def _draw_together(self, maps: Mapping[str, tuple[Tensor, Any]], scale: Scale) -> Figure:
+        from hookdepth.report.drawing.tokens import tokens_figure
+
+        return tokens_figure({label: (self._shown(tensor), probe) for label, (tensor, probe) in maps.items()}, scale)
+
+    def _scale(self, tensor: Tensor) -> Scale:
+        return Scale.of(tensor, self.label, self.signed, self.limits, self.without_first)
+
+    def _hidden(self, tensor: Tensor) -> int:
+        return int(self.without_last and tensor.shape[1] > 1)
+
+    def _shown(self, tensor: Tensor) -> Tensor:
+        return tensor[:, : tensor.shape[1] - self._hidden(tensor)]
+
+    def _probe(self, result: Result, values: Assignment) -> Mapping[str, Any]:
+        return probe_of(result, int(values["i"])) if "i" in values else {}
+
+    def _beside(self, result: Result, values: Assignment) -> dict[str, Tensor]:
+        """The strip's tensors by their short names: the map's own name, its one literal word, is replaced."""
+        words = self.patterns[0].split(".")
+        own = next((place for place, word in enumerate(words) if "{" not in word), 0)
+        found = {}
+        for short in self.strip.tensors if self.strip else ():
+            name = fill(".".join([*words[:own], short, *words[own + 1 :]]), values)
+            if name in result.tensors:
+                found[short] = result.tensors[name]
+        return found
 
 
-def _effect_figures(result: Result) -> dict[str, Figure]:
-    labels = plots_layers.effect_labels(result.analysis)
-    figures = {}
-    for part in summary.PARTS:
-        effect, output = (result.tensors.get(f"{part}.{kind}") for kind in ("effect", "output"))
-        if effect is not None:
-            figures[f"{result.analysis}-{part}-effect"] = plots_layers.effect_figure(effect, *labels)
-        if output is not None:
-            figures[f"{result.analysis}-{part}-output"] = plots_layers.output_figure(output, part)
-    return figures
+def pictures_of(result: Result, declaration: Declaration) -> list[tuple[Kind, list[Picture]]]:
+    """The figures of a result, kind by kind, not drawn yet: pictures_of(result, declaration)[0][1][0].name
+
+    Raises:
+        HookdepthError: a tensor has other axes than a figure of it needs, or two figures have one name.
+    """
+    found = [(kind, kind.pictures(result, declaration)) for kind in declaration.figures]
+    names: set[str] = set()
+    for kind, pictures in found:
+        for picture in pictures:
+            if picture.name in names:
+                raise HookdepthError(
+                    f"two figures of {result.analysis} are called {picture.name!r}",
+                    f"give the {type(kind).__name__} of {kind.tensor!r} a name= of its own",
+                )
+            names.add(picture.name)
+    return [(kind, pictures) for kind, pictures in found if pictures]
 
 
-_FIGURES: dict[str, Callable[[Result], dict[str, Figure]]] = {
-    "residual-stats": _stats_figures,
-    "logit-lens": _lens_figures,
-    **dict.fromkeys(("skip-current", "skip-future", "local-current", "local-future"), _effect_figures),
-    "residual-erasure": erasure_figures,
-    "integrated-gradients": gradient_figures,
-}
+def figures_for(result: Result, declaration: Declaration | None) -> dict[str, Figure]:
+    """All figures of a result, by name; none where nobody knows its analysis.
+
+    figures_for(results["logit-lens"], lookup(results["logit-lens"]))   # {"logit-lens-kl": …, …}
+    """
+    if declaration is None:
+        return {}
+    return {picture.name: picture.draw() for _, some in pictures_of(result, declaration) for picture in some}
 
 
-class Kind:
-    """Stands in until the kinds are there."""
+def compared(runs: Runs, lookup: Lookup) -> list[tuple[Declaration, list[tuple[Kind, list[Picture]]]]]:
+    """The figures that at least two of the runs have (one, if one is given), by analysis and kind, not drawn yet.
+
+    compared({"small": load_folder("out"), "large": load_folder("out")}, lookup)
+    """
+    least = min(2, len(runs))
+    declared: dict[str, Declaration] = {}
+    for results in runs.values():
+        for name, result in results.items():
+            known = lookup(result)
+            if known is not None:
+                declared.setdefault(name, known)
+    found = []
+    for name, declaration in sorted(declared.items(), key=lambda item: (item[1].order, item[0])):
+        own = {label: results[name] for label, results in runs.items() if name in results}
+        kinds = [(kind, kind.compare(own, declaration, least)) for kind in declaration.figures]
+        found.append((declaration, [(kind, pictures) for kind, pictures in kinds if pictures]))
+    return [(declaration, kinds) for declaration, kinds in found if kinds]
+
+
+def compare_figures(runs: Runs, lookup: Lookup) -> dict[str, Figure]:
+    """Several runs in one figure each: the same curves overlaid, maps side by side on one scale.
+
+    list(compare_figures({"small": load_folder("out"), "large": load_folder("out")}, lookup))
+    """
+    pictures = (picture for _, kinds in compared(runs, lookup) for _, some in kinds for picture in some)
+    return {picture.name: picture.draw() for picture in pictures}
+
+
+def _both(*texts: str) -> str:
+    return "; ".join(text for text in texts if text)

@@ -1,66 +1,157 @@
 """A folder of results → figures, `summary.json` and one self-contained `report.html`.
 
-    write_report("out/demo")   # out/demo/report.html
+    write_report("out", results, lookup)   # out/report.html
 
-The page needs nothing but itself: images are inside, there is no script, and nothing is fetched. The
-same results give the same bytes.
+The page is `page.html.jinja`, which is given what is defined here. It needs nothing but itself: images are inside,
+there is no script, and nothing is fetched. The same results give the same bytes.
 """
 
 from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Mapping, Sequence
-from html import escape
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from hookdepth.analyses.contract import load_folder
-from hookdepth.report import figures as plots
-from hookdepth.report.hover import Values, number, overlay, tables, values_of
-from hookdepth.report.html import arranged, contents, details, facts, note, page, section, small, table
+from hookdepth.report.drawing.style import render
+from hookdepth.report.figures import pictures_of
+from hookdepth.report.hover import Overlay, overlays
+from hookdepth.report.kind import Declaration, Kind, Lookup, Picture, floor_of
+from hookdepth.report.patterns import MOST_PROBES, PART_NAMES
 from hookdepth.report.summary import ordered, summarise
-from hookdepth.report.tables import flatten, shorten
-from hookdepth.report.texts import DEPTH_NAMES, PAPER, PART_NAMES, TEXTS, WORDS
-from hookdepth.report.tokens import MOST_PROBES
-from hookdepth.results import Result, read_log, write_atomic, write_json
+from hookdepth.report.tables import Table, flatten, number, shorten
+from hookdepth.results import Result, write_atomic, write_json
 
 DEPTH_NOTE = "Ratio: (layer + 1) / L. Definitions: arXiv 2512.14064."
+SCORE_NOTE = (
+    "Mean layer weighted by effect, from 0 to L − 1: e_s = Σ_i effect[s, i] / max(L − 1 − s, 1), "
+    "score = Σ s·e_s / Σ e_s (arXiv 2505.13898, Fig. 7)."
+)
+_LONG = ("Settings", "Versions")
 
 
-def write_report(folder: str | os.PathLike[str]) -> Path:
-    """Figures (PNG and SVG), `summary.json` and `report.html` from every result in a folder; the page's path.
+@dataclass(frozen=True)
+class Shown:
+    """A figure on a page: its picture as PNG, what lies over it, and its numbers: shown(picture, "kl", folder)."""
 
-        write_report("out/demo")
+    name: str
+    caption: str
+    said: str
+    png: str
+    inches: str
+    overlays: Sequence[Overlay]
+    tables: Sequence[Table]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Figures that are read alike: Group("How to read them.", "arXiv 2505.13898, Fig. 4", [], "2 prompts")."""
+
+    reading: str
+    paper: str
+    figures: Sequence[Shown]
+    below: str
+
+
+@dataclass(frozen=True)
+class Note:
+    """A line that stands out; `warn` for what a reader must not miss: Note("Noise floor: not measured.", warn=True)."""
+
+    text: str
+    warn: bool = False
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and what belongs under it: Section("Logit lens", "logit-lens", question="when is it there?")."""
+
+    heading: str
+    name: str = ""
+    question: str = ""
+    tables: Sequence[Table] = ()
+    notes: Sequence[Note] = ()
+    groups: Sequence[Group] = ()
+    last: Sequence[Note] = field(default=())
+
+    @property
+    def anchor(self) -> str:
+        """Where links of the page go: Section("Effective depth").anchor   # 'Effective depth'"""
+        return self.name or self.heading
+
+    @property
+    def beside(self) -> bool:
+        """Whether groups, being of a single figure each, lie beside each other: Section("Logit lens").beside"""
+        return all(len(group.figures) == 1 for group in self.groups)
+
+
+def write_page(
+    path: Path, title: str, sections: Sequence[Section], facts: Mapping[str, Any], warning: str = ""
+) -> Path:
+    """A page from the template, written atomically: write_page(Path("out/report.html"), "Title", [section], {}).
+
+    Args:
+        facts: name → value, "—" for what is unknown; long values have a row of their own.
+        warning: over everything, or nothing.
+    """
+    folder = FileSystemLoader(Path(__file__).parent)
+    jinja = Environment(loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    cells = [(name, "—" if value is None or value == "" else str(value)) for name, value in facts.items()]
+    text = jinja.get_template("page.html.jinja").render(
+        title=title,
+        facts=[(name, value, len(value) > 40 or name in _LONG) for name, value in cells],
+        warning=warning,
+        sections=sections,
+    )
+    return write_atomic(path, text.encode(errors="replace"))
+
+
+def write_report(
+    folder: str | os.PathLike[str],
+    results: Mapping[str, Result],
+    lookup: Lookup,
+    known: Iterable[Declaration] = (),
+    log: Mapping[str, Any] | None = None,
+) -> Path:
+    """Figures (PNG and SVG), `summary.json` and `report.html` of results, into a folder; the page's path.
+
+        write_report("out", results, lookup)
+
+    Args:
+        lookup: result → the declaration of its analysis, None where nobody knows it.
+        known: analyses whose effective depths are said to be not measured, where they were not.
+        log: analysis → times and counts of passes.
 
     Raises:
-        HookdepthError: no such folder, no result in it, a file that is not one, or it cannot be written to.
+        HookdepthError: the folder cannot be written to.
     """
     folder = Path(folder)
-    results = ordered(load_folder(folder))
-    summary = summarise(results, read_log(folder))
+    results = ordered(results, lookup)
+    summary = summarise(results, lookup, known, log)
     write_json(folder / "summary.json", summary)
-    headings = {name: TEXTS[name].heading if name in TEXTS else name for name in results}
-    body = [_head(summary), contents({"Effective depth": "Effective depth", **headings}), _depths(summary)]
+    sections = [_depths(summary)]
     for name, result in results.items():
-        body.append(_analysis(name, result, summary["analyses"][name], folder))
+        sections.append(_section(result, lookup(result), summary["analyses"][name], folder))
     title = f"hookdepth: {(summary['model'] or {}).get('id', 'unnamed model')}"
-    return write_atomic(folder / "report.html", page(title, body).encode(errors="replace"))
+    warning = f"These results differ in: {', '.join(summary['mixed'])}." if summary["mixed"] else ""
+    return write_page(folder / "report.html", title, sections, _head(summary), warning)
 
 
-def _head(summary: Mapping[str, Any]) -> str:
+def _head(summary: Mapping[str, Any]) -> dict[str, Any]:
     model, data, versions = ({**(summary[key] or {})} for key in ("model", "data", "versions"))
     lengths = data.get("lengths")
-    quantised = model.get("quantization")
-    pairs = {
+    dtypes = (model.get("dtype"), model.get("quantization"))
+    count = model.get("n_parameters")
+    return {
         "Model": model.get("id"),
         "Revision": model.get("revision"),
         "Layers": model.get("n_layers"),
         "Width": model.get("d_model"),
-        "Parameters": _millions(model.get("n_parameters")),
-        "Data type": " ".join(str(item) for item in (model.get("dtype"), quantised) if item and item != "none"),
+        "Parameters": f"{count / 1e6:,.4g} M" if isinstance(count, int) else None,
+        "Data type": " ".join(str(item) for item in dtypes if item and item != "none"),
         "Attention": model.get("attn_implementation"),
         "Device": model.get("device"),
         "Data": data.get("name"),
@@ -70,8 +161,6 @@ def _head(summary: Mapping[str, Any]) -> str:
         "Settings": _common_settings(summary["analyses"]),
         "Versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
     }
-    warning = [note(f"These results differ in: {', '.join(summary['mixed'])}.", warn=True)] if summary["mixed"] else []
-    return facts(pairs) + "".join(warning)
 
 
 def _common_settings(analyses: Mapping[str, Mapping[str, Any]]) -> str:
@@ -85,28 +174,20 @@ def _common_settings(analyses: Mapping[str, Mapping[str, Any]]) -> str:
     return "; ".join(f"{key} = {' | '.join(values)}" for key, values in found.items())
 
 
-def _depths(summary: Mapping[str, Any]) -> str:
-    rows = [
-        (DEPTH_NAMES[name], *depth_cells(depth), depth["definition"])
-        for name, depth in summary["effective_depth"].items()
-    ]
-    parts = [table(("Definition", "Layer", "Ratio", "What it says"), rows)]
-    parts.append(small(DEPTH_NOTE))
+def _depths(summary: Mapping[str, Any]) -> Section:
+    depths = summary["effective_depth"]
+    rows = [(own.get("label", name), *depth_cells(own), own["definition"]) for name, own in depths.items()]
+    tables = [Table(("Definition", "Layer", "Ratio", "What it says"), rows, below=DEPTH_NOTE)] if rows else []
     scores = [
-        (name, PART_NAMES[part], number(by.get("effect")), number(by.get("output")))
+        (name, PART_NAMES.get(part, part), number(by.get("effect")), number(by.get("output")))
         for name, parts_of in summary["depth_scores"].items()
         for part, by in parts_of.items()
     ]
     if scores:
-        parts.append("<h3>Depth score</h3>")
-        parts.append(table(("Analysis", "Part", "By effect on layers", "By effect on output"), scores))
-        parts.append(
-            small(
-                "Mean layer weighted by effect, from 0 to L − 1: e_s = Σ_i effect[s, i] / max(L − 1 − s, 1), "
-                f"score = Σ s·e_s / Σ e_s (arXiv {PAPER}, Fig. 7)."
-            )
-        )
-    return section("Effective depth", parts)
+        head = ("Analysis", "Part", "By effect on layers", "By effect on output")
+        tables.append(Table(head, scores, "Depth score", SCORE_NOTE))
+    notes = [] if rows else [Note("Nothing that was measured says an effective depth.")]
+    return Section("Effective depth", tables=tables, notes=notes)
 
 
 def depth_cells(depth: Mapping[str, Any]) -> tuple[str, str]:
@@ -119,40 +200,60 @@ def depth_cells(depth: Mapping[str, Any]) -> tuple[str, str]:
     return str(depth["index"]), number(depth["ratio"])
 
 
-def _analysis(name: str, result: Result, facts_of: Mapping[str, Any], folder: Path) -> str:
-    text = TEXTS.get(name)
-    parts = [_floor(facts_of)]
+def _section(result: Result, declaration: Declaration | None, facts: Mapping[str, Any], folder: Path) -> Section:
+    name, notes, last, groups = result.analysis, _floor(facts), [], []
+    file = f"{name}.safetensors"
+    below = f"{floor_in_brief(facts)}; {'; '.join([*_settings(facts['settings'] or {}), *_cost(facts)])}."
+    drawn: list[tuple[Kind, list[Picture]]] = []
+    if declaration is None:
+        last.append(Note(f"This version has no figures for it; its numbers are in {file}."))
+    else:
+        notes += [Note(text) for text in declaration.notes(result)]
+        drawn = pictures_of(result, declaration)
+        if not drawn:
+            last.append(Note(f"None of its tensors is one that its figures show; its numbers are in {file}."))
+        groups = groups_of(drawn, declaration, folder, below)
     probes = result.metadata.get("probes") or []
-    settings = "; ".join([*_settings(facts_of["settings"] or {}), _cost(facts_of)])
-    groups = []
-    for kind, drawn in by_kind(name, plots.figures_for(result)).items():
-        shown = [
-            figure_html(key, caption_of(name, key, probes), figure, folder, values_of(result, key))
-            for key, figure in drawn.items()
-        ]
-        groups.append((reading_of(name, kind), shown, small(f"{floor_in_brief(facts_of)}; {settings}.")))
-    parts.append(arranged(groups))
-    if not text:
-        parts.append(note(f"This version has no figures for it; its numbers are in {name}.safetensors."))
     if len(probes) > MOST_PROBES:
-        parts.append(note(f"The first {MOST_PROBES} of {len(probes)} probes are shown; all are in {name}.safetensors."))
-    return section(text.heading if text else name, parts, name)
+        last.append(Note(f"The first {MOST_PROBES} of {len(probes)} probes are shown; all are in {file}."))
+    others = [(key, shorten(value)) for key, value in flatten(facts.get("numbers", {}))]
+    tables = [Table(("Number", "Value"), others)] if others else []
+    if declaration is None:
+        return Section(name, name, notes=notes, last=last)
+    return Section(declaration.heading, name, declaration.question, tables, notes, groups, last)
 
 
-def by_kind(analysis: str, drawn: Mapping[str, Figure]) -> dict[str, dict[str, Figure]]:
-    """Figures that are read the same way, in one group: of all parts, or of all probes."""
-    known = TEXTS[analysis].readings if analysis in TEXTS else {}
-    groups: dict[str, dict[str, Figure]] = {kind: {} for kind in known}
-    for name, figure in drawn.items():
-        kind = name.rpartition("-")[2]
-        groups.setdefault(kind if kind in known else "", {})[name] = figure
-    return {kind: group for kind, group in groups.items() if group}
+def groups_of(
+    drawn: Sequence[tuple[Kind, Sequence[Picture]]],
+    declaration: Declaration,
+    folder: Path,
+    below: str,
+    prefix: str = "",
+) -> list[Group]:
+    """Figures by how they are read, drawn and written to a folder: groups_of(drawn, declaration, folder, "below")."""
+    found: dict[tuple[str, str], list[Shown]] = {}
+    for kind, pictures in drawn:
+        paper = kind.paper or declaration.paper
+        own = found.setdefault((kind.reading, f"arXiv {paper}." if paper else ""), [])
+        own += [shown(picture, f"{prefix}{picture.name}", folder) for picture in pictures]
+    return [Group(reading, paper, figures, below) for (reading, paper), figures in found.items()]
 
 
-def reading_of(analysis: str, kind: str) -> str:
-    """How to read one kind of an analysis' figures, with where the paper has it: HTML."""
-    text = TEXTS[analysis]
-    return f"<p>{escape(text.readings.get(kind, ''))} <cite>arXiv {PAPER}, {text.figure}.</cite></p>"
+def shown(picture: Picture, name: str, folder: Path) -> Shown:
+    """Draw a figure, write its files and return it for a page: shown(picture, "logit-lens-kl", Path("out"))."""
+    figure = picture.draw()
+    images = {kind: render(figure, kind) for kind in ("png", "svg")}
+    for kind, content in images.items():
+        write_atomic(folder / f"{name}.{kind}", content)
+    return Shown(
+        name,
+        picture.caption,
+        picture.said,
+        base64.b64encode(images["png"]).decode(),
+        f"{figure.get_figwidth():.2f}",
+        overlays(figure, picture.values),
+        [values.table for values in picture.values],
+    )
 
 
 def _settings(settings: Mapping[str, Any]) -> list[str]:
@@ -165,63 +266,34 @@ def _words(value: Any) -> str:
     return shorten(value, 80)
 
 
-def _cost(facts_of: Mapping[str, Any]) -> str:
+def _cost(facts: Mapping[str, Any]) -> list[str]:
+    """What it took, as far as it is known: prompts, tokens, passes, seconds."""
     words = [("n_prompts", "prompt", "prompts"), ("n_tokens", "token", "tokens"), ("passes", "pass", "passes")]
-    counts = [f"{number(facts_of[key])} {one if facts_of[key] == 1 else many}" for key, one, many in words]
-    return ", ".join([*counts, f"{number(facts_of['wall_time_s'])} s"])
+    known = [(facts[key], one, many) for key, one, many in words if facts[key] is not None]
+    counts = [f"{number(count)} {one if count == 1 else many}" for count, one, many in known]
+    if facts["wall_time_s"] is not None:
+        counts.append(f"{number(facts['wall_time_s'])} s")
+    return [", ".join(counts)] if counts else []
 
 
-def caption_of(analysis: str, figure: str, probes: Sequence[Mapping[str, Any]]) -> str:
-    """What a figure shows, from its name: the part, the probe, the kind of value."""
-    words = figure.removeprefix(f"{analysis}-").split("-")
-    shown = [WORDS.get(word, word) for word in words if not word.isdigit()]
-    numbers = [int(word) for word in words if word.isdigit()]
-    if numbers and numbers[0] < len(probes):
-        probe = probes[numbers[0]]
-        prompt, answer = (shorten(str(probe.get(key, "")), 120) for key in ("prompt", "answer"))
-        shown.append(f"“{prompt}” → “{answer}”")
-    caption = ", ".join(shown)
-    return caption[:1].upper() + caption[1:]
-
-
-def floor_in_brief(facts_of: Mapping[str, Any]) -> str:
+def floor_in_brief(facts: Mapping[str, Any]) -> str:
     """The noise floor of an analysis in a few words, from its part of the summary.
 
     floor_in_brief({"null_effect": 0.00012, "largest_effect": 0.9})   # 'Noise floor 0.00012'
     """
-    floor = facts_of["null_effect"]
-    if floor is None:
-        return "No noise floor" + (": nothing is intervened on" if facts_of["largest_effect"] is None else " measured")
-    return f"Noise floor {floor:.2g}"
+    if facts["null_effect"] is None and facts["largest_effect"] is None:
+        return "No noise floor: nothing is intervened on"
+    return floor_of(facts)
 
 
-def _floor(facts_of: Mapping[str, Any]) -> str:
+def _floor(facts: Mapping[str, Any]) -> list[Note]:
     """The noise floor in a sentence, next to what it is the floor of; a warning from 1 % of the largest effect."""
-    floor, largest, where = (facts_of[key] for key in ("null_effect", "largest_effect", "null_where"))
+    floor, largest, where = (facts[key] for key in ("null_effect", "largest_effect", "null_where"))
     if floor is None:
-        return "" if largest is None else note("Noise floor: not measured.", warn=True)
+        return [] if largest is None else [Note("Noise floor: not measured.", warn=True)]
     if floor == 0:
-        return note("Noise floor 0: every difference shown is an effect.")
+        return [Note("Noise floor 0: every difference shown is an effect.")]
     place = f" ({where})" if where else ""
     share = f", {100 * floor / largest:.2g} % of the largest effect, {number(largest)}" if largest else ""
     text = f"Noise floor {floor:.2g}: a branch that changes nothing differs by up to that much{place}{share}."
-    return note(text, warn=not largest or floor > 0.01 * largest)
-
-
-def figure_html(name: str, caption: str, figure: Figure, folder: Path, values: Sequence[Values]) -> str:
-    """Write a figure's files and return it for the page, with its values on hover and in a table."""
-    images = {kind: plots.render(figure, kind) for kind in ("png", "svg")}
-    for kind, content in images.items():
-        write_atomic(folder / f"{name}.{kind}", content)
-    data = base64.b64encode(images["png"]).decode()
-    width = f"{figure.get_figwidth():.2f}"
-    return (
-        f'<figure><div class="scroll"><div class="plot" style="--inches:{width}">'
-        f'<img alt="{escape(f"{name}: {caption}")}" src="data:image/png;base64,{data}">{overlay(figure, values)}'
-        f"</div></div><figcaption><b>{escape(caption)}.</b> <code>{escape(name)}.png, .svg</code></figcaption>"
-        f"{details('Values', tables(values))}</figure>"
-    )
-
-
-def _millions(count: Any) -> str | None:
-    return f"{count / 1e6:,.4g} M" if isinstance(count, int) else None
+    return [Note(text, warn=not largest or floor > 0.01 * largest)]

@@ -1,4 +1,4 @@
-"""What is in a result file, as plain text: the table of `hookdepth info`.
+"""Tables: what is in a result file as plain text (`hookdepth info`), and the values of a page.
 
 print(describe("out/logit-lens.safetensors"))
 print(describe("out"))                          # every result in the folder
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,29 @@ def shorten(value: Any, most: int = LONGEST_VALUE) -> str:
         text = text if text.isprintable() else json.dumps(value)
     text = text if len(text) <= most else f"{text[: most - 1]}…"
     return f"{text} ({len(value)})" if isinstance(value, list) else text
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of a page: Table(("Run", "Layers"), [("demo", "30")]).
+
+    Attributes:
+        head, rows: texts.
+        title: above it, or nothing.
+        below: a quiet line under it, or nothing.
+    """
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    title: str = ""
+    below: str = ""
+
+
+def number(value: Any, digits: int = 3) -> str:
+    """A value in few characters, a dash where there is none: number(0.123456)   # '0.123'"""
+    if value is None or value != value:
+        return "—"
+    return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
 
 
 def statistics(values: Tensor) -> tuple[str, str, str, str]:

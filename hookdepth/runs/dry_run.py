@@ -1,33 +1,54 @@
-"""What a run would cost, from the plan of its passes and a few seconds of measuring.
+"""What a run would cost: its work from the plans of its passes, its time from a few seconds of measuring.
 
-    estimates = estimate(outline, names, inputs, settings)
+    estimates = estimate(outline, chosen("all"), inputs, settings)
     print(describe(outline, estimates))
 
-The plan knows the work: token-layers (one token of one row through one layer) and unembedded positions.
-What one of them takes is measured, not guessed: the same kinds of passes run on a miniature, three layers of
-the model's own shape with random weights, on the same device and in the same dtype, through the same engine.
-So attention, norms, hooks, measurements and gradients are in the figure as they are in the run.
-
-Adaptive integrated gradients choose their nodes as they go; `workload.NODES` says what is assumed.
+What an analysis does is counted, before anything runs (`Analysis.work`, `engine.work`). What that takes is measured:
+the analysis itself, on a short sample, through a miniature: a few layers of the model's shape with random weights, on
+the same device, in the same dtype. So attention, norms, hooks, measurements and gradients are in the figure as they
+are in the run. The sample's work is counted as the run's is, so what differs between them (layers, rows, tokens, an
+MLP that nobody reads) is known. Two rates are unknown, the layers' and the unembedding's: with next to no vocabulary
+what is left is the layers', and the difference is the unembedding's. (Miniatures of different depths would tell the
+two apart as well; but both grow with depth, and so does the noise.)
 """
 
 from __future__ import annotations
 
+import copy
+import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
 
-from hookdepth.analyses import Inputs, Settings, Task, tasks_for
-from hookdepth.runs.outline import Outline, miniature, weight_bytes
-from hookdepth.runs.rates import LAYERS, Rates
-from hookdepth.runs.workload import Work, token_flops, unembed_flops, work_of
+import torch
+
+from hookdepth.analyses.base import Analysis, Inputs, Measured, Subject, Tensors
+from hookdepth.analyses.settings import Settings
+from hookdepth.analyses.sharing import Group, groups_of
+from hookdepth.data import Probe
+from hookdepth.engine.measurements import zero_where_clean
+from hookdepth.engine.passes import plan_for
+from hookdepth.engine.work import Work, work_of_plan
+from hookdepth.errors import HookdepthError
+from hookdepth.model.decoder import Decoder
+from hookdepth.runs.outline import Outline, miniature, weight_bytes, with_vocabulary
+
+LAYERS = 3  # of the miniature
+_PLANNED = 12  # chunks that are planned; the others are taken to be like them
+_FLOPS = {"cpu": 6e10, "cuda": 2e12}  # of one timed call, if the sample can be made so short
+_FEW = 64  # tokens of the small vocabulary; samples are made of these
+_SHORTEST = 8  # tokens of a sample, beside those that are left alone
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A task's work and the seconds that it would take in one process."""
+    """What the analyses of a group do together, and the seconds that it would take in one process.
 
-    task: Task
+    one.group.analyses, one.work.passes, one.seconds      # seconds are 0 where nothing could be measured
+    """
+
+    group: Group
     work: Work
     flops: float
     seconds: float
@@ -35,61 +56,186 @@ class Estimate:
 
 def estimate(
     outline: Outline,
-    names: Iterable[str],
+    analyses: Sequence[Analysis],
     inputs: Inputs,
     settings: Settings,
     *,
     measure: bool = True,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[Estimate]:
-    """Work and time of each task.
+    """Work and time of the analyses, those that share their passes together.
 
-        sum(one.seconds for one in estimate(outline, ["skip-current"], inputs, Settings()))
+        sum(one.seconds for one in estimate(outline, chosen("skip-current"), inputs, Settings()))
 
     Args:
         measure: run the miniature; without, seconds are 0.
         clock: what seconds are read off.
     """
-    tasks = tasks_for(names, outline, inputs, settings)
+    groups = groups_of(analyses, Subject(outline, inputs, settings))
     small = miniature(outline, LAYERS) if measure else None
     estimates = []
-    for task in tasks:
-        work = work_of(task, outline, inputs, settings)
-        seconds = Rates(outline, small, inputs, settings, clock).seconds(task, work) if small else 0.0
-        flops = work.token_layers * token_flops(outline, work.width)
-        flops = (flops + work.positions * unembed_flops(outline)) * (2 if work.backward else 1)
-        estimates.append(Estimate(task, work, flops, seconds))
+    for group in groups:
+        work, seconds = work_of(group), 0.0
+        flops = work.flops(outline)
+        if small and sum(flops):
+            try:
+                seconds = sum(f * rate for f, rate in zip(flops, _rates(group, small, clock), strict=True))
+            except (HookdepthError, IndexError) as error:  # e.g. it names a layer or a token that the miniature lacks
+                note = f"note: no time for {' and '.join(group.analyses)}, which did not run on {small.name} ({error})"
+                work += Work(notes=(note,))
+        estimates.append(Estimate(group, work, sum(flops), seconds))
     return estimates
 
 
+def work_of(group: Group) -> Work:
+    """The work of all chunks of a group; an outline will do for the model: work_of(group).token_layers."""
+    subject, total = group.subject, Work()
+    if group.branching and group.n_chunks:
+        planned = range(0, group.n_chunks, -(-group.n_chunks // _PLANNED))
+        changes_only = zero_where_clean(group.measurements)
+        for chunk in planned:
+            branches, lengths = group.branches(chunk)
+            if branches:
+                plan = plan_for(
+                    subject.model, branches, lengths, max_rows=subject.settings.max_rows, changes_only=changes_only
+                )
+                total += work_of_plan(subject.model, plan, branches, lengths, group.measurements)
+        total = total.times(group.n_chunks / len(planned))
+    return sum((member.work(subject) for member in group.members), total)
+
+
+def _rates(group: Group, small: Decoder, clock: Callable[[], float]) -> tuple[float, float]:
+    """Seconds for a FLOP of the layers, and of the unembedding."""
+    sample = _sample(group, small)
+    _, unembedding = work_of(sample).flops(small)
+    whole = _timed(sample, clock) if unembedding else 0.0
+    with with_vocabulary(small, _few(small)):
+        without = _timed(sample, clock)
+        layers, rest = work_of(sample).flops(small)
+        per_unembedding = max(0.0, whole - without) / max(1.0, unembedding - rest)
+        larger = _sample(group, small)  # what was spent on the vocabulary is there for the layers
+        if (more := work_of(larger).flops(small)) != (layers, rest):
+            without, (layers, rest) = _timed(larger, clock), more
+        return max(0.0, without - rest * per_unembedding) / layers, per_unembedding
+
+
+def _sample(group: Group, small: Decoder) -> Group:
+    """The same analyses on a prompt of usual length, or, where that takes long, on a shorter one; and with their
+    branches as often as the model has layers for each of the miniature's: a product of few rows takes as long as one
+    of many."""
+    first, subject = group.members[0], group.subject
+    tokens = round(statistics.mean(len(first.tokens(subject, item)) for item in first.items(subject)))
+    shortest, times = _SHORTEST + first.front(subject.settings), 1
+
+    def made(tokens: int, times: int) -> Group:
+        inputs = _shortened(subject.inputs, tokens, _few(small))
+        settings = reduce(lambda so_far, member: member.sample(so_far, times), group.members, subject.settings)
+        return groups_of([_often(one, times) for one in group.members], Subject(small, inputs, settings))[0]
+
+    def affordable(sample: Group) -> bool:
+        return sum(work_of(sample).flops(small)) <= _FLOPS[subject.model.device.type]
+
+    while tokens > shortest and not affordable(made(tokens, 1)):
+        tokens = max(shortest, tokens // 2)
+    while 2 * times * LAYERS <= subject.model.n_layers and affordable(made(tokens, 2 * times)):
+        times *= 2
+    return made(tokens, times)
+
+
+def _often(analysis: Analysis, times: int) -> Analysis:
+    """The same with each of its branches several times; its results are those of the first."""
+
+    def collect(subject: Subject, item: int, measured: Measured) -> Tensors:
+        own = len(measured.branches) // times
+        layer, output = ({name: v[:own] for name, v in found.items()} for found in (measured.layer, measured.output))
+        return analysis.collect(subject, item, Measured(measured.branches[:own], layer, output))
+
+    often = copy.copy(analysis)
+    vars(often).update(
+        branches=lambda subject, item: analysis.branches(subject, item) * times,
+        planned=lambda subject, item: analysis.planned(subject, item) * times,
+        collect=collect,
+    )
+    return often
+
+
+def _shortened(inputs: Inputs, tokens: int, vocabulary: int) -> Inputs:
+    """A prompt of other tokens, with cuts where one's were before, in proportion; and the longest probe's end."""
+    ids = tuple(place % vocabulary for place in range(tokens))
+    cuts, length = max(
+        zip(inputs.cuts, map(len, inputs.prompts), strict=False), default=((), 1), key=lambda one: len(one[0])
+    )
+    scaled = tuple(dict.fromkeys(min(tokens - 1, max(1, cut * tokens // length)) for cut in cuts))
+    probes = sorted(inputs.probes, key=lambda one: len(one.token_ids))[-1:]
+    return Inputs(
+        (ids,),
+        (scaled,),
+        (ids,) if inputs.baseline else (),
+        tuple(_end(probe, tokens, vocabulary) for probe in probes),
+    )
+
+
+def _end(probe: Probe, tokens: int, vocabulary: int) -> Probe:
+    gone = min(max(0, len(probe.token_ids) - tokens), min(probe.answer_positions) - 1)
+    ids = tuple(place % vocabulary for place in range(len(probe.token_ids) - gone))
+    positions = tuple(position - gone for position in probe.answer_positions)
+    return replace(probe, token_ids=ids, tokens=probe.tokens[gone:], answer_positions=positions)
+
+
+def _few(small: Decoder) -> int:
+    return min(_FEW, int(small.hf.get_input_embeddings().weight.shape[0]) // 2)
+
+
+def _timed(sample: Group, clock: Callable[[], float], enough: float = 2.0) -> float:
+    """Median seconds of a few calls, after one to warm up; fewer where they take long."""
+    device = sample.subject.model.device
+
+    def now() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return clock()
+
+    def once() -> float:
+        again = Group(sample.name, sample.members, replace(sample.subject))  # what a subject shares is computed again
+        begin = now()
+        for chunk in range(again.n_chunks):
+            again.run(chunk, lambda: None)
+        return now() - begin
+
+    first = once()
+    taken = [first] if first > enough else [once()]
+    while len(taken) < 3 and sum(taken) < enough:
+        taken.append(once())
+    return statistics.median(taken)
+
+
 def describe(outline: Outline, estimates: Sequence[Estimate], notes: Sequence[str] = ()) -> str:
-    """A table of the estimates, and the totals."""
-    lines = [f"{outline.name}, {outline.n_layers} layers, {_place(outline)}"]
+    """A table of the estimates, the totals, and what was assumed: print(describe(outline, estimates))."""
+    place = f"{str(outline.dtype).removeprefix('torch.')} on {outline.device}"
+    quantized = "" if outline.quantize == "none" else f", {outline.quantize}"
+    lines = [f"{outline.name}, {outline.n_layers} layers, {place}{quantized}"]
     lines.append(f"{'':36} {'chunks':>6} {'passes':>9} {'token-layers':>15} {'TFLOP':>9} {'GiB':>6} {'time':>9}")
     for one in estimates:
-        work, names = one.work, " and ".join(one.task.analyses)
-        cells = f"{one.task.n_chunks:>6} {work.passes:>9,} {work.token_layers:>15,.0f} {one.flops / 1e12:>9,.2f}"
+        work, names = one.work, " and ".join(one.group.analyses)
+        cells = f"{one.group.n_chunks:>6} {work.passes:>9,.0f} {work.token_layers:>15,.0f} {one.flops / 1e12:>9,.2f}"
         lines.append(f"{names:36} {cells} {work.bytes / 2**30:>6.1f} {_duration(one.seconds):>9}")
-    flops, seconds = sum(one.flops for one in estimates), sum(one.seconds for one in estimates)
-    weights = weight_bytes(outline) / 2**30
     most = max((one.work.bytes for one in estimates), default=0) / 2**30
-    lines.append(f"memory: {weights:.1f} GiB of weights, and at most about {most:.1f} GiB beside them")
+    lines.append(
+        f"memory: {weight_bytes(outline) / 2**30:.1f} GiB of weights, and at most about {most:.1f} GiB beside them"
+    )
+    flops, seconds = sum(one.flops for one in estimates if one.seconds), sum(one.seconds for one in estimates)
     if seconds:
         rate = flops / seconds / 1e12
         lines.append(
             f"time: about {_duration(seconds)} in one process, without loading and figures ({rate:.3g} TFLOP/s as "
             f"measured here just now; where the rate is another, {flops / 1e12:,.1f} TFLOP divided by it)"
         )
-    return "\n".join([*lines, *notes])
-
-
-def _place(outline: Outline) -> str:
-    dtype = str(outline.dtype).removeprefix("torch.")
-    return f"{dtype} on {outline.device}" + ("" if outline.quantize == "none" else f", {outline.quantize}")
+    assumed = dict.fromkeys(note for one in estimates for note in one.work.notes)
+    return "\n".join([*lines, *assumed, *notes])
 
 
 def _duration(seconds: float) -> str:
-    for size, chunk in ((86400, "d"), (3600, "h"), (60, "min")):
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {chunk}"
+            return f"{seconds / size:.1f} {unit}"
     return f"{seconds:.1f} s" if seconds else "?"

@@ -13,7 +13,8 @@ from __future__ import annotations
 import copy
 import re
 import tempfile
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import psutil
@@ -61,6 +62,18 @@ class Outline(Decoder):
     def layer_device(self, layer: int) -> torch.device:
         """Where its layers would be: on one device."""
         return self.place
+
+    def describe(self) -> dict[str, Any]:
+        """As the model would say it, whose config may not tell yet how it will be quantised."""
+        return super().describe() | {"quantization": self.quantize}
+
+
+class Miniature(Decoder):
+    """A few layers with random weights."""
+
+    def describe(self) -> dict[str, Any]:
+        """Not quantised, as far as anybody asks in order to check its kernels: of random weights nothing shows."""
+        return super().describe() | {"quantization": "none"}
 
 
 class Words:
@@ -188,7 +201,7 @@ def miniature(outline: Outline, n_layers: int) -> Decoder:
                     device_map={"": str(outline.place)},
                     quantization_config=bitsandbytes_config(outline.quantize, outline.dtype),
                 )
-    return Decoder(hf.eval(), name=f"{n_layers} layers of {outline.name}")
+    return Miniature(hf.eval(), name=f"{n_layers} layers of {outline.name}")
 
 
 def _check_room(outline: Outline, n_layers: int) -> None:
@@ -207,3 +220,23 @@ def _check_room(outline: Outline, n_layers: int) -> None:
             "plan on a larger device, or with a smaller --dtype",
             1,
         )
+
+
+@contextmanager
+def with_vocabulary(model: Decoder, size: int) -> Iterator[Decoder]:
+    """The same model with the first tokens of its vocabulary only, as far as they are predicted.
+
+    with with_vocabulary(small, 64):
+        small.unembed(hidden)     # [*, 64]
+    """
+    head, whole = model.hf.get_output_embeddings(), model.config.vocab_size
+    few = copy.deepcopy(head)
+    for name, value in head.named_parameters():
+        setattr(few, name, nn.Parameter(value[:size].detach().clone()))
+    try:
+        model.hf.set_output_embeddings(few)
+        model.config.vocab_size = size
+        yield model
+    finally:
+        model.hf.set_output_embeddings(head)
+        model.config.vocab_size = whole

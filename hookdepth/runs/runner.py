@@ -15,8 +15,8 @@ import json
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -35,13 +35,15 @@ from hookdepth.engine.passes import plan_for
 from hookdepth.engine.reading import first_not_finite
 from hookdepth.errors import DamagedError, HookdepthError, NotFiniteError
 from hookdepth.model.decoder import Decoder
-from hookdepth.model.identity import identity_of, rounding_of
+from hookdepth.model.identity import identity_of
+from hookdepth.model.rounding import rounding_of
+from hookdepth.model.rounding import threads as so_many_threads
 from hookdepth.results import SUFFIX, Result, add_to_log, check_folder_name, sweep
-from hookdepth.runs.store import LOCK, VISIBLE_S, Chunks, appears, forget, locked, refuse_other, stored_identities
+from hookdepth.runs.store import LOCK, VISIBLE_S, Chunks, appears, forget, locked, refuse_other
+from hookdepth.runs.threads import threads_of
 from hookdepth.runs.workers import Workers
 
 UNITS = ".chunks"
-_MOST_THREADS = 4096  # that any machine has
 _PLANNED = 16  # chunks whose passes are counted for the bar; it takes the others to be like them
 
 
@@ -87,7 +89,7 @@ class Run:
             for shared, wanted in steps:
                 (group,) = self._groups({name: known[name] for name in shared})
                 chunks = self._chunks(shared, identities)
-                with _threads(threads[shared[0]]):
+                with so_many_threads(threads[shared[0]]):
                     self._measure(group, chunks)
                 if self.workers.first:
                     results += self._reduce(group, chunks, wanted)
@@ -95,41 +97,19 @@ class Run:
         return results
 
     def _open(self, known: Mapping[str, Analysis], held: ExitStack) -> dict[str, int]:
-        """Take the folder, and say with how many threads each analysis is computed.
-
-        A matrix product on a CPU is summed in another order with every number of threads, and a launcher of several
-        processes gives each of them one. So the first process decides when a run begins, for all of them; a run that
-        goes on, and a result that is there, keep the number that they were begun with.
-        """
+        """Take the folder, and say with how many threads each analysis is computed, by all processes."""
         check_folder_name(self.out)
         held.enter_context(locked(self.out / UNITS))
         held.callback(self._tidy)
-        threads, own = {}, torch.get_num_threads()
-        for group in self._groups(known):
-            there = {name: self._threads_of_result(name) for name in group.analyses}
-            stopped = [number for name in group.analyses if (number := self._threads_of_chunks(name))]
-            rest = stopped[0] if stopped else own  # those that may share passes have one number
-            threads |= {name: own if self.overwrite else number or rest for name, number in there.items()}
-        return threads
-
-    def _threads_of_result(self, name: str) -> int | None:
-        try:
-            result = Result.load(self.out / f"{name}{SUFFIX}")
-            check_contents(result, name)
-        except HookdepthError:  # there is none, or one that `_finished` will speak of
-            return None
-        return _threads_in(result.metadata)
-
-    def _threads_of_chunks(self, name: str) -> int | None:
-        stored = map(_threads_in, stored_identities(self.out / UNITS, name))
-        return next((number for number in stored if number), None)
+        groups = [group.analyses for group in self._groups(known)]
+        return threads_of(groups, self.out, self.out / UNITS, fresh=self.overwrite)
 
     def _identities(self, known: Mapping[str, Analysis], threads: Mapping[str, int]) -> dict[str, dict[str, Any]]:
         model = self.workers.together(lambda: identity_of(self.model))
         found = {}
         for group in self._groups(known):
             for name in group.analyses:
-                with _threads(threads[name]):
+                with so_many_threads(threads[name]):
                     found[name] = self.identity(known[name], model)
         return found
 
@@ -301,23 +281,6 @@ class Run:
                         "check the checkpoint's weights, load it with another --dtype, or leave that text out",
                         1,
                     )
-
-
-def _threads_in(identity: Mapping[str, Any]) -> int | None:
-    rounding = identity.get("rounding")
-    threads = rounding.get("threads") if isinstance(rounding, dict) else None
-    return threads if isinstance(threads, int) and 1 <= threads <= _MOST_THREADS else None
-
-
-@contextmanager
-def _threads(number: int) -> Iterator[None]:
-    """So many threads in this process, and afterwards as many as before."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _bar(group: Group, model: Decoder, settings: Settings, shown: bool) -> tqdm[Any]:

@@ -43,9 +43,13 @@ def save_picture(folder: str | os.PathLike[str], path: str | os.PathLike[str]) -
     Raises:
         HookdepthError: as `load_history`, or the file cannot be written.
     """
-    from hookdepth.report.over_training import render, training_figure  # imports matplotlib, which training need not
+    from hookdepth.analyses.registry import declared
+    from hookdepth.report.drawing.over_training import (  # imports matplotlib, which training need not
+        render,
+        training_figure,
+    )
 
     kind = Path(path).suffix.lstrip(".").lower()
     if kind not in ("png", "svg"):
         raise HookdepthError(f"{str(path)!r} is neither .png nor .svg", "name a file that ends in one of them")
-    return write_atomic(path, render(training_figure(load_history(folder)), kind))
+    return write_atomic(path, render(training_figure(load_history(folder), declared), kind))

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from hookdepth.report.summary import depth_score, depth_scores, effective_depth
+from hookdepth.analyses.depth import depth_score
+from hookdepth.analyses.registry import declared
+from hookdepth.report.summary import depth_scores, effective_depth
 from hookdepth.results import Result
 from hookdepth.training.statistics import PARTS
 
@@ -35,9 +37,9 @@ def metrics_of(results: Mapping[str, Result], per_layer: bool = False) -> dict[s
         if per_layer:
             for name in (*means, "norm.resid"):
                 metrics |= {f"{name}/{layer:03d}": value for layer, value in enumerate(tensors[name].tolist())}
-    for name, depth in effective_depth(results).items():
+    for name, depth in effective_depth(results, declared).items():
         _add(metrics, f"effective_depth.{name}", depth["ratio"])
-    for analysis, parts in depth_scores(results).items():
+    for analysis, parts in depth_scores(results, declared).items():
         for part, kinds in parts.items():
             for kind, score in kinds.items():
                 _add(metrics, f"depth_score.{analysis}.{part}.{kind}", score)

@@ -15,12 +15,14 @@ colour in every figure (Okabe and Ito's palette).
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, wraps
 from typing import Any, ParamSpec, TypeVar
 
 import matplotlib
+import torch
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.colors import Colormap
@@ -28,6 +30,9 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from torch import Tensor
+
+from hookdepth.report.scale import Scale
 
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY, BLACK = [
     "#0072B2",
@@ -40,7 +45,7 @@ BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY, BLACK = [
     "#222222",
 ]
 PART_COLOURS = {"attn": BLUE, "mlp": ORANGE, "layer": GREEN}
-PART_LABELS = {"attn": "Attention", "mlp": "MLP", "layer": "Attention + MLP"}
+COLOURS = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, BLACK)  # of curves that are no part's
 FONT = "DejaVu Sans"  # comes with matplotlib: the same everywhere
 MISSING = "□"
 
@@ -122,6 +127,8 @@ def log_yaxis(axes: Axes) -> None:
 def legend_above(axes: Axes) -> None:
     """The legend above the axes, where it hides nothing; bars first, in one row."""
     handles, labels = axes.get_legend_handles_labels()
+    if not labels:
+        return
     order = sorted(range(len(labels)), key=lambda index: isinstance(handles[index], Line2D))
     axes.legend(
         [handles[index] for index in order],
@@ -139,6 +146,33 @@ def legend_above(axes: Axes) -> None:
 def boxed(axes: Axes) -> None:
     """All four sides of the axes, as a heat map wants them."""
     axes.spines[["top", "right"]].set_visible(True)
+
+
+def colour_bar(
+    figure: Figure, image: Any, axes: Sequence[Axes], scale: Scale, maps: Sequence[Tensor], **layout: Any
+) -> None:
+    """The colours of maps, with an arrow and the largest value where some go beyond: colour_bar(figure, image, …)."""
+    beyond = torch.cat([scale.beyond(values) for values in maps])
+    over, under = bool((beyond > scale.high).any()), bool((beyond < scale.low).any())
+    both = "both" if (over and under) or (scale.signed and (over or under)) else ""
+    label = f"{scale.label} (largest: {beyond.max().item():.3g})" if over and not scale.signed else scale.label
+    figure.colorbar(
+        image, ax=list(axes), label=label, extend=both or ("max" if over else "min" if under else "neither"), **layout
+    )
+
+
+@styled
+def say_below(figure: Figure, text: str) -> None:
+    """A quiet line under a figure: say_below(figure, "3 prompts. Noise floor 0")"""
+    if text:
+        lines = textwrap.wrap(printable(text), max(30, int(17 * figure.get_figwidth())))
+        said = figure.supxlabel("\n".join(lines), fontsize=6.5, color="#666666", x=0.01, ha="left")
+        said.set_parse_math(False)
+
+
+def short(label: str, most: int = 34) -> str:
+    """The end of a long label: short("x/" * 40)[0]   # '…'"""
+    return label if len(label) <= most else f"…{label[1 - most :]}"
 
 
 def colour_map(name: str) -> Colormap:

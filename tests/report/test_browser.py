@@ -9,8 +9,7 @@ import subprocess
 import pytest
 from synthetic_results import write_folder
 
-from hookdepth.report.compare_page import write_comparison
-from hookdepth.report.page import write_report
+from hookdepth.runs.reporting import comparison, report
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 BROWSER = next(filter(None, map(shutil.which, NAMES)), None)
@@ -101,14 +100,14 @@ def whole(looks, asked, n_figures):
 
 
 def test_report(run, tmp_path):
-    page = write_report(run)
+    page = report(run)
     looks, asked = browse(page, tmp_path)
     whole(looks, asked, len(list(run.glob("*.png"))))
 
 
 def test_comparison(run, tmp_path):
     other = write_folder(tmp_path / "large", n_layers=9, n_tokens=9)
-    page = write_comparison([run, other], tmp_path / "both")
+    page = comparison([run, other], tmp_path / "both")
     looks, asked = browse(page, tmp_path)
     whole(looks, asked, len(list((tmp_path / "both").glob("*.png"))))
 

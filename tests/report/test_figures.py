@@ -1,5 +1,7 @@
 """Figures have the limits, order, labels and bytes that they should, at any depth and with any tokens."""
 
+import subprocess
+import sys
 import warnings
 from itertools import pairwise
 
@@ -9,16 +11,26 @@ import pytest
 import torch
 from synthetic_results import STRANGE, synthetic_results
 
-from hookdepth.report import compare as plots_compare
-from hookdepth.report import layers as plots_layers
-from hookdepth.report import style as plots_base
-from hookdepth.report import tokens as plots_tokens
-from hookdepth.report.figures import compare_figures, figures_for, render
+from hookdepth.analyses.gradients import relative_error
+from hookdepth.analyses.registry import declared as lookup
+from hookdepth.analyses.registry import known
+from hookdepth.errors import HookdepthError
+from hookdepth.report.drawing import layers, style, tokens
+from hookdepth.report.drawing.over_training import training_figure
+from hookdepth.report.drawing.style import render
+from hookdepth.report.figures import Bars, Heatmap, Lines, TokenMap, compare_figures, figures_for, pictures_of
+from hookdepth.report.patterns import MOST_PROBES, SERIES_NAMES
+from hookdepth.report.scale import Scale
 from hookdepth.results import Result
 
 
+def drawn(result):
+    """The figures of a result of one of the eight analyses, by name."""
+    return figures_for(result, lookup(result))
+
+
 def all_figures(**options):
-    return {name: figure for r in synthetic_results(**options).values() for name, figure in figures_for(r).items()}
+    return {name: figure for r in synthetic_results(**options).values() for name, figure in drawn(r).items()}
 
 
 def heat_map(figure):
@@ -31,7 +43,7 @@ def test_every_analysis_has_its_figures():
     assert {"logit-lens-kl", "logit-lens-overlap", "skip-current-mlp-effect", "skip-future-mlp-output"} <= names
     assert {"local-current-layer-effect", "residual-erasure-1", "integrated-gradients-mlp-0"} <= names
     assert "local-current-mlp-effect" not in names
-    assert figures_for(Result("of-another-version", {})) == {}
+    assert drawn(Result("of-another-version", {})) == {}
 
 
 @pytest.mark.parametrize(("n_layers", "n_tokens"), [(1, 1), (1, 2), (2, 3), (4, 20), (126, 60)])
@@ -49,7 +61,7 @@ def test_any_size_draws_without_a_warning(n_layers, n_tokens):
 
 def test_nothing_spills_out_of_its_figure():
     for name, figure in all_figures(n_layers=30, n_tokens=40, huge=16, strange=True).items():
-        with plots_base.style():
+        with style.style():
             figure.draw_without_rendering()
             box, page = figure.get_tightbbox(), figure.bbox_inches
         assert box.x0 >= page.x0 - 0.01, name
@@ -61,7 +73,7 @@ def test_nothing_spills_out_of_its_figure():
 @pytest.mark.parametrize("n_layers", [4, 30, 126])
 def test_ticks_do_not_overlap(n_layers):
     for name, figure in all_figures(n_layers=n_layers, n_tokens=20).items():
-        with plots_base.style():
+        with style.style():
             figure.draw_without_rendering()
         for axes in figure.axes:
             low, high = sorted(axes.get_xlim())
@@ -90,8 +102,8 @@ def test_users_settings_neither_count_nor_change():
 
 
 def test_smaller_bars_are_in_front():
-    stats = synthetic_results(n_layers=30)["residual-stats"].tensors
-    for figure in (plots_layers.contribution_figure(stats), plots_layers.cosine_figure(stats)):
+    figures = drawn(synthetic_results(n_layers=30)["residual-stats"])
+    for figure in (figures["residual-stats-contribution"], figures["residual-stats-cosine"]):
         groups = figure.axes[0].containers
         assert len(groups) == 3
         for bars in zip(*groups, strict=True):
@@ -104,9 +116,8 @@ def test_smaller_bars_are_in_front():
 @pytest.mark.parametrize(("top", "limit", "clipped"), [(0.4, 1.5, False), (2.0, 2.1, False), (16.9, 1.5, True)])
 def test_contribution_axis(top, limit, clipped):
     values = torch.tensor([0.3, top, 0.2])
-    figure = plots_layers.contribution_figure(
-        {f"relative_contribution.{part}": values for part in plots_base.PART_LABELS}
-    )
+    stats = {f"relative_contribution.{part}": values for part in style.PART_COLOURS}
+    figure = drawn(Result("residual-stats", stats))["residual-stats-contribution"]
     axes = figure.axes[0]
     assert axes.get_ylim() == pytest.approx((0, limit))
     texts = " ".join(text.get_text() for text in axes.get_legend().get_texts())
@@ -116,15 +127,15 @@ def test_contribution_axis(top, limit, clipped):
 def test_part_colours_are_the_same_everywhere():
     figures = all_figures(n_layers=4, parts=("layer", "attn", "mlp"))
     groups = figures["residual-stats-contribution"].axes[0].containers
-    for part, label in plots_base.PART_LABELS.items():
-        (group,) = (group for group in groups if group.get_label() == label)
+    for part in style.PART_COLOURS:
+        (group,) = (group for group in groups if group.get_label() == SERIES_NAMES[part])
         output = figures[f"skip-future-{part}-output"].axes[0].containers[0]
         assert output[0].get_facecolor() == group[0].get_facecolor()
 
 
 def test_lens_figures_mark_the_effective_depth():
     lens = {"kl": torch.tensor([4.0, 3.0, 1.0, 0.0]), "topk_overlap": torch.tensor([0.1, 0.2, 0.2, 1.0])}
-    kl, overlap = plots_layers.kl_figure(lens).axes[0], plots_layers.overlap_figure(lens).axes[0]
+    kl, overlap = (figure.axes[0] for figure in drawn(Result("logit-lens", lens)).values())
     assert any(list(line.get_xdata()) == [2, 2] and line.get_linestyle() == "--" for line in kl.lines)
     assert "effective depth: layer 2 of 3" in [text.get_text() for text in kl.get_legend().get_texts()]
     assert "effective depth: none" in [text.get_text() for text in overlap.get_legend().get_texts()]
@@ -134,7 +145,7 @@ def test_lens_figures_mark_the_effective_depth():
 def test_effect_maps_run_from_0_to_1_and_say_what_they_clip(largest):
     effect = torch.zeros(5, 5)
     effect[1, 3] = largest
-    figure = plots_layers.effect_figure(effect, "Layer skipped", "Effect @ layer")
+    figure = drawn(Result("skip-current", {"layer.effect": effect}))["skip-current-layer-effect"]
     image = heat_map(figure)
     assert image.get_clim() == (0, 1)
     assert image.colorbar.extend == ("max" if largest > 1 else "neither")
@@ -145,13 +156,14 @@ def test_effect_maps_run_from_0_to_1_and_say_what_they_clip(largest):
 
 
 def test_what_is_not_finite_is_masked():
-    image = heat_map(plots_layers.effect_figure(torch.tensor([[float("nan"), 0.5], [float("inf"), 0.1]]), "a", "b"))
+    effect = torch.tensor([[float("nan"), 0.5], [float("inf"), 0.1]])
+    image = heat_map(layers.maps_figure({"": effect}, Scale(0.0, 1.0), "a", "b"))
     assert image.get_array().mask.tolist() == [[True, False], [True, False]]
 
 
 def test_erasure_map_goes_upward_without_the_last_token():
     result = synthetic_results(n_layers=4, n_tokens=6)["residual-erasure"]
-    figure = figures_for(result)["residual-erasure-0"]
+    figure = drawn(result)["residual-erasure-0"]
     axes = figure.axes[0]
     assert heat_map(figure).get_array().shape == (5, 5)
     assert not axes.yaxis_inverted()
@@ -160,6 +172,13 @@ def test_erasure_map_goes_upward_without_the_last_token():
     assert {label.get_rotation() for label in axes.get_xticklabels()} == {45}
     assert [label.get_fontweight() for label in axes.get_xticklabels()] == ["normal"] * 4 + ["bold"]
     assert figure.axes[1].get_ylabel() == "Probability Difference Norm"
+
+
+def gradient_figure(values, probe, tolerance=None):
+    """The figure of integrated gradients with these tensors, for a probe of which this is known."""
+    metadata = {"probes": [probe], "settings": {"ig_tolerance": tolerance}}
+    tensors = {f"{name}.0": value for name, value in values.items()}
+    return drawn(Result("integrated-gradients", tensors, metadata))["integrated-gradients-layer-0"]
 
 
 def gradients(**changes):
@@ -174,17 +193,18 @@ def gradients(**changes):
 
 
 def test_gradient_map_is_symmetric_without_the_first_token():
-    figure = plots_tokens.gradient_figure(gradients(), {"tokens": ["a", "b", "c", "d"]}, 0.01)
+    figure = gradient_figure(gradients(), {"tokens": ["a", "b", "c", "d"]}, 0.01)
     image = heat_map(figure)
     assert image.get_clim() == pytest.approx((-0.5, 0.5))
     assert image.get_array().shape == (2, 3)
     assert image.colorbar.extend == "both"
-    assert plots_tokens.symmetric_limit(torch.zeros(2, 3)) == 1.0
-    assert plots_tokens.symmetric_limit(torch.ones(2, 1)) == 1.0
+    for without in (torch.zeros(2, 3), torch.ones(2, 1)):
+        scale = Scale.of(without, signed=True, without_first=True)
+        assert (scale.low, scale.high) == (-1.0, 1.0)
 
 
 def test_convergence_strip_marks_what_did_not_converge():
-    strip = plots_tokens.gradient_figure(gradients(), {}, 0.01).axes[1]
+    strip = gradient_figure(gradients(), {}).axes[1]
     tolerance, good, bad = strip.lines
     assert list(tolerance.get_xdata()) == [0.01, 0.01]
     assert (list(good.get_xdata()), list(good.get_ydata())) == (pytest.approx([0.002]), [0])
@@ -194,23 +214,24 @@ def test_convergence_strip_marks_what_did_not_converge():
 
 def test_relative_error_has_the_floor_of_the_convergence_test():
     same = gradients(f_baseline=torch.tensor([0.75, 0.74999]))
-    assert plots_tokens.relative_error(same).tolist() == pytest.approx([0.1, 25.0])
-    assert plots_tokens.relative_error({"attribution": torch.zeros(2, 2)}) is None
+    assert relative_error(same).tolist() == pytest.approx([0.1, 25.0])
+    assert relative_error({"attribution": torch.zeros(2, 2)}) is None
 
 
 def test_gradients_of_all_parts_and_of_a_file_with_attributions_only():
     result = synthetic_results(n_layers=4, n_tokens=6, parts=("layer", "attn"))["integrated-gradients"]
-    assert [(part, n) for part, n, _ in plots_tokens.gradients_of(result.tensors)] == [
-        ("layer", 0), ("layer", 1), ("attn", 0), ("attn", 1),
+    assert [name.removeprefix("integrated-gradients-") for name in drawn(result)] == [
+        "layer-0", "layer-1", "attn-0", "attn-1",
     ]  # fmt: skip
+    assert all(len(figure.axes) == 3 for figure in drawn(result).values())  # map, strip and colour bar
     bare = Result("integrated-gradients", {"attribution.0": torch.ones(3, 4)})
-    (figure,) = figures_for(bare).values()
+    (figure,) = drawn(bare).values()
     assert len(figure.axes) == 2  # map and colour bar
 
 
 def test_many_probes_are_not_all_drawn():
     many = Result("residual-erasure", {f"effect.{n}": torch.ones(3, 4) for n in range(30)})
-    assert len(figures_for(many)) == plots_tokens.MOST_PROBES
+    assert len(drawn(many)) == MOST_PROBES
 
 
 @pytest.mark.parametrize(
@@ -222,18 +243,19 @@ def test_many_probes_are_not_all_drawn():
     ],
 )  # fmt: skip
 def test_token_labels(token, label):
-    assert plots_tokens.token_label(token) == label
+    assert tokens.token_label(token) == label
 
 
 def test_dollars_in_tokens_start_no_formula():
-    figure = plots_tokens.erasure_figure(torch.rand(3, len(STRANGE)), {"tokens": STRANGE})
+    figure = tokens.token_figure(torch.rand(3, len(STRANGE)), {"tokens": STRANGE}, Scale(0.0, 1.0))
     assert not any(label.get_parse_math() for label in figure.axes[0].get_xticklabels())
-    render(plots_tokens.erasure_figure(torch.rand(3, 4), {"tokens": ["$\\frac{$", "$\\x$", "$", "a"]}), "png")
+    probe = {"tokens": ["$\\frac{$", "$\\x$", "$", "a"]}
+    render(tokens.token_figure(torch.rand(3, 4), probe, Scale(0.0, 1.0)), "png")
 
 
 def test_compare_overlays_runs_of_one_depth_over_layers():
     runs = {"$a$": synthetic_results(n_layers=6), "_b": synthetic_results(n_layers=6, seed=1)}
-    figures = compare_figures(runs)
+    figures = compare_figures(runs, lookup)
     axes = figures["logit-lens-kl"].axes[0]
     assert [list(line.get_xdata()) for line in axes.lines] == [list(range(7))] * 2
     assert axes.get_xlabel() == "Layer"
@@ -244,20 +266,20 @@ def test_compare_overlays_runs_of_one_depth_over_layers():
 
 def test_compare_of_different_depths_is_over_relative_depth():
     runs = {"small": synthetic_results(n_layers=2), "large": synthetic_results(n_layers=4)}
-    figures = compare_figures(runs)
-    layers = [line.get_xdata() for line in figures["skip-current-layer-output"].axes[0].lines]
-    assert np.allclose(layers[0], [0.25, 0.75])
-    assert np.allclose(layers[1], [0.125, 0.375, 0.625, 0.875])
+    figures = compare_figures(runs, lookup)
+    places = [line.get_xdata() for line in figures["skip-current-layer-output"].axes[0].lines]
+    assert np.allclose(places[0], [0.25, 0.75])
+    assert np.allclose(places[1], [0.125, 0.375, 0.625, 0.875])
     points = [line.get_xdata() for line in figures["logit-lens-overlap"].axes[0].lines]
     assert np.allclose(points[0], [0, 0.5, 1])
     assert figures["logit-lens-overlap"].axes[0].get_xlabel() == "Relative depth"
-    assert plots_compare.relative_depth(1, points=True).tolist() == [0]
+    assert layers.relative_depth(1, points=True).tolist() == [0]
 
 
 def test_compare_puts_maps_on_one_scale_and_leaves_out_what_only_one_run_has():
     runs = {f"run{n}": synthetic_results(n_layers=3 + n, n_tokens=6, seed=n) for n in range(4)}
     runs["run0"]["skip-current"].tensors["attn.effect"] = torch.ones(3, 3)
-    figures = compare_figures(runs)
+    figures = compare_figures(runs, lookup)
     maps = figures["skip-current-layer-effect"].axes
     shown = [axes for axes in maps if axes.images and axes.get_visible()]
     assert [axes.get_title() for axes in shown] == list(runs)
@@ -275,6 +297,106 @@ def test_compare_matches_probes_by_prompt():
             {**result.metadata["probes"][0], "prompt": "another"},
             result.metadata["probes"][1],
         ]
-    figures = compare_figures({"one": one, "other": other})
+    figures = compare_figures({"one": one, "other": other}, lookup)
     assert "residual-erasure-0" not in figures
     assert "residual-erasure-1" in figures
+
+
+class Mine:
+    """An analysis of a user's own, as far as a report asks."""
+
+    name, heading, question, paper, order = "mine", "Mine", "", "", 9.0
+
+    def __init__(self, figures, tensors=None):
+        self.figures, self.tensors = figures, tensors or {}
+
+    def numbers(self, result):
+        return {}
+
+    def notes(self, result):
+        return []
+
+
+def test_a_map_of_a_users_own_needs_a_tensor_and_a_reading():
+    result = Result("mine", {"effect": torch.tensor([[0.0, 2.0], [-1.0, 0.5]])})
+    ((_, (picture,)),) = pictures_of(result, Mine([Heatmap("effect", "How to read it.")]))
+    assert (picture.name, picture.caption) == ("mine-effect", "Effect")
+    image = heat_map(picture.draw())
+    assert image.get_clim() == (-2.0, 2.0)  # with values below zero, zero is in the middle
+    assert picture.values[0].matrix.shape == (2, 2)
+    wide = Result("mine", {"effect": torch.rand(2, 30)})
+    assert heat_map(figures_for(wide, Mine([Heatmap("effect", "…")]))["mine-effect"]).get_clim()[0] == 0.0
+
+
+def test_placeholders_of_any_name_are_a_figure_each_and_a_star_is_a_curve():
+    tensors = {f"{how}.{level}.cost": torch.rand(4) for how in ("skip", "repeat") for level in ("one", "two")}
+    result = Result("mine", {**tensors, "per_prompt.skip.one.cost": torch.rand(3, 4)})
+    each = figures_for(result, Mine([Bars("{how}.{level}.cost", "…")]))
+    assert list(each) == ["mine-repeat-one-cost", "mine-repeat-two-cost", "mine-skip-one-cost", "mine-skip-two-cost"]
+    lines = figures_for(result, Mine([Lines("{how}.*.cost", "…", label="Cost", labels={"one": "level 1"})]))
+    assert list(lines) == ["mine-repeat-cost", "mine-skip-cost"]
+    legend = [text.get_text() for text in lines["mine-skip-cost"].axes[0].get_legend().get_texts()]
+    assert legend == ["level 1", "two"]
+    both = Mine([Lines(("skip.one.cost", "skip.two.cost"), "…", name="both")])
+    assert len(figures_for(result, both)["mine-both"].axes[0].lines) == 2
+
+
+def test_a_name_with_a_folder_in_it_is_no_figure():
+    result = Result("mine", {"../../x.effect": torch.rand(2, 2)})
+    assert figures_for(result, Mine([Heatmap("{part}.effect", "…")])) == {}
+
+
+def test_figures_that_do_not_fit_are_refused():
+    result = Result("mine", {"effect": torch.rand(2, 2), "curve": torch.rand(2)})
+    for kinds, says in (
+        ([Heatmap("curve", "…")], "a Heatmap shows two axes"),
+        ([TokenMap("curve", "…")], "a TokenMap shows two axes"),
+        ([Bars("effect", "…")], "Bars show one axis"),
+        ([Heatmap("effect", "…"), TokenMap("effect", "…")], "two figures of mine"),
+    ):
+        with pytest.raises(HookdepthError, match=says):
+            figures_for(result, Mine(kinds))
+
+
+def test_points_are_what_the_axes_say():
+    kind = Bars("kl", "…", label="KL")
+    runs = {str(n): {"mine": Result("mine", {"kl": torch.rand(n)})} for n in (3, 5)}
+    for axes, expected in (("point", [0, 0.5, 1]), ("layer", [1 / 6, 0.5, 5 / 6])):
+        own = Mine([kind], {"kl": axes})
+        figure = compare_figures(runs, lambda result, own=own: own)["mine-kl"]
+        assert figure.axes[0].lines[0].get_xdata().tolist() == pytest.approx(expected)
+
+
+def test_every_figure_says_what_it_is_made_of():
+    for result in synthetic_results(n_layers=4, n_tokens=6, null=2e-6).values():
+        for kind, pictures in pictures_of(result, lookup(result)):
+            for picture in pictures:
+                text = picture.draw()._supxlabel.get_text().replace("\n", " ")
+                assert ("one prompt" if "{i}" in kind.tensor else "3 prompts") in text.lower()
+                assert kind.reduction.lower() in text.lower()
+                assert ("Noise floor 2e-06" in text) == ("null_effect" in result.metadata)
+    effect = torch.zeros(5, 5)
+    effect[1, 3], effect[2, 2] = 118.0, float("nan")
+    ((_, (picture,)),) = pictures_of(Result("skip-current", {"layer.effect": effect}), known()["skip-current"]())
+    assert "1 of 25 values beyond the colours, which end at 1: up to 118; 1 value is not finite" in picture.said
+
+
+def test_over_training_curves_are_panels_and_gaps_stay_empty():
+    steps = {step: synthetic_results(n_layers=3, seed=step) for step in (0, 10)}
+    history = {name: {step: own[name] for step, own in steps.items()} for name in ("logit-lens", "skip-current")}
+    del history["skip-current"][10].tensors["layer.output"]
+    figure = training_figure(history, lookup)
+    kl, output = figure.axes[:2]
+    assert kl.get_ylabel() == "Before layer"
+    assert output.get_ylabel() == "Layer skipped"
+    shown = output.collections[0].get_array()
+    assert np.ma.getmaskarray(shown)[:, 1].all()
+    assert not np.ma.getmaskarray(shown)[:, 0].any()
+    with pytest.raises(HookdepthError, match="no curve over layers"):
+        training_figure({"local-current": {0: steps[0]["local-current"]}}, lookup)
+
+
+def test_declaring_figures_does_not_wait_for_matplotlib():
+    code = "import sys, hookdepth.report.figures; print('matplotlib' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.strip() == "False"

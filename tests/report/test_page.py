@@ -8,9 +8,9 @@ import torch
 from synthetic_results import synthetic_results, write_folder
 
 from hookdepth.errors import HookdepthError
-from hookdepth.report.compare_page import labels_of, write_comparison
-from hookdepth.report.page import write_report
+from hookdepth.report.compare import labels_of
 from hookdepth.results import Result
+from hookdepth.runs.reporting import comparison, report
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
@@ -67,7 +67,7 @@ def assert_self_contained(page, html):
 def folder(tmp_path_factory):
     options = {"n_layers": 5, "n_tokens": 13, "strange": True, "parts": ("layer", "attn")}
     folder = write_folder(tmp_path_factory.mktemp("run"), **options)
-    write_report(folder)
+    report(folder)
     return folder
 
 
@@ -102,7 +102,7 @@ def test_summary_is_written(folder):
 
 def test_report_is_the_same_every_time(folder):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    assert write_report(str(folder)) == folder / "report.html"
+    assert report(str(folder)) == folder / "report.html"
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
@@ -115,11 +115,11 @@ def test_what_comes_from_data_is_escaped(tmp_path):
         for probe in result.metadata.get("probes", []):
             probe |= {"prompt": evil, "answer": evil, "tokens": [evil] * 4}
         result.save(tmp_path / f"{result.analysis}.safetensors")
-    page = page_of(write_report(tmp_path))
+    page = page_of(report(tmp_path))
     assert page.all("script") == []
     assert all(image["src"].startswith("data:") and "onerror" not in image for image in page.all("img"))
     assert f"hookdepth: {evil}" in page.text
-    other = page_of(write_comparison([tmp_path, tmp_path], tmp_path / "compare"))
+    other = page_of(comparison([tmp_path, tmp_path], tmp_path / "compare"))
     assert other.all("script") == []
     assert evil in other.text
 
@@ -132,7 +132,7 @@ def test_what_comes_from_data_is_escaped(tmp_path):
 def test_noise_floor_is_told(tmp_path, null, says):
     result = synthetic_results(n_layers=3, null=null)["skip-future"]
     result.save(tmp_path / "skip-future.safetensors")
-    page = page_of(write_report(tmp_path))
+    page = page_of(report(tmp_path))
     assert any(says in text for text in page.text)
     warned = any("warn" in (attrs.get("class") or "") for attrs in page.all("p"))
     assert warned == (null != 2e-6)
@@ -144,7 +144,7 @@ def test_results_with_little_metadata_and_of_one_layer(tmp_path):
         tmp_path / "logit-lens.safetensors"
     )
     Result("of-another-version", {"x": torch.ones(2, 2)}).save(tmp_path / "of-another-version.safetensors")
-    text = " ".join(page_of(write_report(tmp_path)).text)
+    text = " ".join(page_of(report(tmp_path)).text)
     assert "of-another-version" in text
     assert "none" in text
     assert "These results differ in: model, versions." in text
@@ -154,24 +154,24 @@ def test_a_large_set_of_probes_is_cut_on_the_page_only(tmp_path):
     probes = [{"prompt": str(n), "answer": "x", "tokens": ["a", "b"], "answer_positions": [1]} for n in range(25)]
     tensors = {f"effect.{n}": torch.ones(2, 2) for n in range(25)} | {"baseline": torch.ones(2, 3)}
     Result("residual-erasure", tensors, {"probes": probes}).save(tmp_path / "residual-erasure.safetensors")
-    page = page_of(write_report(tmp_path))
+    page = page_of(report(tmp_path))
     assert len(page.all("img")) == 20
     assert any("first 20 of 25 probes" in text for text in page.text)
 
 
 def test_an_empty_folder_is_refused(tmp_path):
     with pytest.raises(HookdepthError, match="no result files"):
-        write_report(tmp_path)
+        report(tmp_path)
     with pytest.raises(HookdepthError, match="no folder"):
-        write_comparison([tmp_path / "nowhere"], tmp_path)
+        comparison([tmp_path / "nowhere"], tmp_path)
     with pytest.raises(HookdepthError, match="no folder to compare"):
-        write_comparison([], tmp_path)
+        comparison([], tmp_path)
 
 
 def test_comparison_page(tmp_path):
     small = write_folder(tmp_path / "small", n_layers=3, n_tokens=6)
     large = write_folder(tmp_path / "large", n_layers=6, n_tokens=6, model="other/model")
-    path = write_comparison([small, large], tmp_path / "both")
+    path = comparison([small, large], tmp_path / "both")
     html = path.read_text(encoding="utf-8")
     page = Page(html)
     assert_self_contained(page, html)
@@ -180,14 +180,14 @@ def test_comparison_page(tmp_path):
     pictures = {item.name for item in path.parent.glob("*.png")}
     assert {"compare-logit-lens-kl.png", "compare-skip-current-layer-effect.png"} <= pictures
     first = html
-    assert write_comparison([small, large], tmp_path / "both").read_text(encoding="utf-8") == first
+    assert comparison([small, large], tmp_path / "both").read_text(encoding="utf-8") == first
     assert not list(small.glob("*.png"))
 
 
 def test_comparison_of_runs_with_nothing_in_common(tmp_path):
     for name in ("logit-lens", "skip-current"):
         synthetic_results(n_layers=3)[name].save(tmp_path / name / f"{name}.safetensors")
-    page = page_of(write_comparison([tmp_path / "logit-lens", tmp_path / "skip-current"], tmp_path / "out"))
+    page = page_of(comparison([tmp_path / "logit-lens", tmp_path / "skip-current"], tmp_path / "out"))
     assert "analyses" in page.text
     assert not any("keep_front" in text for text in page.text)  # a setting of what only one of them ran
     assert any("no analysis in common" in text for text in page.text)

@@ -1,26 +1,35 @@
 """What is said on hover lies where it is drawn, and the tables say what the figures show."""
 
-import re
-from html import unescape
-
 import pytest
 import torch
 from synthetic_results import synthetic_results
 
-from hookdepth.report import figures as plots
-from hookdepth.report.hover import MOST_CELLS, compared, effect_map, overlay, tables, values_of
+from hookdepth.analyses.registry import declared as lookup
+from hookdepth.report.drawing.style import render
+from hookdepth.report.figures import compared, pictures_of
+from hookdepth.report.hover import MOST_CELLS, effect_map, overlays
 
 RESULTS = synthetic_results(n_layers=6, n_tokens=9, parts=("layer", "attn"))
-DRAWN = [(name, key) for name, result in RESULTS.items() for key in plots.figures_for(result)]
+PICTURES = {
+    picture.name: picture
+    for result in RESULTS.values()
+    for _, pictures in pictures_of(result, lookup(result))
+    for picture in pictures
+}
+
+
+def compared_pictures(runs):
+    return {
+        picture.name: picture for _, kinds in compared(runs, lookup) for _, pictures in kinds for picture in pictures
+    }
 
 
 def layers_of(figure, values):
     """For each overlaid axes: its place (left, top, width, height in shares of the picture), view and cells."""
-    html = overlay(figure, values)
-    for place, view, cells in re.findall(r'<svg class="over" style="([^"]*)" viewBox="([^"]*)".*?>(.*?)</svg>', html):
-        shares = {key: float(value[:-1]) / 100 for key, value in (item.split(":") for item in place.split(";"))}
-        found = re.findall(r'<path d="M([\d.e-]+) ([\d.e-]+)h1v1h-1z"><title>(.*?)</title>', cells)
-        yield shares, [float(x) for x in view.split()], [(float(x), float(y), unescape(text)) for x, y, text in found]
+    for over in overlays(figure, values):
+        shares = {key: float(value[:-1]) / 100 for key, value in (item.split(":") for item in over.place.split(";"))}
+        cells = [(*map(float, path[1:].removesuffix("h1v1h-1z").split()), text) for path, text in over.cells]
+        yield shares, [float(x) for x in over.view.split()], cells
 
 
 def on_picture(share, view, x, y):
@@ -30,11 +39,10 @@ def on_picture(share, view, x, y):
     return across, down
 
 
-@pytest.mark.parametrize(("analysis", "key"), DRAWN, ids=lambda name: name)
-def test_every_figure_has_its_values(analysis, key):
-    figure = plots.figures_for(RESULTS[analysis])[key]
-    plots.render(figure, "png")
-    values = values_of(RESULTS[analysis], key)
+@pytest.mark.parametrize("name", PICTURES)
+def test_every_figure_has_its_values(name):
+    figure, values = PICTURES[name].draw(), PICTURES[name].values
+    render(figure, "png")
     width, height = figure.get_size_inches() * figure.dpi
     overlaid = list(layers_of(figure, values))
     assert len(overlaid) == len(values)
@@ -58,19 +66,18 @@ def test_every_figure_has_its_values(analysis, key):
 
 
 def test_tables_hold_every_number():
-    for analysis, key in DRAWN:
-        values = values_of(RESULTS[analysis], key)
-        text = tables(values)
-        for shown in values:
+    for picture in PICTURES.values():
+        for shown in picture.values:
             finite = shown.matrix[torch.isfinite(shown.matrix)]
-            assert all(f"<td>{value:.4g}</td>" in text for value in finite.tolist())
+            cells = {cell for row in shown.table.rows for cell in row[1:]}
+            assert {f"{value:.4g}" for value in finite.tolist()} <= cells
 
 
 def test_a_large_map_has_a_table_only():
     n_layers = int(MOST_CELLS**0.5) + 1
     result = synthetic_results(n_layers=n_layers)["local-current"]
-    figure = plots.figures_for(result)["local-current-layer-effect"]
-    assert overlay(figure, [effect_map(result.tensors["layer.effect"])]) == ""
+    ((_, (picture,)),) = pictures_of(result, lookup(result))
+    assert overlays(picture.draw(), [effect_map(result.tensors["layer.effect"])]) == []
 
 
 def test_runs_side_by_side():
@@ -78,20 +85,21 @@ def test_runs_side_by_side():
     other = synthetic_results(n_layers=6, n_tokens=9, seed=1)
     other["residual-erasure"].metadata["probes"][1] = {"prompt": "another"}
     runs = {"one": RESULTS, "two": other, "three": synthetic_results(n_layers=6, n_tokens=9, seed=2)}
-    for key, figure in plots.compare_figures(runs).items():
-        values = compared(runs, key)
+    found = compared_pictures(runs)
+    for key, picture in found.items():
+        figure, values = picture.draw(), picture.values
         titled = [axes.get_title() for axes in figure.axes if axes.get_title()]
         if values[0].is_map:
             assert [shown.title for shown in values] == titled, key
         else:
             assert len(values) == 1
             assert len(values[0].columns) == len(figure.axes[0].get_legend().get_texts())
-    assert [shown.title for shown in compared(runs, "residual-erasure-1")] == ["one", "three"]
+    assert [shown.title for shown in found["residual-erasure-1"].values] == ["one", "three"]
 
 
 def test_curves_of_other_depths_have_a_table_only():
     runs = {"small": RESULTS, "large": synthetic_results(n_layers=9)}
-    (values,) = compared(runs, "logit-lens-kl")
+    (values,) = compared_pictures(runs)["logit-lens-kl"].values
     assert values.matrix.shape == (10, 2)
     assert not values.hover
-    assert "<td>—</td>" in tables([values])
+    assert any("—" in row for row in values.table.rows)

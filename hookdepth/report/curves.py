@@ -1,0 +1,193 @@
+"""Kinds of figures whose values are curves over layers: bars and lines, with means, thresholds and marked layers.
+
+Bars("kl", "Where the divergence falls …", label="KL divergence (nats)", mark=first_below_share)
+Lines("norm.*", "The residual stream grows …", label="Mean norm", log=True)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from hookdepth.errors import HookdepthError
+from hookdepth.report.hover import curves
+from hookdepth.report.kind import Assignment, Declaration, Drawing, Kind, Panel
+from hookdepth.report.patterns import SERIES_NAMES, assignments, axes_of, fill, series
+from hookdepth.report.scale import axis_end, finite_of, not_finite
+from hookdepth.results import Result
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Curves(Kind):
+    """What bars and lines have in common: see `Bars` and `Lines`.
+
+    Bars(("kl", "kl_tuned"), "How far …", label="KL divergence (nats)", labels={"kl_tuned": "tuned lens"})
+
+    Attributes:
+        axis: what the places along it are: "Layer skipped".
+        labels: names of the curves, by what `*` stands for or by tensor.
+        signed: zero is a line of its own, and white over training time.
+        limit, grow_to: where the axis ends; higher where the largest value is at most `grow_to`, else what is
+            larger is marked and written out. None for the largest value.
+        mean: also the mean of the curves, which then is what runs are compared by.
+        compared: which curve runs are compared by, where there are several; "layer", or the first, if it is not said.
+        threshold, threshold_label: a dotted line, at a value or at what a function makes of the curve.
+        mark, mark_label: curve → a layer that is marked, or None where there is none.
+        grey_last: the last place is what it is by construction.
+        log: a logarithmic axis.
+        also: patterns of tensors that are in the table only → their names there: {"max.*": "largest {}"}.
+        over_training: the label of its panel over training time; empty for `label`, None for no panel.
+    """
+
+    axis: str = "Layer"
+    labels: Mapping[str, str] = field(default_factory=dict)
+    signed: bool = False
+    limit: float | None = None
+    grow_to: float | None = None
+    mean: bool = False
+    compared: str = ""
+    threshold: float | Callable[[Tensor], float] | None = None
+    threshold_label: str = "threshold"
+    mark: Callable[[Tensor], int | None] | None = None
+    mark_label: str = "effective depth"
+    grey_last: bool = False
+    log: bool = False
+    also: Mapping[str, str] = field(default_factory=dict)
+    over_training: str | None = ""
+    bars: ClassVar[bool] = True
+
+    def drawing(self, result: Result, declaration: Declaration, values: Assignment) -> Drawing:
+        """All curves of one result on one axis: kind.drawing(result, declaration, {"part": "layer"})."""
+        own = self.curves_of(result, values)
+        columns = {self.label_of(name, own): curve for name, curve in own.items()}
+        if self.mean:
+            columns["mean"] = self.compared_curve(own)
+        for pattern, words in self.also.items():
+            for name, tensor in series(fill(pattern, values), result.tensors).items():
+                columns[words.format(self.label_of(name, own))] = result.tensors[tensor]
+        said = [self.beyond(own), not_finite(list(own.values()))]
+        points = self._points(declaration, result, values)
+        draw = partial(self._draw, own, values, points)
+        return Drawing([curves(self.axis.lower(), columns)], "; ".join(filter(None, said)), draw)
+
+    def together(self, results: Mapping[str, Result], declaration: Declaration, values: Assignment) -> Drawing:
+        """One curve a run, over relative depth where depths differ: kind.together(results, declaration, {})."""
+        own = {label: self.compared_curve(self.curves_of(result, values)) for label, result in results.items()}
+        same = len({len(curve) for curve in own.values()}) == 1  # else layers do not lie above each other
+        any_one = next(iter(results.values()))
+        points = self._points(declaration, any_one, values)
+        said = [self.beyond(own), not_finite(list(own.values()))]
+        draw = partial(self._draw_together, own, self._which(any_one, values), points)
+        return Drawing([curves(self.axis.lower(), own, hover=same)], "; ".join(filter(None, said)), draw)
+
+    def panel(self, history: Mapping[int, Result], declaration: Declaration) -> Panel | None:
+        """The compared curve at every step, of the first part that is there: kind.panel({0: result}, declaration)."""
+        names = [name for result in history.values() for name in result.tensors]
+        found = assignments(self.patterns[0], names)
+        if not found or self.over_training is None:
+            return None
+        own = {step: self.curves_of(result, found[0]) for step, result in history.items()}
+        steps = {step: self.compared_curve(some) for step, some in own.items() if some}
+        first = next(iter(steps))
+        missing = torch.full_like(steps[first], torch.nan)
+        shown = {step: steps.get(step, missing) for step in history}
+        rows = "Before layer" if self._points(declaration, history[first], found[0]) else self.axis
+        end = None if self.limit is None else self.axis_end
+        return Panel(self.over_training or self.label, rows, shown, self.signed, end)
+
+    def curves_of(self, result: Result, values: Assignment) -> dict[str, Tensor]:
+        """What `*` stands for, or a tensor's name → the curve: Bars("kl", "…").curves_of(result, {})   # {"kl": …}"""
+        found = {}
+        for key, name in self._named(result, values).items():
+            tensor = result.tensors[name]
+            if tensor.ndim != 1 or 0 in tensor.shape:
+                kind, shape = type(self).__name__, list(tensor.shape)
+                raise HookdepthError(
+                    f"{result.analysis}: {kind} show one axis, and {name!r} has the shape {shape}",
+                    "declare another kind of figure for it",
+                )
+            found[key] = tensor
+        return found
+
+    def compared_curve(self, own: Mapping[str, Tensor]) -> Tensor:
+        """The curve that stands for all of them: their mean, or one: kind.compared_curve({"kl": kl})."""
+        if self.mean:
+            return torch.stack([curve.double() for curve in own.values()]).mean(0)
+        return own[self._chosen(own)]
+
+    def axis_end(self, largest: float) -> float:
+        """Where an axis with a limit ends: Bars("x", "…", limit=1.5, grow_to=3.0).axis_end(2.0)   # 2.1"""
+        assert self.limit is not None
+        return axis_end(largest, self.limit, self.grow_to or self.limit)
+
+    def beyond(self, own: Mapping[str, Tensor]) -> str:
+        """What lies beyond the end of the axis, in words: Bars("x", "…").beyond({"x": curve})   # ''"""
+        if self.limit is None:
+            return ""
+        finite = torch.cat([finite_of(curve) for curve in own.values()])
+        end = self.axis_end(finite.max().item()) if finite.numel() else self.limit
+        count = int((finite > end).sum())
+        return f"{count} of {len(finite)} values beyond the axis: up to {finite.max().item():.3g}" if count else ""
+
+    def label_of(self, name: str, own: Mapping[str, Tensor]) -> str:
+        """The name of a curve: Lines("norm.*", "…").label_of("mlp", own)   # 'MLP'"""
+        if name in self.labels:
+            return self.labels[name]
+        if len(own) == 1 and self.label:
+            return self.label.replace("\n", " ")
+        return SERIES_NAMES.get(name, name.replace("_", " "))
+
+    def _chosen(self, own: Mapping[str, object]) -> str:
+        return next((name for name in (self.compared, "layer") if name in own), next(iter(own)))
+
+    def _which(self, result: Result, values: Assignment) -> str:
+        """Label of the axis on which runs are compared: with the curve, where there are several."""
+        own = self.curves_of(result, values)
+        if len(own) == 1:
+            return self.label
+        return f"{self.label}\n({'mean' if self.mean else self.label_of(self._chosen(own), own)})"
+
+    def _named(self, result: Result, values: Assignment) -> dict[str, str]:
+        patterns = [fill(pattern, values) for pattern in self.patterns]
+        return {key: name for one in patterns for key, name in series(one, result.tensors).items()}
+
+    def _points(self, declaration: Declaration, result: Result, values: Assignment) -> bool:
+        """Whether places are between layers (what goes into layer l, L for the final residual), as the axes say."""
+        named = self._named(result, values)
+        return axes_of(declaration.tensors, named[self._chosen(named)]) == ["point"]
+
+    def _draw(self, own: Mapping[str, Tensor], values: Assignment, points: bool) -> Figure:
+        from hookdepth.report.drawing.layers import curves_figure
+
+        return curves_figure(self, own, values.get("part", ""), points)
+
+    def _draw_together(self, own: Mapping[str, Tensor], label: str, points: bool) -> Figure:
+        from hookdepth.report.drawing.layers import runs_figure
+
+        return runs_figure(self, own, label, points)
+
+
+@dataclass(frozen=True)
+class Bars(Curves):
+    """A bar a layer; of several curves, smaller bars in front of larger ones (the seed notebook's Fig. 2).
+
+    Bars("{part}.output", "How far the prediction moves when a layer is skipped.", label="Output change norm")
+    """
+
+
+@dataclass(frozen=True)
+class Lines(Curves):
+    """A line a curve, over layers.
+
+    Lines("norm.*", "The residual stream grows …", label="Mean norm", log=True)
+    """
+
+    bars: ClassVar[bool] = False

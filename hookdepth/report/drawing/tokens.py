@@ -1,0 +1,139 @@
+"""Drawing maps of layer against token, with tokens written out, of one run or several.
+
+    token_figure(torch.rand(4, 3), {"tokens": ["a", "b", "c"], "answer_positions": [2]}, Scale(0.0, 1.0))
+
+Layers go upward. Tokens of the answer are in bold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from hookdepth.report.drawing.style import (
+    BLACK,
+    GREY,
+    RED,
+    boxed,
+    colour_bar,
+    colour_map,
+    layer_axis,
+    literal,
+    new_figure,
+    printable,
+    short,
+    styled,
+)
+from hookdepth.report.scale import Scale
+
+LONGEST_TOKEN = 14
+_READABLE = str.maketrans({" ": "_", "Ġ": "_", "▁": "_", "Ċ": "\n"})
+_BEGIN = ("<|begin_of_text|>", "<|endoftext|>", "<|im_start|>", "<s>", "<bos>", "[CLS]")
+
+
+def token_label(token: str) -> str:
+    """A token as a tick label: spaces as underscores, special first tokens BOS, long ones cut, what has no glyph a box.
+
+    token_label(" Yoko")   # "_Yoko"
+    """
+    if token in _BEGIN:
+        return "BOS"
+    text = printable(token.translate(_READABLE))
+    return text if len(text) <= LONGEST_TOKEN else f"{text[: LONGEST_TOKEN - 1]}…"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The strip beside a map: Rows(error, converged, 0.01, "Relative\nerror", "not\nconverged").
+
+    Attributes:
+        values: [row], on a logarithmic axis.
+        good: 1 in good rows, 0 in those that get a cross; None where all are good.
+        tolerance: where the dotted line is.
+        label, bad: under the axis; over it, where there are crosses.
+    """
+
+    values: Tensor
+    good: Tensor | None
+    tolerance: float
+    label: str
+    bad: str
+
+
+@styled
+def token_figure(values: Tensor, probe: Mapping[str, Any], scale: Scale, rows: Rows | None = None) -> Figure:
+    """A map of layer against token, with a strip beside it where there is one: token_figure(effect, probe, scale)."""
+    width, height = tokens_size(values)
+    figure = new_figure(width + (1.5 if rows else 0), height)
+    ratios = [width - 0.6, 1.0] if rows else [1.0]
+    grid = figure.subplots(1, len(ratios), sharey=True, squeeze=False, width_ratios=ratios)
+    image = draw_tokens(grid[0, 0], values, probe, scale)
+    if rows:
+        _draw_rows(grid[0, 1], rows)
+    colour_bar(figure, image, list(grid[0]), scale, [values], fraction=0.04 if rows else 0.05, pad=0.02)
+    return figure
+
+
+@styled
+def tokens_figure(maps: Mapping[str, tuple[Tensor, Mapping[str, Any]]], scale: Scale) -> Figure:
+    """Maps of several runs below each other, under their names: tokens_figure({"small": (effect, probe)}, scale)."""
+    sizes = [tokens_size(values) for values, _ in maps.values()]
+    heights = [min(height, 4.5) for _, height in sizes]
+    figure = new_figure(max(width for width, _ in sizes), sum(heights))
+    grid = figure.subplots(len(maps), 1, squeeze=False, height_ratios=heights)
+    for axes, (label, (values, probe)) in zip(grid.flat, maps.items(), strict=True):
+        image = draw_tokens(axes, values, probe, scale)
+        axes.set_title(short(printable(label)), fontsize=9, parse_math=False)
+    shown = [values for values, _ in maps.values()]
+    colour_bar(figure, image, list(grid.flat), scale, shown, aspect=40, fraction=0.05, pad=0.02)
+    return figure
+
+
+def _draw_rows(axes: Axes, rows: Rows) -> None:
+    values, layers = rows.values.numpy(), np.arange(len(rows.values))
+    good = np.ones(len(values), bool) if rows.good is None else rows.good.numpy() > 0.5
+    low = rows.tolerance / 100
+    shown = np.clip(values, low, None)
+    axes.set_xscale("log")
+    axes.set_xlim(low / 1.5, max(1.0, float(np.nanmax(shown, initial=0.0))) * 2)
+    axes.axvline(rows.tolerance, color=BLACK, linestyle=":", linewidth=1)
+    axes.plot(shown[good], layers[good], "o", color=GREY, markersize=3)
+    axes.plot(shown[~good], layers[~good], "X", color=RED, markersize=6, markeredgewidth=0)
+    axes.set_xlabel(rows.label, fontsize=8)
+    axes.tick_params(axis="x", labelsize=7)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    if not good.all():
+        axes.set_title(f"✖ {rows.bad}: {int((~good).sum())}", color=RED, fontsize=8)
+
+
+def draw_tokens(axes: Axes, shown: Tensor, probe: Mapping[str, Any], scale: Scale) -> Any:
+    """A heat map with layers upward and tokens as ticks: draw_tokens(axes, effect, probe, scale)."""
+    colours = colour_map("RdBu_r" if scale.signed else "viridis")
+    values = np.ma.masked_invalid(shown.numpy())
+    drawn = axes.imshow(values, aspect="auto", origin="lower", vmin=scale.low, vmax=scale.high, cmap=colours)
+    boxed(axes)
+    layer_axis(axes.yaxis, len(shown))
+    n_tokens = shown.shape[1]
+    tokens = [token_label(token) for token in probe.get("tokens") or map(str, range(n_tokens))]
+    axes.set_xticks(range(n_tokens), (tokens + [""] * n_tokens)[:n_tokens])
+    answer = set(probe.get("answer_positions") or ())
+    texts = axes.get_xticklabels()
+    literal(texts)
+    for position, text in enumerate(texts):
+        text.set(rotation=45, ha="right", rotation_mode="anchor", fontsize=8 if n_tokens <= 40 else 7)
+        text.set_fontweight("bold" if position in answer else "normal")
+    return drawn
+
+
+def tokens_size(values: Tensor) -> tuple[float, float]:
+    """Width and height in inches at which every token can be read: tokens_size(torch.zeros(31, 20))."""
+    rows, columns = values.shape
+    per_token = 0.24 if columns <= 24 else 0.17
+    return max(4.4, 1.6 + per_token * columns), min(max(3.2, 1.0 + 0.14 * rows), 8.0)

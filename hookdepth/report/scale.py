@@ -1,0 +1,100 @@
+"""Where colours and axes end, and what is said about the values beyond.
+
+    scale = Scale.of(effect, label="Relative change", limits=(0.0, 1.0))
+    scale.clipped([effect])     # "1 of 25 values lies beyond the colours, which end at 1; the largest is 118"
+
+No drawing here, so that figures can be declared without matplotlib.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The colours of a map: Scale(0.0, 1.0, "Relative change").
+
+    Attributes:
+        low, high: values of the first and the last colour.
+        label: beside the colour bar.
+        signed: zero is white, and both sides are of the same length.
+    """
+
+    low: float
+    high: float
+    label: str = ""
+    signed: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        values: Tensor,
+        label: str = "",
+        signed: bool | None = None,
+        limits: tuple[float, float] | None = None,
+        without_first: bool = False,
+    ) -> Scale:
+        """The scale of a map: between limits, or as far as its finite values go.
+
+            Scale.of(torch.tensor([[0.5, -2.0]])).low   # -2.0
+
+        Args:
+            signed: None for whatever the values are.
+            without_first: the first column, whose values can dwarf all others, does not count.
+        """
+        finite = finite_of(values[:, 1:] if without_first else values)
+        most = finite.abs().max().item() if finite.numel() else 0.0
+        if signed is None:
+            signed = bool(finite.numel()) and finite.min().item() < -1e-6 * most
+        low, high = limits or ((-most if signed else 0.0), most)
+        return cls(low, high, label, signed) if low < high else cls(-1.0 if signed else 0.0, 1.0, label, signed)
+
+    def widest(self, other: Scale) -> Scale:
+        """A scale that holds both: Scale(0, 1).widest(Scale(0, 3)).high   # 3"""
+        return Scale(min(self.low, other.low), max(self.high, other.high), self.label, self.signed or other.signed)
+
+    def beyond(self, values: Tensor) -> Tensor:
+        """The finite values that have no colour of their own: Scale(0, 1).beyond(torch.tensor([2.0, 0.5]))"""
+        finite = finite_of(values)
+        slack = 1e-6 * (self.high - self.low)
+        return finite[(finite > self.high + slack) | (finite < self.low - slack)]
+
+    def clipped(self, maps: Sequence[Tensor]) -> str:
+        """What is beyond the colours, in words; nothing where nothing is.
+
+        Scale(0.0, 1.0).clipped([torch.tensor([2.0, 0.5])])
+        """
+        beyond = torch.cat([self.beyond(values) for values in maps])
+        if not beyond.numel():
+            return ""
+        furthest = beyond[beyond.abs().argmax()].item()
+        ends = f"{self.low:.3g} and {self.high:.3g}" if self.low else f"{self.high:.3g}"
+        total = sum(values.numel() for values in maps)
+        return f"{beyond.numel()} of {total} values beyond the colours, which end at {ends}: up to {furthest:.3g}"
+
+
+def finite_of(values: Tensor) -> Tensor:
+    """The finite values, flat: finite_of(torch.tensor([1.0, float("nan")]))   # [1]"""
+    return values[torch.isfinite(values)].double()
+
+
+def axis_end(largest: float, limit: float, grow_to: float) -> float:
+    """Where an axis ends that should end at `limit`: higher where the largest value is at most `grow_to`.
+
+    axis_end(16.9, 1.5, 3.0)   # 1.5: what is larger is clipped rather than flattening all others
+    """
+    return limit if largest <= limit or largest > grow_to else 1.05 * largest
+
+
+def not_finite(maps: Sequence[Tensor]) -> str:
+    """How many values cannot be drawn, in words; nothing where all can.
+
+    not_finite([torch.tensor([1.0, float("nan")])])   # "1 value is not finite"
+    """
+    count = sum(int((~torch.isfinite(values)).sum()) for values in maps)
+    return f"{count} value{'' if count == 1 else 's'} {'is' if count == 1 else 'are'} not finite" if count else ""

@@ -1,0 +1,44 @@
+"""The pages of a run, or of several: results are loaded and checked, declarations looked up, and the report written.
+
+report("out/demo")                              # out/demo/report.html
+comparison(["out/small", "out/large"], "both")  # both/compare.html
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from hookdepth.analyses.contract import load_folder
+from hookdepth.analyses.registry import declared, known
+from hookdepth.errors import HookdepthError
+from hookdepth.report.compare import write_comparison
+from hookdepth.report.page import write_report
+from hookdepth.results import read_log
+
+
+def report(folder: str | os.PathLike[str]) -> Path:
+    """Figures (PNG and SVG), `summary.json` and `report.html` from every result in a folder; the page's path.
+
+        report("out/demo")
+
+    Raises:
+        HookdepthError: no such folder, no result in it, a file that is not one, or it cannot be written to.
+    """
+    ours = [kind() for kind in known().values()]
+    return write_report(folder, load_folder(folder), declared, ours, read_log(folder))
+
+
+def comparison(folders: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) -> Path:
+    """`compare.html` and its figures in `out`, from the results of several runs; the page's path.
+
+        comparison(["out/small", "out/large"], "both")
+
+    Raises:
+        HookdepthError: as `report`, or no folder given.
+    """
+    if not folders:
+        raise HookdepthError("no folder to compare", "give the --out folders of two or more runs")
+    ours = [kind() for kind in known().values()]
+    return write_comparison(folders, [load_folder(folder) for folder in folders], out, declared, ours)

@@ -1,0 +1,74 @@
+"""With how many threads the analyses of a run are computed.
+
+    threads_of([("skip-current", "skip-future")], Path("out"), Path("out/.chunks"))     # {"skip-current": 2, …}
+
+A matrix product on a CPU is summed in another order with every number of threads, and a launcher of several
+processes gives each of them one. So the first process decides when a run begins, for all of them; a run that goes
+on, and a result that is there, keep the number that they were begun with.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hookdepth.analyses.contract import check_contents
+from hookdepth.errors import HookdepthError, environment_number
+from hookdepth.results import SUFFIX, Result
+from hookdepth.runs.store import stored_identities
+
+_MOST = 4096  # that any machine has
+
+
+def threads_of(groups: Iterable[Sequence[str]], out: Path, chunks: Path, fresh: bool = False) -> dict[str, int]:
+    """Analysis → number of threads.
+
+        threads_of([("logit-lens",)], Path("out"), Path("out/.chunks"))["logit-lens"]
+
+    Args:
+        groups: analyses that may share passes: those that are not done have one number.
+        out, chunks: where results and chunks of a run that was stopped lie.
+        fresh: whatever lies there is thrown away.
+    """
+    found: dict[str, int] = {}
+    own = _own()
+    for group in groups:
+        stopped = [number for name in group if (number := _of_chunks(chunks, name))]
+        rest = stopped[0] if stopped else own
+        found |= {name: own if fresh else _of_result(out / f"{name}{SUFFIX}") or rest for name in group}
+    return found
+
+
+def _own() -> int:
+    """This process's number; among several, which their launcher may have given one thread each, that of one alone."""
+    several = environment_number("WORLD_SIZE", 1, 1) > 1
+    if not several or os.environ.get("OMP_NUM_THREADS") != "1":
+        return torch.get_num_threads()
+    alone = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+    ask = [sys.executable, "-c", "import torch; print(torch.get_num_threads())"]
+    return int(subprocess.run(ask, env=alone, capture_output=True, text=True, check=True).stdout)
+
+
+def _of_result(path: Path) -> int | None:
+    try:
+        result = Result.load(path)
+        check_contents(result, path)
+    except HookdepthError:  # there is none, or one that the run itself will speak of
+        return None
+    return _in(result.metadata)
+
+
+def _of_chunks(folder: Path, name: str) -> int | None:
+    return next((number for number in map(_in, stored_identities(folder, name)) if number), None)
+
+
+def _in(identity: Mapping[str, Any]) -> int | None:
+    rounding = identity.get("rounding")
+    threads = rounding.get("threads") if isinstance(rounding, dict) else None
+    return threads if isinstance(threads, int) and 1 <= threads <= _MOST else None
