@@ -3,7 +3,7 @@
 import pytest
 import torch
 from hypothesis import given, settings
-from test_planning import problems
+from problems import problems
 from tiny_models import prompts, tiny_model
 
 import hookdepth

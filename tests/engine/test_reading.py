@@ -3,7 +3,7 @@
 import naive
 import pytest
 import torch
-from test_branching import hooks_of
+from hooks import hooks_of
 from tiny_models import prompts, tiny_model
 
 import hookdepth

@@ -12,6 +12,7 @@ import naive
 import pytest
 import torch
 from accelerate import dispatch_model
+from hooks import hooks_of
 from tiny_models import prompts, tiny_model
 
 import hookdepth
@@ -576,24 +577,6 @@ def test_what_does_not_fit_is_refused_before_anything_runs(monkeypatch, llama, i
 
 
 # What a run leaves behind: nothing.
-
-TABLES = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-)
-
-
-def hooks_of(hf):
-    return {
-        (name, table): [(key, id(hook)) for key, hook in getattr(module, table).items()]
-        for name, module in hf.named_modules()
-        for table in TABLES
-    }
 
 
 @pytest.fixture
