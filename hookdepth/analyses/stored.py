@@ -57,7 +57,7 @@ def read(data: Any) -> Analysis:
     try:
         made = [getattr(figures, one["kind"]) for one in data["figures"] if one["kind"] in _KINDS]
         given = [{key: _whole(value) for key, value in one.items() if key != "kind"} for one in data["figures"]]
-        own = {name: str(data[name]) for name in _TEXTS}
+        own: dict[str, Any] = {name: str(data[name]) for name in _TEXTS}
         own |= {
             "order": float(data["order"]),
             "tensors": {str(key): str(axes) for key, axes in data["tensors"].items()},
