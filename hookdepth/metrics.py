@@ -78,8 +78,8 @@ REDUCTIONS = ("max", "min", "mean", "sum")
 
 
 def masked_reduce(
-    values: Float[Tensor, "r t"], mask: Bool[Tensor, "r t"], how: str, zeros: Int[Tensor, " r"] | None = None
-) -> Float[Tensor, " r"]:
+    values: Float[Tensor, "*more r t"], mask: Bool[Tensor, "r t"], how: str, zeros: Int[Tensor, " r"] | None = None
+) -> Float[Tensor, "*more r"]:
     """Reduce over the tokens that the mask selects, and over no others; NaN where it selects none.
 
         masked_reduce(effect, measured, "max")   # [row]
@@ -95,7 +95,7 @@ def masked_reduce(
     """
     choose("reduction", how, REDUCTIONS)
     if not values.shape[-1]:
-        values, mask = values.new_zeros(values.shape[0], 1), mask.new_zeros(values.shape[0], 1)
+        values, mask = values.new_zeros(*values.shape[:-1], 1), mask.new_zeros(mask.shape[0], 1)
     left_out = ~mask
     empty = left_out.all(-1)
     if how in ("max", "min"):

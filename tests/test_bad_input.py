@@ -18,10 +18,11 @@ from tiny_tokenizer import tiny_tokenizer
 
 import hookdepth
 from hookdepth import Branch, LayerEffect, Patch, Skip, results, run_branches
+from hookdepth.analyses.contract import load_folder
 from hookdepth.cli import main
 from hookdepth.errors import HookdepthError
 from hookdepth.model import hub
-from hookdepth.report import style as plots_base
+from hookdepth.report.drawing import style as plots_base
 from hookdepth.results import Result
 
 
@@ -284,15 +285,26 @@ def test_results(here, capfd, case, command):
     assert content(here) == before
 
 
-@pytest.mark.parametrize("case", ["truncated", "foreign", "old schema", "a tensor is missing", "text"])
-def test_a_run_does_not_replace_or_build_on_a_spoilt_result(here, capfd, case):
+@pytest.mark.parametrize("case", ["foreign", "old schema"])
+def test_a_run_does_not_replace_or_build_on_what_is_not_its_own(here, capfd, case):
     RESULTS[case][0](here / "out" / "logit-lens.safetensors")
     before = content(here)
     refused(run(here), 2, RESULTS[case][1], capfd)
-    refused(run(here, analyses="skip-current"), 2, "", capfd) if case != "a tensor is missing" else None
+    refused(run(here, analyses="skip-current"), 2, "", capfd)
     assert content(here) == before
-    if case == "truncated":
-        assert main(run(here, "--overwrite")) == 0
+
+
+@pytest.mark.parametrize("case", ["truncated", "a flipped bit", "no digest", "a tensor is missing", "text"])
+def test_a_run_measures_a_spoilt_result_of_its_own_again(here, capfd, case):
+    path = here / "mine" / "logit-lens.safetensors"
+    assert main(run(here, out="mine")) == 0
+    whole = path.read_bytes()
+    capfd.readouterr()
+    RESULTS[case][0](path)
+    assert main(run(here, out="mine")) == 0
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if "measured again" in line]
+    assert RESULTS[case][1] in line
+    assert path.read_bytes() == whole
 
 
 def test_a_result_under_another_name(here, capfd):
@@ -534,7 +546,7 @@ def test_what_a_result_says_of_its_data_set_is_the_same_for_every_limit(here):
     digests = set()
     for limit in (2, 12):
         assert main(run(here, "--limit", limit, dataset="many.txt", analyses="residual-stats", out=f"o{limit}")) == 0
-        digests.add(results.load_folder(f"o{limit}")["residual-stats"].metadata["data"]["prompts_sha256"])
+        digests.add(load_folder(f"o{limit}")["residual-stats"].metadata["data"]["prompts_sha256"])
     assert len(digests) == 1
 
 

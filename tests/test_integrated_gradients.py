@@ -10,6 +10,7 @@ from hookdepth import HookdepthError
 from hookdepth.analyses import Inputs, Settings, Subject, chosen, groups_of
 from hookdepth.analyses.gradients import Path, attribute, check_gradients
 from hookdepth.data import DEFAULT_PROBES, Probe, make_probe
+from hookdepth.engine import gradients
 
 PARTS = ("layer", "attn", "mlp")
 
@@ -105,21 +106,25 @@ def test_out_of_memory_halves_and_gives_the_same(monkeypatch):
     model, probe = hookdepth.wrap(hf), probe_of(ids, [12, 13])
     settings = Settings(ig_method="riemann", ig_steps=16)
     whole = attribute(Path(model, probe, "layer"), settings)
-    original, sizes = Path.value_and_gradient, []
+    original, sizes = gradients.run_top, []
 
-    def short_of_memory(self, points):
-        sizes.append(len(points))
-        if len(points) > limit:
+    def short_of_memory(model, prompts, branches, plan, top, measurements):
+        sizes.append(len(top.rows))
+        if len(top.rows) > limit:
             raise torch.OutOfMemoryError("out of memory")
-        return original(self, points)
+        return original(model, prompts, branches, plan, top, measurements)
 
-    monkeypatch.setattr(Path, "value_and_gradient", short_of_memory)
+    monkeypatch.setattr(gradients, "run_top", short_of_memory)
     limit = 10
-    halved = attribute(Path(model, probe, "layer"), settings)
+    path = Path(model, probe, "layer")
+    halved = attribute(path, settings)
     assert max(sizes) > limit, "nothing ran out of memory"
     agree(halved["attribution"], whole["attribution"], 1e-5)
+    sizes.clear()
+    attribute(path, settings)
+    assert 1 < max(sizes) <= limit, "a path remembers what fits"
     limit = 0
-    with pytest.raises(HookdepthError, match="not even one node"):
+    with pytest.raises(HookdepthError, match=r"not even one branch .* fits into memory with its gradients"):
         attribute(Path(model, probe, "layer"), settings)
 
 

@@ -59,8 +59,8 @@ def test_custom():
 def test_layer_effect_compares_every_row_with_its_own_trunk(clean):
     pre, post = torch.zeros(4, 2, 3), torch.zeros(4, 2, 3)
     post[:, :, 0] = torch.tensor([[1.0, 1.0], [4.0, 4.0], [1.0, 3.0], [4.0, 6.0]])
-    n_clean = 1 if clean is None else 2
-    view = LayerView(0, pre, post, None if clean is None else torch.tensor(clean), n_clean)
+    runs = slice(0, 1 if clean is None else 2)
+    view = LayerView(0, pre, post, None if clean is None else torch.tensor(clean), runs)
     expected = [[0, 0], [3, 3], [0, 2], [3, 5]] if clean is None else [[0, 0], [0, 0], [0, 2], [0, 0.5]]
     assert LayerEffect().values(view).tolist() == expected
 
@@ -110,5 +110,5 @@ def test_many_rows_go_in_blocks_and_give_the_same():
     change = post - pre
     for row, own in ((None, change[:1]), (torch.tensor([0, 1, 0, 1, 1, 0, 0, 1, 1]), None)):
         clean = change[row] if own is None else own
-        values = LayerEffect().values(LayerView(0, pre, post, row, 1 if row is None else 2))
+        values = LayerEffect().values(LayerView(0, pre, post, row, slice(0, 1 if row is None else 2)))
         torch.testing.assert_close(values, metrics.relative_change(clean, change))

@@ -344,6 +344,7 @@ def problems(draw):
         "pack_row_tokens": draw(st.sampled_from([0, 200, 4096])),
         "pass_cost": draw(st.sampled_from([0, 1, 8, 64])),
         "changes_only": draw(st.booleans()),
+        "max_kept_tokens": draw(st.none() | st.integers(1, 2000)),
     }
     only = draw(st.none() | st.sets(st.sampled_from(range(len(branches))), min_size=1))
     return branches, lengths, n_layers, limits, only

@@ -4,15 +4,23 @@ import pytest
 import torch
 from hypothesis import given, settings
 from test_planning import problems
+from tiny_models import prompts, tiny_model
 
+import hookdepth
+from hookdepth.analyses import Settings
+from hookdepth.analyses.gradients import Path, attribute
+from hookdepth.data import Probe
 from hookdepth.engine.branches import Branch
-from hookdepth.engine.interventions import Identity, Patch, Skip
+from hookdepth.engine.interventions import Identity, Patch, Skip, Subtract
+from hookdepth.engine.measurements import LayerEffect, OutputEffect, TargetProbability
+from hookdepth.engine.passes import run_branches
 from hookdepth.engine.plan import CLEAN, CONTROL, family_of
 from hookdepth.engine.planner import make_plan
 from hookdepth.engine.rows import RowTable
 from hookdepth.model.decoder import SITES
 
 CPU = torch.device("cpu")
+GRADIENTS = Settings(ig_method="riemann", ig_steps=8)
 
 
 def table_of(pass_, branches, plan):
@@ -58,14 +66,15 @@ def test_rows_join_and_leave_where_their_branches_say(problem):
                 last = layer == n_layers - 1
                 going_on = [id_ for id_ in rows.outside if id_ in always or until[id_] > layer or last]
                 assert rows.staying == going_on
-                assert rows.ids.tolist() == rows.outside
+                assert rows.places.tolist() == places_of(table, rows.outside)
                 kept = rows.outside if rows.keep is None else [rows.outside[n] for n in rows.keep.tolist()]
                 assert kept == going_on
                 assert rows.outside[:n_clean] == list(range(n_clean)), "clean runs come first"
                 if n_clean > 1:
-                    assert rows.clean_row.tolist() == [table.slot[id_] for id_ in rows.outside]
+                    assert rows.slots.tolist() == [table.slot[id_] for id_ in rows.outside]
                 else:
-                    assert rows.clean_row is None
+                    assert rows.slots is None
+                assert rows.outside[rows.clean] == list(table.clean_ids)
                 assert len(rows.inside) <= plan.rows_of(pass_)
                 if pass_.prefix == "own":
                     check_own_prefix(pass_, table, parent, branches, layer)
@@ -75,6 +84,12 @@ def test_rows_join_and_leave_where_their_branches_say(problem):
                     ]
                     assert recorded == [(pass_.prompts[table.slot[id_]], CLEAN) for id_ in rows.attending]
             assert set(table.final) == always | {n for n, b in of.items() if b.until in (None, n_layers - 1)}
+
+
+def places_of(table, outside):
+    """Where each row of the pass is found at a layer's output, and where its clean run is."""
+    clean = [outside.index(table.clean_ids[slot]) for slot in table.slot]
+    return [[outside.index(id_) if id_ in outside else own for id_, own in enumerate(clean)], clean]
 
 
 def check_own_prefix(pass_, table, parent, branches, layer):
@@ -110,3 +125,36 @@ def test_sites_and_stages(site, stage):
     rows = table_of(plan.passes[0], branches, plan).layers[1]
     assert [rows.born_pre, rows.born_attn, rows.born_post][stage] == [2]
     assert len(rows.attending) == (3 if stage == 0 else 2)
+
+
+def shuffled(n_prompts, n_branches):
+    branches, controls = range(n_branches), range(n_branches, n_branches + n_prompts)
+    return range(controls.stop, controls.stop + n_prompts), controls, branches
+
+
+def everything(model, ids):
+    """All kinds of passes: two prompts in one, cuts, rows that leave early, contributions, targets."""
+    branches = [Branch((Skip(s, part),), prompt=p) for p in range(2) for s in range(4) for part in ("layer", "attn")]
+    branches += [Branch((Skip(s, "mlp"), Identity("resid_post", 4)), until=4) for s in range(4)]
+    shared = [Skip(s) for s in range(3)]
+    branches += [Branch((skip,), prompt=1, cut=cut) for skip in shared for cut in (3, 7)]
+    branches += [Branch((Subtract(1, 3),), prompt=p) for p in range(2)]
+    branches += [Branch((Patch("resid_pre", 2, torch.ones(64), [9]),), measured=[-2, -1])]
+    return run_branches(model, ids, branches, [LayerEffect(), OutputEffect(), TargetProbability()])
+
+
+def test_the_table_alone_knows_the_order_of_its_rows(monkeypatch):
+    """With other ids for clean runs, controls and branches, nothing else in the package notices."""
+    model, ids = hookdepth.wrap(tiny_model("llama-gqa")), prompts(2, (14, 11))
+    plain = everything(model, ids)
+    path = Path(model, Probe("", "", tuple(ids[0]), tuple(map(str, ids[0])), (11, 12)), "layer")
+    attribution = attribute(path, GRADIENTS)["attribution"]
+    monkeypatch.setattr(RowTable, "_layout", staticmethod(shuffled))
+    moved = everything(model, ids)
+    for name in ("layer", "output", "clean_layer", "clean_output"):
+        before, after = getattr(plain, name), getattr(moved, name)
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[key], after[key]) for key in before), name
+    assert moved.null_effect == plain.null_effect
+    path = Path(model, Probe("", "", tuple(ids[0]), tuple(map(str, ids[0])), (11, 12)), "layer")
+    assert torch.equal(attribute(path, GRADIENTS)["attribution"], attribution)

@@ -197,8 +197,9 @@ class Analysis:
         items = [self.tokens(subject, item) for item in self.items(subject)]
         return plain_work(subject.model, items) + Work(notes=(note,))
 
-    def sample(self, settings: Settings) -> Settings:
-        """Settings with which a dry run times it: of the same kinds of passes, but no more than a few."""
+    def sample(self, settings: Settings, times: int) -> Settings:
+        """Settings with which a dry run times it: of the same kinds of passes, but no more than a few. The larger
+        `times`, the more may be done; branches are there so many times anyway."""
         return settings
 
     def reduce(self, subject: Subject, items: Sequence[Tensors]) -> Tensors:

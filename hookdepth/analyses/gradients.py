@@ -29,24 +29,23 @@ from hookdepth.analyses.quadrature import AdaptivePath
 from hookdepth.analyses.settings import Settings
 from hookdepth.data import Probe
 from hookdepth.engine.branches import Branch
-from hookdepth.engine.interventions import Patch
+from hookdepth.engine.gradients import Derivatives, Given, differentiate
 from hookdepth.engine.measurements import TargetProbability
-from hookdepth.engine.memory import fits, memory_room
-from hookdepth.engine.passes import run_top
-from hookdepth.engine.planner import make_plan
+from hookdepth.engine.memory import Budget
+from hookdepth.engine.passes import plan_within
 from hookdepth.engine.reading import capture
 from hookdepth.engine.work import Work, plain_work, work_of_plan
-from hookdepth.errors import HookdepthError, NotFiniteError
+from hookdepth.errors import HookdepthError
 from hookdepth.model.decoder import Decoder
 from hookdepth.report.figures import Strip, TokenMap
 from hookdepth.results import Result
 
 METHODS = ("adaptive", "riemann", "gauss-legendre")
 _SITES = {"layer": "resid_post", "attn": "attn_out", "mlp": "mlp_out"}
+_WINDOW = 8192  # nodes that are planned together: 256 steps at all of 30 layers are 7,680
 NODES = 98
 """A layer's, of an adaptive path: the mean over layers, weighted by their work, on the demo model."""
 _CHECKED_STEPS = 8
-_MAX_ROWS = 128  # the logits of a pass's rows are kept for the backward pass
 
 Node = tuple[int, float]
 """(layer, position on the path)."""
@@ -151,9 +150,9 @@ class IntegratedGradients(Analysis):
         ]
         return sum(own, Work(notes=notes))
 
-    def sample(self, settings: Settings) -> Settings:
+    def sample(self, settings: Settings, times: int) -> Settings:
         """A few nodes a layer: how many an adaptive path through random weights would take says nothing."""
-        return replace(settings, ig_method="riemann", ig_steps=4)
+        return replace(settings, ig_method="riemann", ig_steps=4 * times)
 
     def measure(self, subject: Subject, item: int, on_pass: OnPass) -> Partial:
         """All layers of every part, for one probe."""
@@ -177,7 +176,9 @@ class Path:
         for (layer, alpha), f, gradient in path.evaluate([(0, 0.0), (0, 1.0), (3, 0.5)]): ...
 
     Attributes:
-        f_input: f(x), of the clean run.
+        activation: [L, T, d], what the paths end at, in float32; baseline: [L, d], what they start from: the prompt's
+            own token mean.
+        f_input: f(x), of the first pass's clean run.
         passes, null_effect, null_where: so far.
     """
 
@@ -189,101 +190,75 @@ class Path:
         max_rows: int | None = None,
         on_pass: Callable[[], object] = lambda: None,
     ) -> None:
-        self.model, self.probe, self.site = model, probe, _SITES[part]
-        self.on_pass = on_pass
-        self.max_rows = most_rows(max_rows)
+        self.model, self.probe, self.site, self.on_pass = model, probe, _SITES[part], on_pass
+        self.budget = Budget.of(model, max_rows, gradients=True)
         self.measured = [position - 1 for position in probe.answer_positions]
         self.f_input: float | None = None
         self.passes, self.null_effect = 0, 0.0
         self.null_where: str | None = None
         with model.evaluating(), capture(model, self.site) as acts:
             model.forward(torch.tensor([list(probe.token_ids)], device=model.device))
-        self.activation = [acts[self.site, layer][0].float() for layer in range(model.n_layers)]
-        self.layer_tokens = most_layer_tokens(model)
-
-    def baseline(self, layer: int) -> Float[Tensor, " width"]:
-        """The prompt's own token mean."""
-        return self.activation[layer].mean(0)
+            found = [acts[self.site, layer][0].float().to(model.device) for layer in range(model.n_layers)]
+            self.activation = torch.stack(found)
+            self.baseline = torch.stack([one.mean(0) for one in found])
 
     def evaluate(self, nodes: Iterable[Node]) -> Iterator[tuple[Node, float, Float[Tensor, " token"]]]:
-        """f and its derivative along the path, split over tokens, at each node; order as given.
+        """f and its derivative along the path, split over tokens, at each node; a layer's in the order as given.
 
-        Nodes are taken as passes need them and handed on as passes give them: there may be very many.
+        There may be very many, so they are taken some thousands at a time and handed on as passes give them.
         """
-        coming, pending = iter(nodes), list[Node]()
-        while True:
-            pending += islice(coming, max(0, self.max_rows - len(pending)))
-            if not pending:
-                return
-            yield from self._first(pending)
+        coming = iter(nodes)
+        while window := list(islice(coming, _WINDOW)):
+            yield from self._evaluate(window)
 
-    def _first(self, pending: list[Node]) -> list[tuple[Node, float, Tensor]]:
-        """Run as many nodes as a pass takes, and take them off the list."""
-        done: list[tuple[Node, float, Tensor]] = []
+    def _evaluate(self, nodes: Sequence[Node]) -> Iterator[tuple[Node, float, Tensor]]:
+        layers = torch.tensor([layer for layer, _ in nodes], device=self.model.device)
+        alphas = torch.tensor([alpha for _, alpha in nodes], dtype=torch.float64)
+        # One minus alpha in float64, as a sum over Python's numbers has it; then both are rounded.
+        shares = torch.stack([alphas, 1 - alphas]).float().to(self.model.device)[..., None, None]
 
-        def run() -> None:
-            chunk = self._chunk(pending)
-            done.extend(zip(chunk, *self._pass(chunk), strict=True))
-            del pending[: len(chunk)]
+        def ends(rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+            of_layer = layers[list(rows)]
+            return self.activation.index_select(0, of_layer), self.baseline.index_select(0, of_layer)[:, None]
 
-        while not fits(run):
-            if len(self._chunk(pending)) == 1:
-                raise HookdepthError(
-                    "not even one node of the path fits into memory with its gradients",
-                    "use a shorter probe, a smaller dtype or --device-map auto",
-                    1,
-                )
-            self.max_rows = len(self._chunk(pending)) // 2
-        return done
+        def points(rows: Sequence[int]) -> Tensor:
+            # The notebook's order of operations: at layer 0 of the demo model another rounding of the points alone
+            # moves a sum of 32 steps by 6e-4 of its largest entry. It also gives both ends exactly.
+            (x, mean), (to, rest) = ends(rows), shares[:, list(rows)]
+            return x * to + mean * rest
 
-    def _chunk(self, pending: Sequence[Node]) -> list[Node]:
-        layers = [layer for layer, _ in pending[: self.max_rows]]
-        return list(pending[: _how_many(layers, self.model.n_layers, max(self.measured) + 1, self.layer_tokens)])
+        def split(rows: Sequence[int], gradient: Tensor) -> Tensor:
+            x, mean = ends(rows)
+            return (gradient * (x - mean)).sum(-1)
 
-    def _pass(self, nodes: Sequence[Node]) -> tuple[list[float], list[Tensor]]:
-        # The notebook's order of operations: at layer 0 of the demo model another rounding of the points alone moves
-        # a sum of 32 steps by 6e-4 of its largest entry. It also gives both ends exactly.
-        ends = [(self.activation[layer], self.baseline(layer)) for layer, _ in nodes]
-        points = [
-            (layer, x * alpha + mean * (1 - alpha)) for (layer, alpha), (x, mean) in zip(nodes, ends, strict=True)
-        ]
-        f, gradients = self.value_and_gradient(points)
-        return f, [(g * (x - mean)).sum(-1).cpu() for g, (x, mean) in zip(gradients, ends, strict=True)]
+        for part in self._differentiate([layer for layer, _ in nodes], points, split):
+            yield from zip([nodes[row] for row in part.branches], part.values.tolist(), part.reduced, strict=True)
 
     def value_and_gradient(
-        self, points: Sequence[tuple[int, Float[Tensor, "token width"]]]
-    ) -> tuple[list[float], list[Float[Tensor, "token width"]]]:
-        """f, and its gradient in float32, with a layer's activation replaced: all points in one pass_."""
-        model = self.model
-        with model.evaluating(grad=True):
-            # Clones: what was computed in inference mode can never carry a gradient.
-            leaves = [value.detach().clone().requires_grad_() for _, value in points]
-            branches = [
-                Branch((Patch(self.site, layer, leaf),), measured=self.measured)
-                for (layer, _), leaf in zip(points, leaves, strict=True)
-            ]
-            prompts = [self.probe.token_ids]
-            plan = make_plan(branches, [len(self.probe.token_ids)], model.n_layers, max_row_tokens=1 << 40)
-            (result,) = run_top(model, prompts, branches, plan, plan.passes[0], [TargetProbability()])
-            f = result.output["target_probability"]  # clean run, null, branches as they joined
-            gradients = torch.autograd.grad(f[2:].sum(), leaves)
-        values = f.detach().float().cpu()
-        self._note(values)
-        rows = {row: n for n, row in enumerate(plan.passes[0].rows, start=2)}
-        return [values[rows[n]].item() for n in range(len(points))], [gradient.float() for gradient in gradients]
+        self, layer: int, points: Float[Tensor, "point token width"]
+    ) -> tuple[Float[Tensor, " point"], Float[Tensor, "point token width"]]:
+        """f, and its gradient in float32, with a layer's activation replaced by each of the points."""
+        parts = list(self._differentiate([layer] * len(points), lambda rows: points[list(rows)], lambda _, g: g))
+        order = torch.tensor([row for part in parts for row in part.branches]).argsort()
+        return torch.cat([part.values for part in parts])[order], torch.cat([part.reduced for part in parts])[order]
 
-    def _note(self, values: Tensor) -> None:
-        if not torch.isfinite(values).all():
-            raise NotFiniteError(
-                "integrated gradients met a non-finite probability", "use --dtype float32 or bfloat16", 1
-            )
-        self.passes += 1
-        if self.f_input is None:
-            self.f_input = values[0].item()
-        floor = abs(values[1] - values[0]).item()
-        if floor > self.null_effect:
-            self.null_effect, self.null_where = floor, f"f in pass {self.passes} of {len(values)} rows"
-        self.on_pass()
+    def _differentiate(
+        self,
+        layers: Sequence[int],
+        points: Callable[[Sequence[int]], Tensor],
+        reduce: Callable[[Sequence[int], Tensor], Tensor],
+    ) -> Iterator[Derivatives]:
+        branches = [Branch((Given(self.site, layer),), measured=self.measured) for layer in layers]
+        ids, what = list(self.probe.token_ids), TargetProbability()
+        for part in differentiate(
+            self.model, ids, branches, what, points, reduce, budget=self.budget, on_pass=self.on_pass
+        ):
+            self.passes += 1
+            if self.f_input is None:
+                self.f_input = part.clean[0].item()
+            if part.null_effect > self.null_effect:
+                self.null_effect, self.null_where = part.null_effect, part.null_where
+            yield part
 
 
 def attribute(path: Path, settings: Settings, layers: Sequence[int] | None = None) -> Tensors:
@@ -347,63 +322,23 @@ def _adaptive(path: Path, layers: list[int], tolerance: float, most_evaluations:
     )
 
 
-def _how_many(layers: Sequence[int], n_layers: int, tokens: int, most: int) -> int:
-    """How many nodes, of these layers in order, share a pass of at most so many layer-tokens; at least one."""
-    used = 0
-    for count, layer in enumerate(layers):
-        used += (n_layers - layer) * tokens
-        if count and used > most:
-            return count
-    return len(layers)
-
-
 def path_work(model: Decoder, probe: Probe, part: str, nodes: int, max_rows: int | None) -> Work:
     """What all layers of one `Path` take, each with as many nodes; an outline will do for the model.
 
     path_work(model, probe, "layer", 256, None).passes
     """
-    tokens = max(probe.answer_positions)
-    passes = []
     listed = [layer for layer in range(model.n_layers) for _ in range(nodes)]
-    while listed:
-        count = _how_many(listed[: most_rows(max_rows)], model.n_layers, tokens, most_layer_tokens(model))
-        passes.append(listed[:count])
-        del listed[:count]
+    calls = [listed[begin : begin + _WINDOW] for begin in range(0, len(listed), _WINDOW)]
     if model.describe()["quantization"] != "none":
-        passes += [[layer] * count for layer in _checked_layers(model) for count in (1, 2 * _CHECKED_STEPS)]
+        calls += [[layer] * count for layer in _checked_layers(model) for count in (1, 2 * _CHECKED_STEPS)]
+    measured, what = [position - 1 for position in probe.answer_positions], [TargetProbability()]
+    lengths, budget = [len(probe.token_ids)], Budget.of(model, max_rows, gradients=True)
     found = replace(plain_work(model, [probe.token_ids]), passes=0)
-    return sum((_pass_work(model, probe, _SITES[part], layers) for layers in passes), found)
-
-
-def _pass_work(model: Decoder, probe: Probe, site: str, layers: Sequence[int]) -> Work:
-    """One pass of nodes; gradients flow back through all its rows, to the lowest layer at which a node joins."""
-    measured, lengths = [position - 1 for position in probe.answer_positions], [len(probe.token_ids)]
-    branches = [Branch((Patch(site, layer, torch.zeros(1)),), measured=measured) for layer in layers]
-    plan = make_plan(branches, lengths, model.n_layers, max_row_tokens=1 << 40)
-    work = work_of_plan(model, plan, branches, lengths, [TargetProbability()])
-    tokens = max(probe.answer_positions)
-    below = min(span.first for span in plan.spans)
-    kept = sum(model.n_layers - layer for layer in layers) * tokens * kept_bytes(model)
-    return replace(work, backward=work.token_layers - 2 * below * tokens, bytes=kept)
-
-
-def most_rows(max_rows: int | None) -> int:
-    """Nodes that a pass may have beside clean run and null branch, of `max_rows` rows: most_rows(34) is 32."""
-    return min(max_rows - 2 if max_rows else _MAX_ROWS, _MAX_ROWS)
-
-
-def most_layer_tokens(model: Decoder) -> int:
-    """Tokens of nodes × layers that they run through, in a pass: the backward pass needs all their activations.
-
-    A third of the room: on a CPU more only falls out of its caches.
-    """
-    return max(1, memory_room(model) // (3 * kept_bytes(model)))
-
-
-def kept_bytes(model: Decoder) -> int:
-    """What autograd keeps of one token in one layer."""
-    inner = int(getattr(model.config, "intermediate_size", 4 * model.d_model))
-    return model.dtype.itemsize * (16 * model.d_model + 5 * inner)
+    for layers in calls:
+        branches = [Branch((Given(_SITES[part], layer),), measured=measured) for layer in layers]
+        plan = plan_within(model, branches, lengths, what, budget)
+        found += work_of_plan(model, plan, branches, lengths, what, gradients=True)
+    return found
 
 
 def default_tolerance(model: Decoder) -> float:
@@ -426,14 +361,14 @@ def check_gradients(path: Path) -> None:
     """
     for layer in _checked_layers(path.model):
         x = path.activation[layer]
-        _, (gradient,) = path.value_and_gradient([(layer, x)])
+        _, gradients = path.value_and_gradient(layer, x[None])
+        gradient = gradients[0].to(x.device)
         slope = gradient.norm().item()
         size = x.norm(dim=-1).median().item()
         steps = [size * 2.0**-k for k in range(1, _CHECKED_STEPS + 1)]
         direction = gradient / max(slope, 1e-30)
-        values, _ = path.value_and_gradient(
-            [(layer, x + sign * step * direction) for step in steps for sign in (1, -1)]
-        )
+        stepped = torch.stack([x + sign * step * direction for step in steps for sign in (1, -1)])
+        values = path.value_and_gradient(layer, stepped)[0].tolist()
         found = [(up - down) / (2 * step) for up, down, step in zip(values[::2], values[1::2], steps, strict=True)]
         if not any(0.8 * slope <= difference <= 1.25 * slope for difference in found):
             nearest = min(found, key=lambda difference: abs(difference - slope))

@@ -16,11 +16,12 @@ from torch import Tensor
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.interventions import Intervention
 from hookdepth.engine.measurements import LayerMeasurement, Measurement, OutputMeasurement
+from hookdepth.engine.plan import ROWS_PER_PROMPT
 from hookdepth.errors import HookdepthError, choose, shown, whole_number
 from hookdepth.metrics import REDUCTIONS
 from hookdepth.model.decoder import Decoder
 
-LEAST_ROWS = 3
+LEAST_ROWS = ROWS_PER_PROMPT + 1
 """Rows of the smallest pass: a clean run, its null branch and one branch."""
 
 

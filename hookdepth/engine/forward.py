@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -21,8 +21,9 @@ from torch import Tensor
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.interventions import Intervention
 from hookdepth.engine.kv_cache import KeysValues, PrefixCache
-from hookdepth.engine.measured import MeasuredTokens, checked, measured_tokens, only_read
-from hookdepth.engine.measurements import LayerMeasurement, LayerView, Measurement, OutputMeasurement, OutputView
+from hookdepth.engine.measured import checked, measured_tokens, only_read
+from hookdepth.engine.measurements import LayerMeasurement, LayerView, Measurement, OutputMeasurement
+from hookdepth.engine.output import measure_output
 from hookdepth.engine.rows import RowTable
 from hookdepth.engine.tokens import Where, locate
 from hookdepth.model.decoder import Decoder
@@ -45,10 +46,19 @@ class PassResult:
 
     table: RowTable
     layer: dict[str, Float[Tensor, "row layer"]]
-    output: dict[str, Float[Tensor, " row"]]
     clean_layer: dict[str, Float[Tensor, "row layer"]]
+    output: dict[str, Float[Tensor, " row"]]
     clean_output: dict[str, Float[Tensor, " row"]]
     recorded: dict[int, KeysValues] = field(default_factory=dict)
+
+    def of(self, name: str) -> tuple[Tensor, Tensor]:
+        """What a measurement gave, [row, …]: the rows' and their clean runs'."""
+        own, clean = (self.layer, self.clean_layer) if name in self.layer else (self.output, self.clean_output)
+        return own[name], clean[name]
+
+    def without_recorded(self) -> PassResult:
+        """The same, which holds on to no keys and values."""
+        return replace(self, recorded={})
 
 
 def run_pass(
@@ -86,15 +96,12 @@ def run_pass(
         hidden = model.forward(token_ids[:, pass_.start : pass_.stop], cache, token_ids.shape[1])
     outputs = [m for m in wanted if isinstance(m, OutputMeasurement)]
     elements = logit_elements or most_logits(model.device)
-    wanting = any(m.needs_target for m in outputs)
-    targeted = measured_tokens(table, branches, lengths, targets=True) if wanting else forward.measured
-    output = _measure_output(model, hidden, token_ids, table, forward.measured, targeted, outputs, elements)
-    own, clean = ([_half(twice, k) for twice in (forward.layer_results(), output)] for k in range(2))
-    return PassResult(table, own[0], own[1], clean[0], clean[1], cache.recorded)
+    output = measure_output(model, hidden, token_ids, table, branches, lengths, outputs, elements)
+    return PassResult(table, *_own_and_clean(forward.layer_results()), *_own_and_clean(output), cache.recorded)
 
 
-def _half(twice: dict[str, Tensor], which: int) -> dict[str, Tensor]:
-    return {name: both.chunk(2)[which] for name, both in twice.items()}
+def _own_and_clean(found: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    return {name: both[0] for name, both in found.items()}, {name: both[1] for name, both in found.items()}
 
 
 def _prefix(table: RowTable, parent: PassResult) -> Callable[[int], KeysValues]:
@@ -148,8 +155,7 @@ class _Pass:
     ) -> None:
         self.model, self.table, self.lengths, self.measurements = model, table, lengths, measurements
         self.measured = measured_tokens(table, branches, lengths)
-        self.measured_twice = self.measured.twice(model.device)
-        self.slots = torch.tensor(table.slot, device=model.device)
+        self.measured_here = self.measured.to(model.device)
         self.values: dict[str, list[Tensor]] = {m.name: [] for m in measurements}
         self.pre = self.attn = self.mlp = torch.empty(0)
         self.contributions: dict[int, Tensor] = {}
@@ -196,7 +202,7 @@ class _Pass:
         rows = self.table.layers[layer]
         edited = self._edit_rows(layer, "resid_pre", hidden, rows.inside)
         born = [self._born(layer, "resid_pre", hidden, id_) for id_ in rows.born_pre]
-        born += [hidden[self.table.slot[id_]] for id_ in rows.born_attn]
+        born += [self._clean(layer, hidden, id_) for id_ in rows.born_attn]
         self.pre = _append(edited, born)
         return None if self.pre is hidden else self.pre
 
@@ -220,38 +226,37 @@ class _Pass:
 
     def resid_post(self, layer: int, hidden: Tensor) -> Tensor | None:
         """A layer's output: the last to be born join, all are measured, and those whose time is up leave."""
-        rows, n_clean = self.table.layers[layer], self.table.n_prompts
+        rows = self.table.layers[layer]
         if layer in self.sources:
-            self.contributions[layer] = hidden[:n_clean].float() - self.pre[:n_clean].float()
+            self.contributions[layer] = hidden[rows.clean].float() - self.pre[rows.clean].float()
         edited = self._edit_rows(layer, "resid_post", hidden, rows.inside)
         after = _append(edited, [self._born_post(layer, hidden, id_) for id_ in rows.born_post])
         if self.measurements:
-            before = _append(self.pre, [self.pre[self.table.slot[id_]] for id_ in rows.born_post])
-            view = LayerView(layer, before, after, rows.clean_row, n_clean)
-            # Clean runs come first: a branch that is not here is its clean run, measured where the branch is.
-            here = torch.arange(len(rows.outside), device=hidden.device)
-            slots = self.slots.to(hidden.device)
-            places = torch.cat([slots.index_copy(0, rows.ids, here), slots])
+            before = _append(self.pre, [self._clean(layer, self.pre, id_) for id_ in rows.born_post])
+            view = LayerView(layer, before, after, rows.slots, rows.clean)
             for measurement in self.measurements:
                 values = checked(measurement, view, (after.shape[0], after.shape[1]))
-                self.values[measurement.name].append(self.measured_twice.reduce(measurement, values, places))
+                self.values[measurement.name].append(self.measured_here.reduce(measurement, values, rows.places))
         self.pre = self.attn = self.mlp = torch.empty(0)
         if rows.keep is not None:
             after = after.index_select(0, rows.keep)
         return None if after is hidden else after
 
     def _born_post(self, layer: int, hidden: Tensor, id_: int) -> Tensor:
-        slot = self.table.slot[id_]
-        row = hidden[slot]
+        row, pre = self._clean(layer, hidden, id_), self._clean(layer, self.pre, id_)
         if any(owner == id_ for owner, _ in self.table.edits.get((layer, "mlp_out"), ())):
             mlp = self._born(layer, "mlp_out", self.mlp, id_)
-            row = (self.pre[slot] + self.attn[slot]) + mlp  # the layer's own order of adding
-        return self._apply(layer, "resid_post", row, id_, self.pre[slot])
+            row = (pre + self._clean(layer, self.attn, id_)) + mlp  # the layer's own order of adding
+        return self._apply(layer, "resid_post", row, id_, pre)
 
     def _born(self, layer: int, site: str, values: Tensor, id_: int) -> Tensor:
         """A new row: its clean run's, with what its branch changes here."""
-        slot = self.table.slot[id_]
-        return self._apply(layer, site, values[slot], id_, self.pre[slot] if site != "resid_pre" else None)
+        pre = self._clean(layer, self.pre, id_) if site != "resid_pre" else None
+        return self._apply(layer, site, self._clean(layer, values, id_), id_, pre)
+
+    def _clean(self, layer: int, values: Tensor, id_: int) -> Tensor:
+        """What the layer's values are on a row's clean run."""
+        return values[self.table.layers[layer].clean_place(self.table.slot[id_])]
 
     def _apply(self, layer: int, site: str, row: Tensor, id_: int, resid_pre: Tensor | None) -> Tensor:
         own = next((own for owner, own in self.table.edits.get((layer, site), ()) if owner == id_), None)
@@ -286,63 +291,10 @@ class _Pass:
         return row
 
     def layer_results(self) -> dict[str, Tensor]:
-        """Measurement → [row, L], all rows and then the clean run of each, gathered on the first device."""
+        """Measurement → [2, row, L], the rows' and their clean runs', gathered on the first device."""
         device = self.model.device
-        return {name: torch.stack([v.to(device) for v in values], dim=1) for name, values in self.values.items()}
+        return {name: torch.stack([v.to(device) for v in values], dim=-1) for name, values in self.values.items()}
 
 
 def _append(rows: Tensor, born: list[Tensor]) -> Tensor:
     return torch.cat([rows, *(row[None] for row in born)]) if born else rows
-
-
-def _measure_output(
-    model: Decoder,
-    hidden: Float[Tensor, "row token width"],
-    token_ids: Int[Tensor, "prompt token"],
-    table: RowTable,
-    measured: MeasuredTokens,
-    targeted: MeasuredTokens,
-    measurements: Sequence[OutputMeasurement],
-    logit_elements: int,
-) -> dict[str, Tensor]:
-    """Unembed, in chunks and only where something is measured: [row], all rows and then the clean run of each."""
-    start, vocab = table.pass_.start, int(model.config.vocab_size)
-    tokens_of = {m.name: targeted if m.needs_target else measured for m in measurements}
-    n_rows = len(table.slot)
-    per_row = {m.name: [torch.empty(0)] * (2 * n_rows) for m in measurements}
-    for slot, prompt in enumerate(table.pass_.prompts if measurements else ()):
-        places = [n for n, id_ in enumerate(table.final) if table.slot[id_] == slot]
-        own = [id_ for id_ in range(n_rows) if table.slot[id_] == slot]
-        place = {table.final[n]: order for order, n in enumerate(places)}
-        source = [place.get(id_, 0) for id_ in own]  # a branch that did not live to the end is its clean run
-        used = {name: torch.nonzero(tokens.mask[slot]).flatten().tolist() for name, tokens in tokens_of.items()}
-        widest = max(used.values(), key=len)
-        followed = {p for m in measurements if m.needs_target for p in used[m.name]}
-        rows = hidden if len(places) == hidden.shape[0] else hidden.index_select(0, _index(places, hidden.device))
-        collected: dict[str, list[Tensor]] = {m.name: [hidden.new_zeros(len(places), 0).float()] for m in measurements}
-        size = max(1, logit_elements // (len(places) * vocab))
-        for begin in range(0, len(widest), size):
-            chunk = widest[begin : begin + size]
-            logits = model.unembed(rows.index_select(1, _index(chunk, hidden.device)))
-            # Only the prompt's last token, which is the last here too, can be without a target.
-            following = [start + p + 1 for p in chunk if p in followed]
-            targets = token_ids[slot].to(logits.device).index_select(0, _index(following, logits.device))
-            for needs_target, length in ((False, len(chunk)), (True, len(following))):
-                asked = [m for m in measurements if m.needs_target == needs_target] if length else []
-                at, next_tokens = [start + p for p in chunk[:length]], targets if needs_target else None
-                view = OutputView(logits[:, :length], at, next_tokens, prompt)
-                for measurement in asked:
-                    collected[measurement.name].append(checked(measurement, view, (len(places), length)))
-            del view, logits
-        for measurement in measurements:
-            name = measurement.name
-            values = torch.cat([one.to(hidden.device) for one in collected[name]], dim=1)
-            index = _index([*source, *[0] * len(own)], values.device)
-            reduced = tokens_of[name].of(own, used[name]).twice(values.device).reduce(measurement, values, index)
-            for n, id_ in enumerate([*own, *(n_rows + id_ for id_ in own)]):
-                per_row[name][id_] = reduced[n]
-    return {name: torch.stack(values) for name, values in per_row.items()}
-
-
-def _index(places: list[int], device: torch.device) -> Tensor:
-    return torch.tensor(places, dtype=torch.long, device=device)

@@ -3,7 +3,7 @@
     measured = measured_tokens(table, branches, lengths)
     measured.mask                                      # [row, token of the pass]
     values = checked(measurement, view, shape)         # [row, token]: what the measurement gave
-    measured.reduce(measurement, values, places)       # [row]
+    own, clean = measured.reduce(measurement, values, places)     # [row] each: the row's, and its clean run's
 
 A pass may begin right of tokens at which a branch is measured. It does so only where all measurements are changes
 and the branch is its clean run at these tokens, so that their values are 0: they count as zeros, and are not computed.
@@ -38,32 +38,32 @@ class MeasuredTokens:
     mask: Bool[Tensor, "row token"]
     outside: Int[Tensor, " row"] | None
 
-    def twice(self, device: torch.device) -> MeasuredTokens:
-        """The same on a device, for all rows and then for the clean run of each, at the same tokens."""
-        outside = None if self.outside is None else self.outside.to(device).repeat(2)
-        return MeasuredTokens(self.mask.to(device).repeat(2, 1), outside)
+    def to(self, device: torch.device) -> MeasuredTokens:
+        """The same on a device."""
+        return MeasuredTokens(self.mask.to(device), None if self.outside is None else self.outside.to(device))
 
     def of(self, rows: Sequence[int], tokens: Sequence[int]) -> MeasuredTokens:
         """The same for some of the rows and tokens."""
         return MeasuredTokens(self.mask[rows][:, tokens], None if self.outside is None else self.outside[rows])
 
     def reduce(
-        self, measurement: Measurement, values: Float[Tensor, "here token"], places: Int[Tensor, " row"]
-    ) -> Float[Tensor, " row"]:
-        """One number for each row.
+        self, measurement: Measurement, values: Float[Tensor, "here token"], places: Int[Tensor, "2 row"]
+    ) -> Float[Tensor, "2 row"]:
+        """One number for each row, and the same of its clean run at the same tokens.
 
         Args:
             measurement: whose values they are.
             values: of the rows that are here.
-            places: for each row, which of these are its own.
+            places: for each row, which of these are its own; then, which are its clean run's.
         """
         if self.outside is not None and not measurement.change:
             raise HookdepthError(
                 f"the pass holds only some of the tokens at which {measurement.name!r} is wanted, and it is no change",
                 "plan with changes_only=False",
             )
-        zeros = None if self.outside is None else self.outside.to(values.device)
-        return masked_reduce(values.index_select(0, places), self.mask.to(values.device), measurement.reduce, zeros)
+        here = self.to(values.device)
+        both = values.index_select(0, places.flatten()).unflatten(0, places.shape)
+        return masked_reduce(both, here.mask, measurement.reduce, here.outside)
 
 
 def measured_tokens(
@@ -78,14 +78,12 @@ def measured_tokens(
         targets: leave out the last token of each prompt, which has no next one.
     """
     pass_ = table.pass_
-    positions: list[set[int]] = [set() for _ in table.slot]
-    for id_, row in enumerate(pass_.rows, start=2 * table.n_prompts):
-        if row in pass_.measured:
-            slot = table.slot[id_]
-            length = lengths[slot]
-            positions[id_] = {p for p in branches[row].measured_positions(length) if not targets or p + 1 < length}
-            positions[slot] |= positions[id_]
-    positions[table.n_prompts : 2 * table.n_prompts] = positions[: table.n_prompts]
+    positions: list[set[int]] = [set() for _ in range(table.n_rows)]
+    for id_, row in table.measured_rows():
+        length = lengths[table.slot[id_]]
+        positions[id_] = {p for p in branches[row].measured_positions(length) if not targets or p + 1 < length}
+        for whole_prompt in (table.clean_id(id_), table.control_ids[table.slot[id_]]):
+            positions[whole_prompt] |= positions[id_]
     mask = torch.zeros(len(positions), pass_.stop - pass_.start, dtype=torch.bool)
     for id_, chosen in enumerate(positions):
         mask[id_, [p - pass_.start for p in chosen if pass_.start <= p < pass_.stop]] = True

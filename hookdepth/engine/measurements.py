@@ -10,7 +10,7 @@ in chunks. Write your own by subclassing either: see the README.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -30,15 +30,15 @@ class LayerView:
     Attributes:
         layer: its index.
         resid_pre, resid_post: [row, token, width], the model's dtype.
-        clean_row: [row], the row that holds each row's clean run; None where row 0 is everyone's.
-        n_clean: number of clean runs; they are the first rows.
+        slots: [row], which of the clean runs is a row's own; None where there is only one.
+        clean_runs: the rows that are clean runs.
     """
 
     layer: int
     resid_pre: Tensor
     resid_post: Tensor
-    clean_row: Tensor | None
-    n_clean: int = 1
+    slots: Tensor | None
+    clean_runs: slice = field(default_factory=lambda: slice(0, 1))
 
     @cached_property
     def contribution(self) -> Float[Tensor, "row token width"]:
@@ -47,7 +47,8 @@ class LayerView:
 
     def clean(self, values: Tensor) -> Tensor:
         """The clean run's values, for every row: [row or 1, …]."""
-        return values[:1] if self.clean_row is None else values.index_select(0, self.clean_row)
+        runs = values[self.clean_runs]
+        return runs if self.slots is None else runs.index_select(0, self.slots)
 
 
 class OutputView:
@@ -151,11 +152,11 @@ class LayerEffect(LayerMeasurement):
     def values(self, view: LayerView) -> Float[Tensor, "row token"]:
         """Relative change of the layer's contribution against the clean run's."""
         pre, post = view.resid_pre, view.resid_post
-        clean = post[: view.n_clean].float() - pre[: view.n_clean].float()
+        clean = post[view.clean_runs].float() - pre[view.clean_runs].float()
         sizes = clean.norm(dim=-1)
         changes = []
         for rows in metrics.blocks(post.shape[0], post[0].numel(), post.device):
-            own = slice(0, 1) if view.clean_row is None else view.clean_row[rows]
+            own = slice(None) if view.slots is None else view.slots[rows]
             contribution = post[rows].float() - pre[rows].float()
             changes.append(metrics.relative_change(clean[own], contribution, sizes[own]))
         return torch.cat(changes)

@@ -1,19 +1,74 @@
 """How much memory passes may fill, what a token of a row takes of it, and what happens where it runs out.
 
 room = memory_room(model)                      # bytes
-default_row_tokens(model)                      # rows × tokens of a pass
-fits(lambda: run_one_pass())                   # False: try again at half the size
+budget = Budget.of(model, gradients=True)      # rows × tokens of a pass, and what a backward pass keeps
+fits(lambda: run_one_pass())                   # False: budget.halve(plan), and try again
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
+from hookdepth.engine.plan import ROWS_PER_PROMPT, Plan
+from hookdepth.errors import HookdepthError
 from hookdepth.model.decoder import Decoder
+
+_MOST_WITH_GRADIENTS = 128  # branches: the logits of a pass's rows are kept for the backward pass
+
+
+@dataclass
+class Budget:
+    """How large passes may be. Whoever runs passes again and again keeps one, and with it what memory has taught.
+
+        budget = Budget.of(model, max_rows=32)
+        budget.halve(plan)     # a pass of the plan did not fit
+
+    Attributes:
+        rows: most rows of a pass; None for as many as the rest allows.
+        row_tokens: most rows × tokens.
+        kept_tokens: most tokens × layers whose activations a backward pass keeps; None where no gradients flow.
+    """
+
+    rows: int | None
+    row_tokens: int
+    kept_tokens: int | None = None
+
+    @classmethod
+    def of(
+        cls, model: Decoder, max_rows: int | None = None, max_row_tokens: int | None = None, gradients: bool = False
+    ) -> Budget:
+        """What the memory holds, or less where the caller says so."""
+        row_tokens = max_row_tokens or default_row_tokens(model)
+        if not gradients:
+            return cls(max_rows, row_tokens)
+        most = _MOST_WITH_GRADIENTS + ROWS_PER_PROMPT
+        return cls(min(max_rows or most, most), row_tokens, most_kept_tokens(model))
+
+    def halve(self, plan: Plan) -> None:
+        """After a pass of the plan did not fit: half of the largest that it had, since the budget may be far above it.
+
+        Raises:
+            HookdepthError: there is nothing left to halve.
+        """
+        self.row_tokens = min(self.row_tokens, plan.peak_row_tokens) // 2
+        if self.kept_tokens is not None:
+            self.kept_tokens = min(self.kept_tokens, plan.peak_kept_tokens) // 2
+        if not self.row_tokens:
+            raise HookdepthError(
+                f"not even one branch beside its clean run fits into memory{' with its gradients' * self.gradients}",
+                "use shorter prompts, a smaller dtype, --quantize 8bit or --device-map auto",
+                1,
+            )
+
+    @property
+    def gradients(self) -> bool:
+        """Whether gradients flow through the passes."""
+        return self.kept_tokens is not None
 
 
 def fits(run: Callable[[], None]) -> bool:
@@ -63,3 +118,22 @@ def default_row_tokens(model: Decoder) -> int:
     default_row_tokens(model) // 180   # rows, of a prompt of 180 tokens
     """
     return max(1024, memory_room(model) // bytes_per_row_token(model))
+
+
+def most_kept_tokens(model: Decoder) -> int:
+    """Tokens of branches × layers that they run through, in a pass whose backward pass needs all their activations.
+
+    most_kept_tokens(model) // (model.n_layers * 180)   # branches born at layer 0 of a prompt of 180 tokens
+
+    A third of the room: on a CPU more only falls out of its caches.
+    """
+    return max(1, memory_room(model) // (3 * kept_bytes(model)))
+
+
+def kept_bytes(model: Decoder) -> int:
+    """What autograd keeps of one token in one layer.
+
+    plan.peak_kept_tokens * kept_bytes(model)   # bytes
+    """
+    inner = int(getattr(model.config, "intermediate_size", 4 * model.d_model))
+    return model.dtype.itemsize * (16 * model.d_model + 5 * inner)

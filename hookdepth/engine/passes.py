@@ -17,8 +17,9 @@ know that a budget is far above what the plan used.)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -27,13 +28,15 @@ from hookdepth.engine.arguments import as_branches, as_measurements, as_prompts,
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.forward import PassResult, run_pass
 from hookdepth.engine.measurements import Measurement, zero_where_clean
-from hookdepth.engine.memory import default_row_tokens, fits
+from hookdepth.engine.memory import Budget, default_row_tokens, fits
 from hookdepth.engine.plan import ForwardPass, Plan
 from hookdepth.engine.planner import make_plan
 from hookdepth.engine.results import BranchResults, Gathered
 from hookdepth.engine.rows import RowTable
 from hookdepth.errors import HookdepthError, shown
 from hookdepth.model.decoder import Decoder
+
+T = TypeVar("T")
 
 
 def run_branches(
@@ -71,55 +74,67 @@ def run_branches(
     check_targets(branches, prompts, measurements)
     max_rows = check_limit("max_rows", max_rows)
     max_row_tokens = check_limit("max_row_tokens", max_row_tokens)
-    with model.evaluating():
-        return _run_branches(model, prompts, branches, measurements, max_rows, max_row_tokens, on_pass)
-
-
-def _run_branches(
-    model: Decoder,
-    prompts: Sequence[Sequence[int]],
-    branches: Sequence[Branch],
-    measurements: Sequence[Measurement],
-    max_rows: int | None,
-    max_row_tokens: int | None,
-    on_pass: Callable[[], object] | None,
-) -> BranchResults:
+    budget = Budget.of(model, max_rows, max_row_tokens)
     lengths = [len(prompt) for prompt in prompts]
     gathered = Gathered(model, branches, lengths, measurements)
-    pending = set(range(len(branches)))
-    changes_only = zero_where_clean(measurements)
+    plan = partial(plan_within, model, branches, lengths, measurements, budget)
 
-    def make(budget: int) -> Plan:
-        return plan_for(
-            model,
-            branches,
-            lengths,
-            max_rows=max_rows,
-            max_row_tokens=budget,
-            changes_only=changes_only,
-            only=pending,
-        )
+    def run(plan: Plan, top: ForwardPass) -> Iterator[tuple[frozenset[int], PassResult]]:
+        for result in run_top(model, prompts, branches, plan, top, measurements):
+            yield result.table.pass_.measured, result.without_recorded()
 
-    def run_pending(plan: Plan) -> None:
+    with model.evaluating():
+        first = plan()
+        for result in run_within(budget, first, plan, run, on_pass):
+            gathered.add(result)
+        return gathered.results(first)
+
+
+def run_within(
+    budget: Budget,
+    first: Plan,
+    replan: Callable[[set[int]], Plan],
+    run: Callable[[Plan, ForwardPass], Iterable[tuple[frozenset[int], T]]],
+    on_pass: Callable[[], object] | None = None,
+) -> Iterator[T]:
+    """The loop of every run, with or without gradients: pass after pass, smaller ones where memory runs out.
+
+    Args:
+        budget: halved where a pass does not fit.
+        first: the plan to begin with.
+        replan: plans these branches, within the budget.
+        run: runs a pass that starts at token 0 and those that start from it: of each, the branches that it has
+            measured, and what is wanted of it.
+        on_pass: called after each pass.
+    """
+    plan, pending = first, {row for pass_ in first.walk() for row in pass_.measured}
+    while plan.passes:
+        complete = True
         for top in plan.passes:
-            for result in run_top(model, prompts, branches, plan, top, measurements):
-                gathered.add(result)
-                pending.difference_update(result.table.pass_.measured)
-                if on_pass:
-                    on_pass()
+            done: list[T] = []
+            complete = fits(partial(_run_one, run, plan, top, done, pending, on_pass))
+            yield from done  # also where a later pass of these did not fit: what is done stays done
+            if not complete:
+                break
+        if complete:
+            return
+        budget.halve(plan)
+        plan = replan(pending)
 
-    budget = max_row_tokens or default_row_tokens(model)
-    first = plan = make(budget)
-    while not fits(partial(run_pending, plan)):  # what is done stays done
-        budget = min(budget, plan.peak_row_tokens) // 2
-        if not budget:
-            raise HookdepthError(
-                "not even one branch beside its clean run fits into memory",
-                "use shorter prompts, a smaller dtype, --quantize 8bit or --device-map auto",
-                1,
-            )
-        plan = make(budget)
-    return gathered.results(first)
+
+def _run_one(
+    run: Callable[[Plan, ForwardPass], Iterable[tuple[frozenset[int], T]]],
+    plan: Plan,
+    top: ForwardPass,
+    done: list[T],
+    pending: set[int],
+    on_pass: Callable[[], object] | None,
+) -> None:
+    for measured, wanted in run(plan, top):
+        done.append(wanted)
+        pending -= measured
+        if on_pass:
+            on_pass()
 
 
 def run_top(
@@ -145,6 +160,30 @@ def run_top(
         yield result
 
 
+def plan_within(
+    model: Decoder,
+    branches: Sequence[Branch],
+    lengths: Sequence[int],
+    measurements: Sequence[Measurement],
+    budget: Budget,
+    only: set[int] | None = None,
+) -> Plan:
+    """The plan of branches that are measured so, within a budget; `only` as in `make_plan`.
+
+    plan_within(model, branches, [180], [TargetProbability()], Budget.of(model, gradients=True)).n_passes
+    """
+    return plan_for(
+        model,
+        branches,
+        lengths,
+        max_rows=budget.rows,
+        max_row_tokens=budget.row_tokens,
+        max_kept_tokens=budget.kept_tokens,
+        changes_only=zero_where_clean(measurements),
+        only=only,
+    )
+
+
 def plan_for(
     model: Decoder,
     branches: Sequence[Branch],
@@ -152,6 +191,7 @@ def plan_for(
     *,
     max_rows: int | None = None,
     max_row_tokens: int | None = None,
+    max_kept_tokens: int | None = None,
     changes_only: bool = True,
     only: set[int] | None = None,
 ) -> Plan:
@@ -166,6 +206,7 @@ def plan_for(
         model.n_layers,
         max_row_tokens=max_row_tokens or default_row_tokens(model),
         max_rows=max_rows,
+        max_kept_tokens=max_kept_tokens,
         # Below this many row-tokens a GPU waits for its weights and a CPU's matrix product runs short.
         pack_row_tokens=16384 if on_gpu else 2048,
         # What weights and calls cost in tokens; on a CPU seen in the rate of products with few rows (see benchmarks/).

@@ -19,6 +19,8 @@ from hookdepth.engine.tokens import positions
 
 CLEAN, CONTROL = -2, -1
 """Row numbers of a prompt's clean run and null branch, where other rows carry a branch's index."""
+ROWS_PER_PROMPT = 2
+"""Rows that a prompt adds to a pass besides its branches: its clean run and its control."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,11 @@ class Span:
     def layers(self) -> int:
         """Layers its row runs through."""
         return max(0, self.last + 1 - self.first)
+
+    @property
+    def kept_layers(self) -> int:
+        """Layers whose activations a backward pass needs of its row; that at whose output it joins is one of them."""
+        return self.last + 1 - self.joins[0]
 
 
 def span_of(branch: Branch, length: int, n_layers: int, changes_only: bool = True) -> Span:
@@ -133,9 +140,14 @@ class Plan:
         """Largest rows × tokens of a pass: what memory grows with."""
         return max((self.rows_of(pass_) * (pass_.stop - pass_.start) for pass_ in self.walk()), default=0)
 
+    @property
+    def peak_kept_tokens(self) -> int:
+        """Largest tokens × layers of a pass's branches: what memory grows with where gradients flow."""
+        return max((kept_tokens(pass_, self.spans) for pass_ in self.walk()), default=0)
+
     def rows_of(self, pass_: ForwardPass) -> int:
         """Most rows that a pass has at any layer: clean runs, null branches and branches."""
-        return 2 * len(pass_.prompts) + peak_rows([self.spans[row] for row in pass_.rows])
+        return ROWS_PER_PROMPT * len(pass_.prompts) + peak_rows([self.spans[row] for row in pass_.rows])
 
     def table(self) -> str:
         """One line a pass, then the totals.
@@ -167,7 +179,12 @@ def peak_rows(spans: Iterable[Span]) -> int:
     return peak
 
 
+def kept_tokens(pass_: ForwardPass, spans: Sequence[Span]) -> int:
+    """Tokens × layers of a pass's branches that a backward pass keeps."""
+    return sum(spans[row].kept_layers for row in pass_.rows) * (pass_.stop - pass_.start)
+
+
 def pass_work(pass_: ForwardPass, spans: Sequence[Span], n_layers: int) -> int:
     """Token-layers that a pass computes."""
-    layers = 2 * len(pass_.prompts) * n_layers + sum(spans[row].layers for row in pass_.rows)
+    layers = ROWS_PER_PROMPT * len(pass_.prompts) * n_layers + sum(spans[row].layers for row in pass_.rows)
     return layers * (pass_.stop - pass_.start)

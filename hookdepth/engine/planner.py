@@ -21,7 +21,7 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from hookdepth.engine.branches import Branch
-from hookdepth.engine.plan import ForwardPass, Plan, Span, family_of, pass_work, peak_rows, span_of
+from hookdepth.engine.plan import ROWS_PER_PROMPT, ForwardPass, Plan, Span, family_of, pass_work, peak_rows, span_of
 
 _MIN_SAVING = 0.9  # starting right of token 0 must do at most this share of the whole pass's work
 
@@ -35,6 +35,7 @@ def make_plan(
     max_rows: int | None = None,
     pack_row_tokens: int = 4096,
     pass_cost: int = 32,
+    max_kept_tokens: int | None = None,
     changes_only: bool = True,
     only: Iterable[int] | None = None,
     keys: Sequence[Hashable] | None = None,
@@ -51,6 +52,7 @@ def make_plan(
         max_rows: most rows of a pass.
         pack_row_tokens: prompts whose rows × tokens stay below this share a pass, padded on the right.
         pass_cost: what one more pass costs, in tokens through all layers.
+        max_kept_tokens: where gradients flow, most tokens × layers of a pass's branches (one branch is always allowed).
         changes_only: what is measured is 0 left of the first token that a branch changes, so that these tokens
             need not be computed; otherwise all that is measured is.
         only: plan these indices alone (what is left after a pass did not fit).
@@ -58,7 +60,7 @@ def make_plan(
     """
     chosen = list(range(len(branches))) if only is None else sorted(only)
     spans = tuple(span_of(branch, lengths[branch.prompt], n_layers, changes_only) for branch in branches)
-    limits = _Limits(max_row_tokens, max_rows or 1 << 30, pack_row_tokens, pass_cost * n_layers)
+    limits = _Limits(max_row_tokens, max_rows or 1 << 30, pack_row_tokens, pass_cost * n_layers, max_kept_tokens)
     builder = _Builder(branches, lengths, spans, n_layers, limits, keys or [None] * len(lengths))
     by_prompt: dict[int, list[int]] = {}
     for index in chosen:
@@ -74,10 +76,11 @@ class _Limits:
     rows: int
     pack: int
     pass_cost: int
+    kept_tokens: int | None
 
     def branches(self, tokens: int, prompts: int) -> int:
         """How many branches fit beside the clean runs and null branches of `prompts`; at least one."""
-        return max(1, min(self.rows, self.row_tokens // max(tokens, 1)) - 2 * prompts)
+        return max(1, min(self.rows, self.row_tokens // max(tokens, 1)) - ROWS_PER_PROMPT * prompts)
 
 
 @dataclass
@@ -96,7 +99,7 @@ class _Builder:
         most = min(self.limits.pack, self.limits.row_tokens)
         for prompt in sorted(by_prompt, key=lambda p: (self.lengths[p], p)):
             families = self._families(by_prompt[prompt])
-            mine = 2 + peak_rows(self.spans[group[0]] for group in families.values())
+            mine = ROWS_PER_PROMPT + peak_rows(self.spans[group[0]] for group in families.values())
             longest = self.lengths[prompt]
             full = (rows + mine) * longest > most or rows + mine > self.limits.rows
             if pack and (full or self.keys[prompt] != key):
@@ -115,7 +118,8 @@ class _Builder:
             cut_families |= {self._family(i) for i in indices if self.branches[i].cut is not None}
         free = [i for indices in pack.values() for i in indices if self._family(i) not in cut_families]
         tied = [i for indices in pack.values() for i in indices if self._family(i) in cut_families]
-        shared = self._clean_prefixed(free) if free else None
+        # With gradients all passes are whole: keys and values handed on would hold on to the graph that made them.
+        shared = self._clean_prefixed(free) if free and self.limits.kept_tokens is None else None
         if shared is None:
             return self._whole(tied + free)
         return ([*self._whole(tied)] if tied else []) + [shared]
@@ -143,13 +147,31 @@ class _Builder:
         tokens = max(max(self._stop(families[key]), self._widest_suffix(families[key])) for key in order)
         size = self.limits.branches(tokens, len({self.branches[i].prompt for i in indices}))
         lives = [self.spans[carrier[key]] for key in order]
+        spread = self._spread(lives, size) if self.limits.kept_tokens is None else self._filled(lives, size, tokens)
+        return [self._whole_pass([(carrier[key], families[key]) for key in order[chunk]]) for chunk in spread]
+
+    @staticmethod
+    def _spread(lives: Sequence[Span], size: int) -> list[slice]:
+        """Rows in the order in which they join, dealt out to as few passes as hold them: each pass gets early and late
+        ones, so that none has all the rows that run through every layer."""
         chunks = -(-peak_rows(lives) // size)
         while any(peak_rows(lives[number::chunks]) > size for number in range(chunks)):
             chunks += 1
-        return [
-            self._whole_pass([(carrier[key], families[key]) for key in order[number::chunks]])
-            for number in range(chunks)
-        ]
+        return [slice(number, None, chunks) for number in range(chunks)]
+
+    def _filled(self, lives: Sequence[Span], size: int, tokens: int) -> list[slice]:
+        """With gradients: one pass filled after the other, so that rows that join at the same layer are side by side.
+
+        The whole batch is part of the graph from the first layer at which a row joins. Late rows among themselves keep
+        only late layers; dealt out, every pass would keep all of them.
+        """
+        chunks, begin, kept = [], 0, 0
+        for number, span in enumerate(lives):
+            kept += span.kept_layers * tokens
+            if number > begin and (number - begin >= size or kept > (self.limits.kept_tokens or 0)):
+                chunks.append(slice(begin, number))
+                begin, kept = number, span.kept_layers * tokens
+        return [*chunks, slice(begin, len(lives))]
 
     def _widest_suffix(self, group: Sequence[int]) -> int:
         cuts = [(cut, self.spans[i].stop) for i in group if (cut := self.branches[i].cut) is not None]
@@ -183,7 +205,7 @@ class _Builder:
         for index in indices:
             by_token.setdefault(min(self.spans[index].token, max(stop - 1, 0)), []).append(index)
         groups, cost = self._group(by_token, stop, len(prompts))
-        overhead = 2 * len(prompts) * self.n_layers
+        overhead = ROWS_PER_PROMPT * len(prompts) * self.n_layers
         whole = stop * (overhead + sum(self.spans[i].layers for i in indices)) + self.limits.pass_cost
         if cost + stop * overhead + self.limits.pass_cost > _MIN_SAVING * whole:
             return None
@@ -201,7 +223,7 @@ class _Builder:
     ) -> tuple[list[tuple[int, list[int]]], int]:
         """Split the first tokens into runs, a pass each, that cost least together (token-layers)."""
         tokens = sorted(by_token)
-        overhead = 2 * prompts * self.n_layers
+        overhead = ROWS_PER_PROMPT * prompts * self.n_layers
         best = [0] + [1 << 62] * len(tokens)
         previous = [0] * (len(tokens) + 1)
         for end in range(1, len(tokens) + 1):

@@ -59,6 +59,47 @@ class BranchResults:
     plan: Plan
 
 
+@dataclass
+class HostValues:
+    """What one pass gave for one measurement, in float32 on the CPU.
+
+    Attributes:
+        branches: those that the pass measured.
+        values, clean: [branch, …], theirs and their clean runs'.
+        null_effect, null_where: largest difference between a control and its clean run, and where it was.
+    """
+
+    branches: list[int]
+    values: Tensor
+    clean: Tensor
+    null_effect: float
+    null_where: str | None
+
+
+def on_host(part: PassResult, name: str) -> HostValues:
+    """Copy to the host what a pass gave for a measurement, and look for the noise floor.
+
+        on_host(result, "effect").values     # [branch, L]
+
+    Raises:
+        NotFiniteError: a value that is read is not finite.
+    """
+    table, (own, of_clean) = part.table, part.of(name)
+    here, there = torch.stack([own.detach().float(), of_clean.detach().float()]).cpu()
+    measured = table.measured_rows()
+    sources = [id_ for id_, _ in measured]
+    # Only the prompts of measured branches have a clean run and a control that are measured.
+    slots = sorted({table.slot[source] for source in sources})
+    controls = [table.control_ids[slot] for slot in slots]
+    read = [*(table.clean_ids[slot] for slot in slots), *controls, *sources]
+    for host in (here, there):
+        _check_finite(host[read], table.pass_)
+    difference = (here[controls] - there[controls]).abs()
+    floor = difference.max().item() if len(controls) else 0.0
+    where = _describe(difference, table.pass_, slots) if floor else None
+    return HostValues([row for _, row in measured], here[sources], there[sources], floor, where)
+
+
 class Gathered:
     """Results of passes as they come, kept on the device until all are there."""
 
@@ -69,9 +110,8 @@ class Gathered:
         self.parts: list[PassResult] = []
 
     def add(self, result: PassResult) -> None:
-        """Take a pass's values; its keys and values are not kept."""
-        kept = (result.layer, result.output, result.clean_layer, result.clean_output)
-        self.parts.append(PassResult(result.table, *kept))
+        """Take a pass's values."""
+        self.parts.append(result)
 
     def results(self, plan: Plan) -> BranchResults:
         """Copy to the host, put in the order of the branches, and look for the noise floor."""
@@ -82,23 +122,11 @@ class Gathered:
         )
         floor, where = 0.0, None
         for part in self.parts:
-            pass_, n_clean = part.table.pass_, part.table.n_prompts
-            sources = [2 * n_clean + k for k, row in enumerate(pass_.rows) if row in pass_.measured]
-            targets = [row for row in pass_.rows if row in pass_.measured]
-            # Only the prompts of measured branches have a clean run and a null branch that are measured.
-            slots = sorted({part.table.slot[source] for source in sources})
-            read = [*slots, *(n_clean + slot for slot in slots), *sources]
-            own, of_clean = {**part.layer, **part.output}, {**part.clean_layer, **part.clean_output}
-            for name in own:
-                here, there = (found[name].detach().float().cpu() for found in (own, of_clean))
-                for host in (here, there):
-                    _check_finite(host[read], pass_)
-                values[name][targets], clean[name][targets] = here[sources], there[sources]
-                controls = [n_clean + slot for slot in slots]
-                difference = (here[controls] - there[controls]).abs()
-                if difference.max().item() > floor:
-                    floor = difference.max().item()
-                    where = _describe(difference, pass_, slots)
+            for name in (*part.layer, *part.output):
+                found = on_host(part, name)
+                values[name][found.branches], clean[name][found.branches] = found.values, found.clean
+                if found.null_effect > floor:
+                    floor, where = found.null_effect, found.null_where
         self._check_changes(clean)
         trunk = {name: self._at_common_tokens(found) for name, found in clean.items()}
 

@@ -1,19 +1,21 @@
 """The rows of one pass, layer by layer: who joins, who leaves, whose keys come from where.
 
-    table = RowTable(pass, branches, spans, n_layers=30, device=lambda layer: torch.device("cpu"))
-    table.layers[3].inside     # ids of the rows that layer 3 computes, in order
+    table = RowTable(pass_, branches, spans, n_layers=30, device=lambda layer: torch.device("cpu"))
+    table.clean_ids, table.control_ids, table.branch_ids     # range(0, 1), range(1, 2), range(2, 32)
+    table.layers[3].inside                                   # ids of the rows that layer 3 computes, in order
 
-Row ids: clean runs first, then null branches (each in the order of the pass's prompts), then branches in the
-order in which they join. Everything the hooks need is worked out here, before the forward call, so that no
-hook looks anything up on the host or waits for the device.
+A row has an id, which is the same at every layer, and at each layer a place in the batch. `RowTable` alone knows
+which ids and places belong to clean runs, controls and branches; everybody else asks it. Everything that the hooks
+need is worked out here, before the forward call, so that no hook looks anything up on the host or waits for the device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from hookdepth.engine.branches import Branch
@@ -32,8 +34,11 @@ class LayerRows:
         born_pre, born_attn, born_post: join at the layer's input; there, but without attention of their own;
             at its output.
         inside: all that the layer's MLP computes; outside: all at its output; staying: those that go on.
-        clean run: for each of `outside`, the row of its clean run; None where row 0 is everyone's.
-        ids, keep: tensors of `outside`, and of the positions of `staying` among them (None: all stay).
+        clean: the places of the clean runs, in the order of the pass's prompts, wherever in the layer.
+        slots: for each of `outside`, which of the clean runs is its own; None where there is only one.
+        places: [2, row], for every row of the pass, here or not: the place of its value at the layer's output (its
+            clean run's, while it has not joined or where it has left), and the place of its clean run's.
+        keep: the places of `staying` in `outside`; None where all stay.
     """
 
     born_pre: list[int]
@@ -42,9 +47,14 @@ class LayerRows:
     inside: list[int]
     outside: list[int]
     staying: list[int]
-    clean_row: Tensor | None
-    ids: Tensor
-    keep: Tensor | None
+    clean: slice
+    slots: Int[Tensor, " here"] | None
+    places: Int[Tensor, "2 row"]
+    keep: Int[Tensor, " staying"] | None
+
+    def clean_place(self, slot: int) -> int:
+        """The place of the clean run of one of the pass's prompts."""
+        return self.clean.start + slot
 
     @property
     def attending(self) -> list[int]:
@@ -52,15 +62,24 @@ class LayerRows:
         return self.inside[: len(self.inside) - len(self.born_attn)]
 
 
+@dataclass(frozen=True)
+class ByKind:
+    """Values of all rows of a pass: the clean run and the control of each prompt, and the branches in their order."""
+
+    clean: Tensor
+    control: Tensor
+    branches: Tensor
+
+
 class RowTable:
     """See the module.
 
-        table = RowTable(pass, branches, spans, n_layers, device)
-        table.slot[id]     # which of the pass's prompts a row belongs to
-        table.edits[3, "attn_out"]   # [(id, interventions)]
+        table = RowTable(pass_, branches, spans, n_layers, device)
+        table.slot[id_]              # which of the pass's prompts a row belongs to
+        table.edits[3, "attn_out"]   # [(id_, interventions)]
 
     Args:
-        pass: what to run.
+        pass_: what to run.
         branches, spans: of the whole plan.
         n_layers: L.
         device: layer → the device its rows lie on.
@@ -76,33 +95,68 @@ class RowTable:
     ) -> None:
         self.pass_ = pass_
         self.n_layers = n_layers
-        self.n_prompts = len(pass_.prompts)
+        self.clean_ids, self.control_ids, self.branch_ids = self._layout(len(pass_.prompts), len(pass_.rows))
+        self.n_rows = len(self.clean_ids) + len(self.control_ids) + len(self.branch_ids)
+        self.slot = [0] * self.n_rows
+        self.keys: list[Key] = [()] * self.n_rows
+        self.last = [n_layers - 1] * self.n_rows
+        for ids, kind in ((self.clean_ids, CLEAN), (self.control_ids, CONTROL)):
+            for slot, (id_, prompt) in enumerate(zip(ids, pass_.prompts, strict=True)):
+                self.slot[id_], self.keys[id_] = slot, (prompt, kind)
         slot_of = {prompt: slot for slot, prompt in enumerate(pass_.prompts)}
-        clean = list(range(self.n_prompts))
-        self.slot = clean * 2 + [slot_of[branches[row].prompt] for row in pass_.rows]
-        self.keys: list[Key] = [(prompt, CLEAN) for prompt in pass_.prompts]
-        self.keys += [(prompt, CONTROL) for prompt in pass_.prompts]
-        self.keys += [family_of(branches[row]) for row in pass_.rows]
-        self.last = [n_layers - 1] * (2 * self.n_prompts) + [spans[row].last for row in pass_.rows]
-        joining: dict[tuple[int, int], list[int]] = {(0, 0): list(range(self.n_prompts, 2 * self.n_prompts))}
-        for id_, row in enumerate(pass_.rows, start=2 * self.n_prompts):
+        # Controls join as a branch does, at the first place where one can: they meet the same code.
+        joining: dict[tuple[int, int], list[int]] = {(0, 0): list(self.control_ids)}
+        for id_, row in self.branch_rows():
+            self.slot[id_], self.keys[id_] = slot_of[branches[row].prompt], family_of(branches[row])
+            self.last[id_] = spans[row].last
             joining.setdefault(self._joins(spans[row].joins), []).append(id_)
-        self.edits: dict[tuple[int, str], Edits] = {}
-        if pass_.prefix != "own":
-            for id_, row in enumerate(pass_.rows, start=2 * self.n_prompts):
-                for intervention in branches[row].interventions:
-                    site = self.edits.setdefault((intervention.layer, intervention.site), [])
-                    if site and site[-1][0] == id_:
-                        site[-1][1].append(intervention)
-                    else:
-                        site.append((id_, [intervention]))
+        self.edits = self._edits(branches)
         self.layers: list[LayerRows] = []
-        alive = clean
+        alive = list(self.clean_ids)  # the decoder's own embedding made them; all others join by a hook
         for layer in range(n_layers):
             here = self._layer(layer, alive, joining, device(layer))
             self.layers.append(here)
             alive = here.staying
         self.final = alive
+
+    @staticmethod
+    def _layout(n_prompts: int, n_branches: int) -> tuple[range, range, range]:
+        """The ids of clean runs and controls, a prompt each in the pass's order, and of branches as they join."""
+        controls = range(n_prompts, n_prompts + n_prompts)
+        return range(n_prompts), controls, range(controls.stop, controls.stop + n_branches)
+
+    def branch_rows(self) -> Iterator[tuple[int, int]]:
+        """(id, index of the branch) of the pass's branches, in the order in which they join."""
+        return zip(self.branch_ids, self.pass_.rows, strict=True)
+
+    def measured_rows(self) -> list[tuple[int, int]]:
+        """(id, index of the branch) of those whose measurements are wanted."""
+        return [(id_, row) for id_, row in self.branch_rows() if row in self.pass_.measured]
+
+    def clean_id(self, id_: int) -> int:
+        """The clean run of a row."""
+        return self.clean_ids[self.slot[id_]]
+
+    def of_prompt(self, slot: int) -> list[int]:
+        """All rows of one of the pass's prompts."""
+        return [id_ for id_ in range(self.n_rows) if self.slot[id_] == slot]
+
+    def by_kind(self, values: Tensor) -> ByKind:
+        """Views of values of all rows, [row, …]: no copy, and gradients flow through."""
+        kinds = (self.clean_ids, self.control_ids, self.branch_ids)
+        return ByKind(*(values[ids.start : ids.stop] for ids in kinds))
+
+    def _edits(self, branches: Sequence[Branch]) -> dict[tuple[int, str], Edits]:
+        edits: dict[tuple[int, str], Edits] = {}
+        # Right of a cut a branch changes nothing: what it changed reaches it through keys and values.
+        for id_, row in self.branch_rows() if self.pass_.prefix != "own" else ():
+            for intervention in branches[row].interventions:
+                site = edits.setdefault((intervention.layer, intervention.site), [])
+                if site and site[-1][0] == id_:
+                    site[-1][1].append(intervention)
+                else:
+                    site.append((id_, [intervention]))
+        return edits
 
     def _joins(self, joins: tuple[int, int]) -> tuple[int, int]:
         # Right of a cut nothing is changed: what tells the branch from its clean run are the keys and values
@@ -121,17 +175,18 @@ class RowTable:
         if len(staying) < len(outside):
             going_on = set(staying)
             keep = torch.tensor([n for n, id_ in enumerate(outside) if id_ in going_on], device=device)
-        clean_row = None
-        if self.n_prompts > 1:
-            clean_row = torch.tensor([self.slot[id_] for id_ in outside], device=device)
-        ids = torch.tensor(outside, device=device)
-        return LayerRows(born[0], born[1], born[2], inside, outside, staying, clean_row, ids, keep)
+        slots = None
+        if len(self.clean_ids) > 1:
+            slots = torch.tensor([self.slot[id_] for id_ in outside], device=device)
+        place = {id_: n for n, id_ in enumerate(outside)}
+        first = place[self.clean_ids[0]]  # clean runs never leave, so they stay side by side
+        clean = [place[self.clean_id(id_)] for id_ in range(self.n_rows)]
+        places = torch.tensor([[place.get(id_, own) for id_, own in enumerate(clean)], clean], device=device)
+        side_by_side = slice(first, first + len(self.clean_ids))
+        return LayerRows(born[0], born[1], born[2], inside, outside, staying, side_by_side, slots, places, keep)
 
     def prefix_rows(self, layer: int, recorded: RowTable) -> list[int]:
         """For each attending row, the row of `recorded` whose keys and values lie left of it."""
         place = {recorded.keys[id_]: n for n, id_ in enumerate(recorded.layers[layer].attending)}
         own = self.pass_.prefix == "own"
-        return [
-            place[self.keys[id_] if own else (self.pass_.prompts[self.slot[id_]], CLEAN)]
-            for id_ in self.layers[layer].attending
-        ]
+        return [place[self.keys[id_ if own else self.clean_id(id_)]] for id_ in self.layers[layer].attending]

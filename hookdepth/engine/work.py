@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.measurements import LayerMeasurement, Measurement, OutputMeasurement
-from hookdepth.engine.memory import bytes_per_row_token
-from hookdepth.engine.plan import Plan, pass_work
+from hookdepth.engine.memory import bytes_per_row_token, kept_bytes
+from hookdepth.engine.plan import ROWS_PER_PROMPT, Plan, pass_work
 from hookdepth.model.decoder import Decoder
 from hookdepth.model.unembedding import most_logits
 
@@ -101,6 +101,7 @@ def work_of_plan(
     branches: Sequence[Branch],
     lengths: Sequence[int],
     measurements: Sequence[Measurement],
+    gradients: bool = False,
 ) -> Work:
     """The work of all passes of a plan; an outline will do for the model.
 
@@ -117,17 +118,24 @@ def work_of_plan(
             own = [branches[row] for row in pass_.measured if branches[row].prompt == prompt]
             measured = {position for branch in own for position in branch.measured_positions(lengths[prompt])}
             here = measured & set(range(pass_.start, pass_.stop))
-            positions += len(here) * (2 + sum(branches[row].prompt == prompt for row in alive))
+            positions += len(here) * (ROWS_PER_PROMPT + sum(branches[row].prompt == prompt for row in alive))
             read |= here
         # As `forward.leave_out_unread` does it, which only an intervention that is not tokenwise keeps from it.
-        inside = 2 * len(pass_.prompts) + sum(plan.spans[row].first <= last for row in alive)
+        inside = ROWS_PER_PROMPT * len(pass_.prompts) + sum(plan.spans[row].first <= last for row in alive)
         unread = inside * (pass_.stop - pass_.start - max(1, len(read)))
+        work = pass_work(pass_, plan.spans, plan.n_layers)
+        # Gradients flow back through all rows of the batch, to the lowest layer at which a branch joins.
+        below = min((plan.spans[row].first for row in pass_.rows), default=0)
+        untouched = ROWS_PER_PROMPT * len(pass_.prompts) * below * (pass_.stop - pass_.start)
         total += Work(
             1,
-            pass_work(pass_, plan.spans, plan.n_layers),
+            work,
             positions if outputs else 0,
+            backward=work - untouched if gradients else 0,
             width=pass_.start + pass_.stop,  # a token looks back at half of this
             unread=0 if by_layer and pass_.measured else unread,
         )
+    if gradients:
+        return replace(total, bytes=plan.peak_kept_tokens * kept_bytes(model))
     room = plan.peak_row_tokens * bytes_per_row_token(model) + (logit_bytes(model) if total.positions else 0)
     return replace(total, bytes=room)

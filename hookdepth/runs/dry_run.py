@@ -38,7 +38,7 @@ LAYERS = 3  # of the miniature
 _PLANNED = 12  # chunks that are planned; the others are taken to be like them
 _FLOPS = {"cpu": 6e10, "cuda": 2e12}  # of one timed call, if the sample can be made so short
 _FEW = 64  # tokens of the small vocabulary; samples are made of these
-_SHORTEST = 16  # tokens of a sample, beside those that are left alone
+_SHORTEST = 8  # tokens of a sample, beside those that are left alone
 
 
 @dataclass(frozen=True)
@@ -108,15 +108,15 @@ def _rates(group: Group, small: Decoder, clock: Callable[[], float]) -> tuple[fl
     """Seconds for a FLOP of the layers, and of the unembedding."""
     sample = _sample(group, small)
     _, unembedding = work_of(sample).flops(small)
-    seconds = _timed(sample, clock) if unembedding else 0.0
+    whole = _timed(sample, clock) if unembedding else 0.0
     with with_vocabulary(small, _few(small)):
-        if unembedding:
-            seconds -= _timed(sample, clock)
-            unembedding -= work_of(sample).flops(small)[1]
-        per_unembedding = max(0.0, seconds) / max(1.0, unembedding)
+        without = _timed(sample, clock)
+        layers, rest = work_of(sample).flops(small)
+        per_unembedding = max(0.0, whole - without) / max(1.0, unembedding - rest)
         larger = _sample(group, small)  # what was spent on the vocabulary is there for the layers
-        layers, rest = work_of(larger).flops(small)
-        return max(0.0, _timed(larger, clock) - rest * per_unembedding) / layers, per_unembedding
+        if (more := work_of(larger).flops(small)) != (layers, rest):
+            without, (layers, rest) = _timed(larger, clock), more
+        return max(0.0, without - rest * per_unembedding) / layers, per_unembedding
 
 
 def _sample(group: Group, small: Decoder) -> Group:
@@ -126,10 +126,10 @@ def _sample(group: Group, small: Decoder) -> Group:
     first, subject = group.members[0], group.subject
     tokens = round(statistics.mean(len(first.tokens(subject, item)) for item in first.items(subject)))
     shortest, times = _SHORTEST + first.front(subject.settings), 1
-    settings = reduce(lambda so_far, member: member.sample(so_far), group.members, subject.settings)
 
     def made(tokens: int, times: int) -> Group:
         inputs = _shortened(subject.inputs, tokens, _few(small))
+        settings = reduce(lambda so_far, member: member.sample(so_far, times), group.members, subject.settings)
         return groups_of([_often(one, times) for one in group.members], Subject(small, inputs, settings))[0]
 
     def affordable(sample: Group) -> bool:
@@ -137,7 +137,7 @@ def _sample(group: Group, small: Decoder) -> Group:
 
     while tokens > shortest and not affordable(made(tokens, 1)):
         tokens = max(shortest, tokens // 2)
-    while group.branching and 2 * times * LAYERS <= subject.model.n_layers and affordable(made(tokens, 2 * times)):
+    while 2 * times * LAYERS <= subject.model.n_layers and affordable(made(tokens, 2 * times)):
         times *= 2
     return made(tokens, times)
 

@@ -63,7 +63,8 @@ class Chunks:
         self.folder, self.prefix, self.warn, self.patience = folder, "+".join(analyses) + "-", warn, patience
         self.identity = {name: identities[name] for name in self.prefix[:-1].split("+")}
         # Each chunk names its run by a hash: the settings of a large data set are long, and kept once.
-        self.owner = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
+        owner = {name: unnamed(identity) for name, identity in self.identity.items()}
+        self.owner = hashlib.sha256(json.dumps(owner, sort_keys=True).encode()).hexdigest()
 
     def path(self, chunk: int) -> Path:
         """The file of a chunk."""
@@ -243,9 +244,17 @@ def appears(path: Path, patience: float) -> bool:
     return True
 
 
+def unnamed(identity: dict[str, Any]) -> dict[str, Any]:
+    """An identity without the model's name: a folder has several paths, and its weights say which model it is."""
+    model = identity.get("model")
+    if not isinstance(model, dict):
+        return identity
+    return {**identity, "model": {key: value for key, value in model.items() if key != "id"}}
+
+
 def refuse_other(path: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Raise, naming the first setting that differs, where a file belongs to another run."""
-    difference = _first_difference({key: stored.get(key) for key in wanted}, wanted)
+    difference = _first_difference(unnamed({key: stored.get(key) for key in wanted}), unnamed(wanted))
     if difference:
         where, old, new = difference
         raise HookdepthError(

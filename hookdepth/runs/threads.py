@@ -9,6 +9,9 @@ on, and a result that is there, keep the number that they were begun with.
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ from typing import Any
 import torch
 
 from hookdepth.analyses.contract import check_contents
-from hookdepth.errors import HookdepthError
+from hookdepth.errors import HookdepthError, environment_number
 from hookdepth.results import SUFFIX, Result
 from hookdepth.runs.store import stored_identities
 
@@ -34,12 +37,22 @@ def threads_of(groups: Iterable[Sequence[str]], out: Path, chunks: Path, fresh: 
         fresh: whatever lies there is thrown away.
     """
     found: dict[str, int] = {}
-    own = torch.get_num_threads()
+    own = _own()
     for group in groups:
         stopped = [number for name in group if (number := _of_chunks(chunks, name))]
         rest = stopped[0] if stopped else own
         found |= {name: own if fresh else _of_result(out / f"{name}{SUFFIX}") or rest for name in group}
     return found
+
+
+def _own() -> int:
+    """This process's number; among several, which their launcher may have given one thread each, that of one alone."""
+    several = environment_number("WORLD_SIZE", 1, 1) > 1
+    if not several or os.environ.get("OMP_NUM_THREADS") != "1":
+        return torch.get_num_threads()
+    alone = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+    ask = [sys.executable, "-c", "import torch; print(torch.get_num_threads())"]
+    return int(subprocess.run(ask, env=alone, capture_output=True, text=True, check=True).stdout)
 
 
 def _of_result(path: Path) -> int | None:

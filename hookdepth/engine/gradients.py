@@ -1,0 +1,135 @@
+"""Derivatives of a measurement by what branches put in the place of a site: run as branches are, with gradients.
+
+    branches = [Branch((Given("resid_post", layer),), measured=[17]) for layer in range(model.n_layers)]
+    for part in differentiate(model, ids, branches, TargetProbability(), lambda rows: acts[rows], lambda rows, g: g):
+        part.branches, part.values, part.reduced     # numbers, [branch] and [branch, token, width]
+
+Branches are planned, packed, measured, checked and retried by the same code as those of `run_branches`. What differs is
+the memory: a backward pass keeps the activations of all layers (`memory.kept_bytes`), so the budget counts these too.
+Parameters are frozen: gradients flow to the given values and end there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hookdepth.engine.branches import Branch
+from hookdepth.engine.forward import PassResult
+from hookdepth.engine.interventions import Intervention, Patch, Surroundings
+from hookdepth.engine.measurements import Measurement
+from hookdepth.engine.memory import Budget
+from hookdepth.engine.passes import plan_within, run_top, run_within
+from hookdepth.engine.plan import ForwardPass, Plan
+from hookdepth.engine.results import on_host
+from hookdepth.engine.tokens import Where
+from hookdepth.errors import HookdepthError, NotFiniteError
+from hookdepth.model.decoder import Decoder
+
+
+@dataclass(frozen=True, eq=False)
+class Given(Intervention):
+    """A site whose value is given when its pass runs, so that thousands of branches can be planned and none is held.
+
+    Given("resid_post", 3)
+    """
+
+    tokenwise: ClassVar[bool] = True
+
+    def apply(self, row: Tensor, where: Where, around: Surroundings) -> None:
+        """Only `differentiate` knows the value."""
+        raise HookdepthError(f"the value at {self.site} of layer {self.layer} was not given", "use differentiate")
+
+
+@dataclass
+class Derivatives:
+    """What one pass gave.
+
+    Attributes:
+        branches: their numbers.
+        values: [branch], what was measured on them, in float32 on the CPU; clean: [branch], on their clean runs.
+        reduced: [branch, …], what `reduce` made of the gradients, on the CPU.
+        null_effect, null_where: the noise floor of the pass.
+    """
+
+    branches: list[int]
+    values: Float[Tensor, " branch"]
+    clean: Float[Tensor, " branch"]
+    reduced: Tensor
+    null_effect: float
+    null_where: str | None
+
+
+def differentiate(
+    model: Decoder,
+    token_ids: Sequence[int],
+    branches: Sequence[Branch],
+    measurement: Measurement,
+    points: Callable[[Sequence[int]], Float[Tensor, "branch token width"]],
+    reduce: Callable[[Sequence[int], Float[Tensor, "branch token width"]], Tensor],
+    *,
+    budget: Budget | None = None,
+    on_pass: Callable[[], object] | None = None,
+) -> Iterator[Derivatives]:
+    """The measurement of each branch, and its derivative by the value that the branch is given.
+
+        differentiate(model, ids, branches, TargetProbability(), lambda rows: acts[rows], lambda rows, g: g)
+
+    Args:
+        model: from `load_model` or `wrap`.
+        token_ids: of the one prompt.
+        branches: each with one `Given`, on all tokens, and no cut.
+        measurement: one value a branch, of the layers or the output; layers' are added up.
+        points: numbers of branches → their values, in float32. They share one leaf.
+        reduce: numbers of branches and their gradients, in float32 → what is wanted of these, on any device.
+        budget: how large passes may be; what memory teaches is written into it.
+        on_pass: called after each pass.
+
+    Yields:
+        What each pass gave, in the order in which they run. Between two of them the model is the caller's.
+
+    Raises:
+        HookdepthError: a branch that is none of these; not even one fits into memory.
+        NotFiniteError: a value or a gradient is not finite.
+    """
+    for branch in branches:
+        if branch.cut is not None or [type(one) for one in branch.interventions] != [Given]:
+            raise HookdepthError("a branch to differentiate by needs one Given, and no cut", "give Branch((Given(…),))")
+    budget = budget or Budget.of(model, gradients=True)
+    plan = partial(plan_within, model, branches, [len(token_ids)], [measurement], budget)
+
+    def run(plan: Plan, top: ForwardPass) -> Iterator[tuple[frozenset[int], Derivatives]]:
+        with model.evaluating(grad=True):
+            # A clone: what was computed in inference mode can never carry a gradient.
+            leaf = points(top.rows).detach().clone().requires_grad_()
+            bound = list(branches)
+            # Unbound, not indexed: the gradients of all are then put together once, and not one by one into zeros.
+            for row, value in zip(top.rows, leaf.unbind(), strict=True):
+                (given,) = branches[row].interventions
+                bound[row] = replace(branches[row], interventions=(Patch(given.site, given.layer, value),))
+            (result,) = run_top(model, [token_ids], bound, plan, top, [measurement])
+            (gradient,) = torch.autograd.grad(_sum_of_branches(result, measurement.name), leaf)
+        yield top.measured, _derivatives(result, measurement.name, reduce(top.rows, gradient.float()).cpu())
+
+    return run_within(budget, plan(), plan, run, on_pass)
+
+
+def _sum_of_branches(result: PassResult, name: str) -> Tensor:
+    # No branch reaches another's row, so the gradient of the sum by a branch's value is that of its own measurement.
+    own, _ = result.of(name)
+    return result.table.by_kind(own).branches.sum()
+
+
+def _derivatives(result: PassResult, name: str, reduced: Tensor) -> Derivatives:
+    found = on_host(result, name)
+    if not torch.isfinite(reduced).all():
+        raise NotFiniteError(
+            "non-finite gradients, of a finite value", "use a dtype of wider range (--dtype bfloat16 or float32)", 1
+        )
+    return Derivatives(found.branches, found.values, found.clean, reduced, found.null_effect, found.null_where)
