@@ -87,8 +87,7 @@ def choose(what: str, given: Any, allowed: Iterable[str], also: Mapping[str, str
         return given
     near = suggestion(given, options, also)
     remedy = f"did you mean {near}? ({listed})" if near else f"use one of {listed}"
-    word = given if len(given) <= 60 else f"{given[:57]}…"
-    raise HookdepthError(f"unknown {what} {word!r}", remedy)
+    raise HookdepthError(f"unknown {what} {clipped(given)!r}", remedy)
 
 
 def whole_number(what: str, given: Any, low: int | None = None, high: int | None = None) -> int:
@@ -106,15 +105,12 @@ def whole_number(what: str, given: Any, low: int | None = None, high: int | None
     if low is not None:
         wanted += f" of at least {low}" if high is None else f" from {low} to {high}"
     # A bool, also one of numpy's or torch's, can be used as an index, but nobody means a number by it.
-    is_number = not isinstance(given, bool) and "bool" not in str(getattr(given, "dtype", ""))
-    if is_number and not getattr(given, "ndim", 0):
-        try:
-            number = index(given)
-        except (TypeError, ValueError, RuntimeError):  # no number; a tensor of floats; a tensor without data
-            is_number = False
-    else:
-        is_number = False
-    if not is_number:
+    is_bool = isinstance(given, bool) or "bool" in str(getattr(given, "dtype", ""))
+    try:
+        number = index(given) if not is_bool and not getattr(given, "ndim", 0) else None
+    except (TypeError, ValueError, RuntimeError):  # no number; a tensor of floats; a tensor without data
+        number = None
+    if number is None:
         raise HookdepthError(f"{what} is {shown(given)}", f"give {wanted}")
     if (low is not None and number < low) or (high is not None and number > high):
         raise HookdepthError(f"{what} is {number}", f"give {wanted}")
@@ -132,8 +128,12 @@ def shown(given: Any) -> str:
         return f"the class {given.__name__}"
     if "__repr__" not in {name for kind in type(given).__mro__[:-1] for name in vars(kind)}:
         return f"an instance of {type(given).__name__}"
-    text = " ".join(repr(given).split())
-    return text if len(text) <= 60 else f"{text[:59]}…"
+    return clipped(" ".join(repr(given).split()))
+
+
+def clipped(text: str, most: int = 60) -> str:
+    """The text, or as much of it as a message has room for: clipped("two words", 4) is "two…"."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def suggestion(given: str, allowed: Iterable[str], also: Mapping[str, str] | None = None) -> str | None:

@@ -20,7 +20,7 @@ from dataclasses import MISSING, Field, field, fields
 from numbers import Integral, Real
 from typing import Any
 
-from hookdepth.errors import HookdepthError, choose, suggestion
+from hookdepth.errors import HookdepthError, choose, clipped, suggestion
 
 Check = Callable[[Any], Any]
 
@@ -51,8 +51,7 @@ class Options:
         for one in fields(self):  # type: ignore[arg-type]  # a subclass is a dataclass
             given = getattr(self, one.name)
             if given is not one.default or one.default is MISSING:
-                flag = flag_of(one)
-                object.__setattr__(self, one.name, checked(one.name, given, one.metadata["check"], flag))
+                object.__setattr__(self, one.name, checked(one.name, given, one.metadata["check"], flag_of(one)))
 
 
 def flag_of(one: Field[Any]) -> str:
@@ -68,11 +67,8 @@ def checked(name: str, given: Any, check: Check, flag: str) -> Any:
     try:
         return check(given)
     except ValueError as error:
-        shown = repr(given)
-        shown = shown if len(shown) <= 60 else f"{shown[:57]}…"
-        raise HookdepthError(
-            f"{name}={shown} {error}", f"see `hookdepth run --help` for --{name.replace('_', '-')}"
-        ) from error
+        remedy = f"see `hookdepth run --help` for {flag}"
+        raise HookdepthError(f"{name}={clipped(repr(given))} {error}", remedy) from error
 
 
 def whole(least: int | None = None, most: int | None = None) -> Check:
@@ -142,7 +138,7 @@ def text(given: Any) -> str:
     """A text, or a path: text(Path("out"))."""
     if not isinstance(given, str | os.PathLike):
         raise ValueError("is no text")
-    return os.fspath(given) if not isinstance(given, str) else given
+    return os.fspath(given)
 
 
 def switch(given: Any) -> bool:
@@ -154,18 +150,18 @@ def switch(given: Any) -> bool:
 
 def pairs(given: Any) -> tuple[tuple[str, str], ...]:
     """Pairs of texts: pairs([("2 + 2 = ", "4")])."""
-    if isinstance(given, str) or not isinstance(given, Iterable):
+    listed = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else []
+    if not listed or not all(_is_pair(one) for one in listed):
         raise ValueError("is no list of pairs of prompt and answer")
-    listed = [tuple(pair) if isinstance(pair, Sequence) and not isinstance(pair, str) else (pair,) for pair in given]
-    if not listed or not all(len(pair) == 2 and all(isinstance(word, str) for word in pair) for pair in listed):
-        raise ValueError("is no list of pairs of prompt and answer")
-    return tuple((pair[0], pair[1]) for pair in listed)
+    return tuple((prompt, answer) for prompt, answer in listed)
+
+
+def _is_pair(one: Any) -> bool:
+    is_list = isinstance(one, Sequence) and not isinstance(one, str)
+    return is_list and len(one) == 2 and all(isinstance(word, str) for word in one)
 
 
 def refuse_unknown(given: Iterable[str], kind: type) -> None:
-    """Raise for names that are no options of a dataclass, with the nearest that is.
-
-    refuse_unknown(["limit"], Config)
-    """
+    """Raise for names that are no options of a dataclass, and say the nearest: refuse_unknown(["limit"], Config)."""
     for name in given:
         choose("option", name, [one.name for one in fields(kind)])

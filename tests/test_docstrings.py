@@ -140,7 +140,7 @@ def test_snippets_run(name, number, words, folder, tmp_path, monkeypatch, caplog
     tiny = {name: words[name] for name in ("Settings", "load_model", "demo_folder")}
     if where.startswith("training") or where in READS_HISTORY:
         tiny |= request.getfixturevalue("training")
-    if where in ("metrics", "training.statistics"):
+    if where in ("metrics", "training.reading"):
         tiny["resid_pre"] = words["resid_pre"][0]
     if name == "hookdepth.engine.passes":
         tiny["token_ids"] = words["ids"]

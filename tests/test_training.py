@@ -23,7 +23,7 @@ from hookdepth.errors import HookdepthError
 from hookdepth.results import Result
 from hookdepth.training import DepthMonitor, load_history, padding_mask, save_picture
 from hookdepth.training.metrics import metrics_of
-from hookdepth.training.statistics import adds_up, products, statistics
+from hookdepth.training.reading import adds_up, products, statistics
 
 IDS = list(range(3, 20))
 

@@ -6,6 +6,7 @@ import torch
 from training_runs import LAYERS, fresh_model, make_batches, n_hooks, train
 from transformers import Trainer, TrainingArguments
 
+from hookdepth.analyses import Settings
 from hookdepth.data import Probe
 from hookdepth.errors import HookdepthError
 from hookdepth.training import DepthCallback, DepthMonitor
@@ -126,3 +127,9 @@ def test_the_callback_refuses_when_it_is_made(tmp_path):
         DepthCallback(fresh_model())
     assert n_hooks(trainer.model) == 0
     assert trainer.model.config.num_hidden_layers == LAYERS
+
+
+def test_what_an_analysis_refuses_is_refused_before_the_training():
+    settings = Settings(keep_front=len(IDS))
+    with pytest.raises(HookdepthError, match="leaves nothing of prompt 0"):
+        DepthMonitor(short(), probes=["skip-current"], prompts=[IDS], settings=settings)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hookdepth.analyses.registry import declared
 from hookdepth.errors import DamagedError, HookdepthError
-from hookdepth.report.patterns import match
+from hookdepth.report.patterns import PER_PROMPT, match
 from hookdepth.results import RERUN, SUFFIX, Result
 
 _NUMBER = (int, float, type(None))
@@ -123,8 +123,12 @@ def wrong_tensors(declared_axes: Mapping[str, str], tensors: Mapping[str, Tensor
 
     wrong_tensors({"kl": "point"}, {"kl": torch.zeros(31)}, n_layers=30)   # None
     """
+    # Beside what is reduced over prompts stands what each prompt gave.
+    every = dict(declared_axes) | {
+        f"{PER_PROMPT}{pattern}": f"prompt {axes.removesuffix('?')}?" for pattern, axes in declared_axes.items()
+    }
     # A name that is written out comes last, and counts: it may fit a pattern as well.
-    by_exactness = sorted(declared_axes.items(), key=lambda entry: -entry[0].count("{"))
+    by_exactness = sorted(every.items(), key=lambda entry: -entry[0].count("{"))
     axes = {
         name: axes.removesuffix("?").format(**words)
         for pattern, axes in by_exactness
@@ -134,6 +138,8 @@ def wrong_tensors(declared_axes: Mapping[str, str], tensors: Mapping[str, Tensor
     for pattern, wanted in declared_axes.items():
         if not wanted.endswith("?") and not any(match(pattern, name) is not None for name in tensors):
             return f"the tensor {pattern} is missing"
+    if strange := [name for name in tensors if name not in axes]:
+        return f"nobody has declared the tensor {strange[0]}"
     if not axes:
         return "it has none of the tensors that its analysis gives"
     return _wrong_shapes(axes, tensors, n_layers)

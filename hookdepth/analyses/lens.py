@@ -46,8 +46,6 @@ class LogitLens(Analysis):
     tensors = {
         "kl": "point",
         "topk_overlap": "point",
-        "per_prompt.kl": "prompt point?",
-        "per_prompt.topk_overlap": "prompt point?",
     }
     figures = (
         Bars(

@@ -37,7 +37,7 @@ class _Local(Analysis):
     together = "local"
     in_all = True
     measurements = (LayerEffect(),)
-    tensors = {"layer.effect": "layer layer", "per_prompt.layer.effect": "prompt layer layer?"}
+    tensors = {"layer.effect": "layer layer"}
 
     def branches(self, subject: Subject, item: int) -> list[Branch]:
         """Every source out of the input of every later layer, once or at every cut."""

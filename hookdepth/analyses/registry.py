@@ -164,12 +164,18 @@ def checked(analysis: Analysis) -> Analysis:
 
 
 def declared(result: Result) -> Analysis | None:
-    """The analysis that a result is of; None where nobody knows it.
+    """The analysis that a result is of, ours, one that this process has met, or as its file declares it; or None.
 
-    declared(result).question
+        declared(result).question
+
+    Raises:
+        HookdepthError: the file's own declaration cannot be read.
     """
     kind = known().get(result.analysis)
-    return kind() if kind else _SEEN.get(result.analysis)
+    if kind or result.analysis in _SEEN:
+        return kind() if kind else _SEEN[result.analysis]
+    stored = result.metadata.get("declaration")
+    return None if stored is None else import_module("hookdepth.analyses.stored").read(stored)
 
 
 def chosen(wanted: Any) -> list[Analysis]:

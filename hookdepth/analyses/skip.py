@@ -26,8 +26,6 @@ from hookdepth.results import Result
 EFFECTS = {
     "{part}.effect": "layer layer",
     "{part}.output": "layer?",
-    "per_prompt.{part}.effect": "prompt layer layer?",
-    "per_prompt.{part}.output": "prompt layer?",
 }
 
 

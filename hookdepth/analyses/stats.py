@@ -44,8 +44,6 @@ class ResidualStats(Analysis):
         "norm.resid": "point",
         **{f"{kind}.{part}": "layer" for kind in ("relative_contribution", "cosine", "norm") for part in _PARTS},
         "relative_contribution_max.{part}": "layer?",
-        "per_prompt.norm.resid": "prompt point?",
-        "per_prompt.{kind}.{part}": "prompt layer?",
     }
     figures = (
         Bars(

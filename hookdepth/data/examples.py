@@ -21,8 +21,8 @@ from typing import Any
 
 from hookdepth.data.lines import Lines
 from hookdepth.data.tokens import refuse_unusable
-from hookdepth.errors import HookdepthError, suggestion
-from hookdepth.model.hub import hub_or_cache
+from hookdepth.errors import HookdepthError, clipped, suggestion
+from hookdepth.model.hub import NOT_THERE, hub_or_cache, one_line
 
 NAMES = ("demo", "gsm8k")
 ROW = 'one JSON object a line, all with "question" and "answer", or all with "prompt" and, optionally, "answer"'
@@ -120,8 +120,7 @@ def texts_as_dataset(texts: str | Sequence[str]) -> Dataset:
     wrong = [text for text in listed if not isinstance(text, str)]
     if wrong or not listed:
         raise HookdepthError(f"{wrong[0]!r} is no text" if wrong else "there are no texts", "give a list of prompts")
-    examples = tuple(Example(text, prompt=text) for text in listed)
-    return Dataset("texts", examples, 0)
+    return Dataset("texts", tuple(Example(text, prompt=text) for text in listed))
 
 
 def _gsm8k_rows() -> list[dict[str, Any]]:
@@ -138,10 +137,7 @@ def _gsm8k_rows() -> list[dict[str, Any]]:
         with hub_or_cache() as online:
             return list(datasets.load_dataset("openai/gsm8k", "main", split="test"))
     except Exception as error:  # what is raised without a network differs from release to release
-        why = (str(error) or type(error).__name__).partition("\n")[0][:200]
-        if not online:
-            why = "the hub cannot be reached, and it was not downloaded before"
-        raise HookdepthError(f"cannot load openai/gsm8k ({why})", GET_GSM8K) from error
+        raise HookdepthError(one_line("cannot load openai/gsm8k", error if online else NOT_THERE), GET_GSM8K) from error
 
 
 def _file(name: str) -> Path:
@@ -151,8 +147,7 @@ def _file(name: str) -> Path:
     if not name or not os.path.exists(path):  # so does this one
         near = suggestion(name, NAMES)
         hint = f"did you mean {near}?" if near else f"give {', '.join(NAMES)} or an existing file"
-        shown = name if len(name) <= 200 else f"{name[:197]}…"
-        raise HookdepthError(f"no data set or file {shown!r}", hint)
+        raise HookdepthError(f"no data set or file {clipped(name, 200)!r}", hint)
     if path.is_dir():
         raise HookdepthError(f"{name!r} is a folder", "give a .jsonl or text file")
     if stat.S_ISCHR(path.stat().st_mode):  # /dev/zero has no end; a pipe has
@@ -193,9 +188,8 @@ def _row(line: str, where: str) -> dict[str, Any]:
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object; a key that stands twice would leave nobody sure which of its values is meant."""
     keys = [key for key, _ in pairs]
-    for key in _KEYS:
-        if keys.count(key) > 1:
-            raise ValueError(f"{key!r} stands twice")
+    if twice := [key for key in _KEYS if keys.count(key) > 1]:
+        raise ValueError(f"{twice[0]!r} stands twice")
     return dict(pairs)
 
 

@@ -20,12 +20,7 @@ import torch
 def plain_state(kinds: Iterable[str], grad: bool) -> Iterator[None]:
     """Defaults as PyTorch starts with them, gradients on or off; what was there before comes back at the end.
 
-        with torch.inference_mode(), plain_state(("cpu",), grad=True):
-            torch.ones(1, requires_grad=True).sum().backward()
-
-    Args:
-        kinds: types of the devices that are used, beside the CPU and CUDA.
-        grad: whether gradients are recorded.
+    `kinds` are types of the devices that are used, beside the CPU and CUDA.
     """
     with ExitStack() as stack:
         if torch.is_inference_mode_enabled():

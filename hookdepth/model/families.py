@@ -9,8 +9,8 @@ A decoder layer of every family here computes
     resid_post = resid_mid + mlp_out
 
 and differs only in which module's output `attn_out` and `mlp_out` are, and by which factor they are
-multiplied before they are added. A family that is not listed is tried as a Llama; the self-check in
-`models.py` then decides, on a real input, whether that was right.
+multiplied before they are added. A family that is not listed is tried as a Llama; the self-check (`checking`) then
+decides, on a real input, whether that was right.
 """
 
 from __future__ import annotations
@@ -26,8 +26,6 @@ from hookdepth.errors import HookdepthError
 @dataclass(frozen=True)
 class Family:
     """Where a family's decoder layer makes its two contributions.
-
-        Family("Granite", multiplier="residual_multiplier").scale(config)   # e.g. 0.22
 
     Attributes:
         name: as people say it.
@@ -62,25 +60,16 @@ SUPPORTED = ", ".join(family.name for family in FAMILIES.values())
 
 
 def family_of(model_type: str) -> Family:
-    """The family of a config's `model_type`; an unknown one is taken for a Llama until the self-check.
-
-    family_of("llama").name   # 'Llama'
-    """
+    """The family of a config's `model_type`; an unknown one is taken for a Llama until the self-check."""
     return FAMILIES.get(model_type, Family(f"{model_type} (as Llama)"))
 
 
 def missing_modules(layer: nn.Module, family: Family) -> list[str]:
-    """Submodules that a decoder layer of this family must have and this one has not.
-
-    missing_modules(hf_model.model.layers[0], family_of("llama"))   # []
-    """
+    """Submodules that a decoder layer of this family must have and this one has not."""
     needed = ("self_attn", "mlp", family.attn_site, family.mlp_site)
     return sorted({name for name in needed if not hasattr(layer, name)})
 
 
 def unsupported(name: str, family: Family, why: str) -> HookdepthError:
-    """The error for a model that cannot be read.
-
-    str(unsupported("gpt2", family_of("gpt2"), "it has no model.layers"))
-    """
+    """The error for a model that cannot be read."""
     return HookdepthError(f"{name!r} ({family.name}) is not supported: {why}", f"families that work: {SUPPORTED}")

@@ -16,18 +16,15 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
-from hookdepth.errors import HookdepthError
+from hookdepth.errors import HookdepthError, clipped
 
 TIMEOUT_S = 10.0
+NOT_THERE = "the hub cannot be reached, and it was not downloaded before"
 
 
 def reachable(address: str, timeout: float = TIMEOUT_S) -> bool:
-    """Whether anything answers at an address, by one request, through the proxy of the environment if there is one.
-
-    reachable("https://huggingface.co")   # False in an aeroplane
-    """
+    """Whether anything answers at an address, by one request, through the proxy of the environment if there is one."""
     try:
         urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=timeout).close()
     except urllib.error.HTTPError:
@@ -41,11 +38,7 @@ def reachable(address: str, timeout: float = TIMEOUT_S) -> bool:
 
 @contextmanager
 def hub_or_cache() -> Iterator[bool]:
-    """Yield whether the hub can be reached; where it cannot, its libraries look only at what was downloaded before.
-
-    with hub_or_cache() as online:
-        datasets.load_dataset("openai/gsm8k", "main", split="test")
-    """
+    """Yield whether the hub can be reached; where it cannot, its libraries look only at what was downloaded before."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
@@ -58,22 +51,16 @@ def hub_or_cache() -> Iterator[bool]:
         # Read by the libraries at every request; `datasets` keeps a copy of its own.
         for module in (constants, sys.modules.get("datasets.config")):
             if module is not None:
-                stack.callback(_set_offline(module))
+                stack.callback(setattr, module, "HF_HUB_OFFLINE", getattr(module, "HF_HUB_OFFLINE", False))
+                setattr(module, "HF_HUB_OFFLINE", True)  # noqa: B010 (to a type checker a module is read-only)
         yield False
-
-
-def _set_offline(module: Any) -> Any:
-    before = getattr(module, "HF_HUB_OFFLINE", False)
-    module.HF_HUB_OFFLINE = True
-    return lambda: setattr(module, "HF_HUB_OFFLINE", before)
 
 
 def check_source(source: str) -> None:
     """Refuse what can only be meant as a folder, and is none."""
     wanted = source.startswith((".", "/", "~")) or source.count("/") > 1 or not source.strip()
     if wanted and not is_folder(source):
-        shown = source if len(source) <= 200 else f"{source[:197]}…"
-        raise HookdepthError(f"no model folder {shown!r}", "give an existing folder, a hub id, or demo")
+        raise HookdepthError(f"no model folder {clipped(source, 200)!r}", "give an existing folder, a hub id, or demo")
 
 
 @contextmanager
@@ -92,15 +79,12 @@ def quiet() -> Iterator[None]:
             of_transformers.enable_progress_bar()
 
 
-def one_line(what: str, error: BaseException) -> str:
+def one_line(what: str, error: BaseException | str) -> str:
     """The first line of what a library said, behind what was tried."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{what} ({lines[0][:300] if lines else type(error).__name__})"
 
 
 def is_folder(name: str) -> bool:
-    """Whether a model's name is a folder that is there; any string may be asked for.
-
-    is_folder("org/name")   # False
-    """
+    """Whether a model's name is a folder that is there; any string may be asked for."""
     return os.path.isdir(name)  # takes any string; the method of Path does not

@@ -8,10 +8,8 @@ Weights are read once, at the speed of memory. A block of 128 KiB becomes two su
 fixed random odd numbers (of the whole words, and of their upper halves): a change of one word always changes
 them, any other change does but for chance, in one of about 2^64 cases. SHA-256 over the sums, names, shapes and
 dtypes does the rest, so that exchanged blocks, rows and tensors are noticed too. Measured on one core of a server CPU
-(AMD EPYC): 4.3 GB/s in a loop of nothing else, 2 GB/s for the demo model's 538 MB (0.27 s) on a busy machine,
-beside 1.5 GB/s of SHA-256. By its bytes, a model of 8 billion parameters in 16 bits (16 GB) takes 4 to 8 s on one
-thread, and as much less on several as memory gives. On a GPU the sums are taken where the weights lie, and only
-they travel.
+(AMD EPYC): 4.3 GB/s, beside 1.5 GB/s of SHA-256. On a GPU the sums are taken where the weights lie, and only they
+travel.
 
 Nothing is remembered between calls: a training loop changes weights in ways that no version counter shows.
 """
@@ -19,20 +17,18 @@ Nothing is remembered between calls: a training loop changes weights in ways tha
 from __future__ import annotations
 
 import hashlib
-import json
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hookdepth.errors import HookdepthError
-
-if TYPE_CHECKING:
-    from hookdepth.model.decoder import Decoder
+from hookdepth.model.decoder import Decoder, device_name
+from hookdepth.model.positions import depends_on_length
 
 _WORDS = 1 << 14  # of 8 bytes, in a block
 _IN_CACHE = 8  # blocks that a core's cache holds
@@ -40,32 +36,8 @@ _AT_ONCE = 256  # blocks on a GPU, so that it is busy and little memory is taken
 _PROCESS = uuid.uuid4().hex
 
 
-def describe(model: Decoder) -> dict[str, Any]:
-    """What a model is called and made like; quick, and without its weights: JSON-able.
-
-    describe(model)["n_layers"]   # 30
-    """
-    config = model.config.to_dict()
-    quantization = config.pop("quantization_config", None) or {}
-    for machine_dependent in ("_name_or_path", "transformers_version", "dtype", "torch_dtype"):
-        config.pop(machine_dependent, None)
-    return {
-        "id": model.name,
-        "revision": model.revision,
-        "config_sha256": hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest(),
-        "family": model.family.name,
-        "n_layers": model.n_layers,
-        "d_model": model.d_model,
-        "n_parameters": sum(parameter.numel() for parameter in model.hf.parameters()),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "quantization": _quantization(quantization),
-        "attn_implementation": str(getattr(model.config, "_attn_implementation", "unknown")),
-        "device": _device_name(model.device),
-    }
-
-
 def identity_of(model: Decoder) -> dict[str, Any]:
-    """All that the numbers of a model depend on: `describe`, its weights, and what was hung onto it: JSON-able.
+    """All that the numbers of a model depend on: `Decoder.describe`, its weights, and what was hung onto it: JSON-able.
 
         identity_of(model)["weights"]
 
@@ -76,8 +48,8 @@ def identity_of(model: Decoder) -> dict[str, Any]:
     Raises:
         HookdepthError: weights are nowhere to be found.
     """
-    about = {**describe(model), "weights": weights_digest(model.hf)}
-    devices = [_device_name(model.layer_device(layer)) for layer in range(model.n_layers)]
+    about = {**model.describe(), "weights": weights_digest(model.hf)}
+    devices = [device_name(model.layer_device(layer)) for layer in range(model.n_layers)]
     if len({*devices, about["device"]}) > 1:
         about["layer_devices"] = devices
     if (experts := getattr(model.config, "_experts_implementation", None)) is not None:
@@ -120,23 +92,16 @@ def weights_digest(hf: nn.Module) -> str:
 
 
 def _named(hf: nn.Module) -> dict[str, Tensor]:
-    """Every tensor of a module under its name."""
     # First, since bitsandbytes repacks weights when it is asked; the scales of its weights are found only here.
     named = {name: value for name, value in hf.state_dict().items() if isinstance(value, Tensor)}
     named |= dict(hf.named_parameters(remove_duplicate=False))
     for owner, module in hf.named_modules():
         for own, buffer in module.named_buffers(recurse=False):
             # Rotary factors that follow the length of a text are those of whichever text ran last.
-            passing = own.endswith("inv_freq") and "original" not in own and _depends_on_length(module)
+            passing = own.endswith("inv_freq") and "original" not in own and depends_on_length(module)
             if not passing:
                 named[f"{owner}.{own}" if owner else own] = buffer
     return named
-
-
-def _depends_on_length(rotary: nn.Module) -> bool:
-    kind = getattr(rotary, "rope_type", None)
-    kinds = kind.values() if isinstance(kind, Mapping) else [kind]
-    return any(one in ("dynamic", "longrope") for one in kinds)
 
 
 def _fetched(hf: nn.Module, name: str, tensor: Tensor) -> Tensor:
@@ -212,16 +177,17 @@ def _keys(device: torch.device) -> Tensor:
 
 def _adapters(hf: nn.Module) -> dict[str, Any]:
     """Per layer that PEFT wrapped: which adapters act, which are merged, how strongly, whether all are off."""
-    found = {}
-    for name, module in hf.named_modules():
-        if hasattr(module, "active_adapters") and hasattr(module, "disable_adapters") and hasattr(module, "scaling"):
-            found[name] = {
-                "active": list(module.active_adapters),
-                "merged": list(getattr(module, "merged_adapters", [])),
-                "scaling": {key: float(value) for key, value in dict(module.scaling).items()},
-                "off": bool(module.disable_adapters),
-            }
-    return found
+    marks = ("active_adapters", "disable_adapters", "scaling")
+    layers: dict[str, Any] = {name: m for name, m in hf.named_modules() if all(hasattr(m, mark) for mark in marks)}
+    return {
+        name: {
+            "active": list(module.active_adapters),
+            "merged": list(getattr(module, "merged_adapters", [])),
+            "scaling": {key: float(value) for key, value in dict(module.scaling).items()},
+            "off": bool(module.disable_adapters),
+        }
+        for name, module in layers.items()
+    }
 
 
 def _hooks(hf: nn.Module) -> list[str]:
@@ -234,15 +200,3 @@ def _hooks(hf: nn.Module) -> list[str]:
                 what = getattr(function, "__qualname__", type(function).__name__)
                 found.append(f"{name or 'model'}: {what}, number {number} of process {_PROCESS}")
     return found
-
-
-def _quantization(config: dict[str, Any]) -> str:
-    if not config:
-        return "none"
-    bits = "8bit" if config.get("load_in_8bit") else "4bit" if config.get("load_in_4bit") else ""
-    method = config.get("quant_method")
-    return " ".join(filter(None, [str(getattr(method, "value", method)), bits]))
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

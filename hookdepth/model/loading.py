@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 
-from hookdepth.errors import DoesNotRunError, HookdepthError, choose, environment_number, suggestion
+from hookdepth.errors import DoesNotRunError, HookdepthError, choose, clipped, environment_number, suggestion
 from hookdepth.model.checking import wrap
 from hookdepth.model.decoder import Decoder
 from hookdepth.model.demo import DEMO_NAME, demo_folder
-from hookdepth.model.hub import check_source, hub_or_cache, is_folder, one_line, quiet
+from hookdepth.model.hub import NOT_THERE, check_source, hub_or_cache, is_folder, one_line, quiet
 from hookdepth.model.shape import read_config
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -69,13 +69,12 @@ def load_model(
     place = place_of(device, spread is not None)
     wanted = wanted_dtype(dtype, place)
     source = str(demo_folder()) if name == "demo" else name
-    options: dict[str, Any] = {"dtype": wanted, "device_map": spread or {"": str(place)}}
-    if attn_implementation is not None:
-        options["attn_implementation"] = attn_implementation
-    if revision is not None:
-        options["revision"] = revision
+    bits = None
     if quantize != "none":
-        options["quantization_config"] = bitsandbytes_config(quantize, torch.bfloat16 if wanted == "auto" else wanted)
+        bits = bitsandbytes_config(quantize, torch.bfloat16 if wanted == "auto" else wanted)
+    given = {"attn_implementation": attn_implementation, "revision": revision, "quantization_config": bits}
+    options: dict[str, Any] = {"dtype": wanted, "device_map": spread or {"": str(place)}}
+    options |= {key: value for key, value in given.items() if value is not None}
     hf, tokenizer = _from_pretrained(name, source, revision, options)
     try:
         return wrap(hf, tokenizer, name=DEMO_NAME if name == "demo" else name, revision=revision)
@@ -110,7 +109,7 @@ def _from_pretrained(name: str, source: str, revision: str | None, options: dict
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     local = is_folder(source)
-    shown = name if len(name) <= 200 else f"{name[:197]}…"
+    shown = clipped(name, 200)
     check_source(source)
     attention = options.get("attn_implementation")
     online = True
@@ -128,10 +127,7 @@ def _from_pretrained(name: str, source: str, revision: str | None, options: dict
         if attention is not None and "ttention" in str(error):
             what = one_line(f"cannot use --attn-implementation {attention!r} with {shown!r}", error)
             raise HookdepthError(what, "use sdpa or eager, or leave it out") from error
-        if not online:
-            what = f"cannot load the model {shown!r} (the hub cannot be reached, and it was not downloaded before)"
-        else:
-            what = one_line(f"cannot load the model {shown!r}", error)
+        what = one_line(f"cannot load the model {shown!r}", error if online else NOT_THERE)
         raise HookdepthError(what, _remedy(source, local, error)) from error
     hf, info = loaded
     missing = sorted(info["missing_keys"])
@@ -154,9 +150,9 @@ def _remedy(source: str, local: bool, error: BaseException) -> str:
 
 def wanted_dtype(dtype: str, place: torch.device) -> Any:
     """A torch dtype, or "auto": the checkpoint's."""
-    if dtype == "auto":
-        return "auto" if place.type == "cuda" else torch.float32
-    return getattr(torch, dtype)
+    if dtype == "auto" and place.type == "cuda":
+        return dtype
+    return torch.float32 if dtype == "auto" else getattr(torch, dtype)
 
 
 def place_of(device: str, spread: bool = False) -> torch.device:
@@ -187,15 +183,11 @@ def bitsandbytes_config(quantize: str, compute: torch.dtype) -> Any:
     from transformers import BitsAndBytesConfig
 
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it says at every product that it casts
-    if quantize == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=compute)
+    return BitsAndBytesConfig(**{f"load_in_{quantize}": True}, bnb_4bit_compute_dtype=compute)
 
 
 def own_gpu() -> int | None:
     """The GPU of this process, where a launcher started several on this machine; None where it is alone.
-
-        own_gpu()   # 1, for the second process
 
     Raises:
         HookdepthError: there are fewer GPUs than processes, or the launcher's variables make no sense.

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -29,16 +29,12 @@ from hookdepth.model.turns import OwnThread
 class LengthDependent:
     """The rotary modules of a decoder whose factors depend on the length; most models have none.
 
-        LengthDependent(hf_model.model).reach      # None
-
-    Attributes:
-        places: (parent, name) of each of them.
+    LengthDependent(hf_model.model).places      # (parent, name) of each of them: []
     """
 
     def __init__(self, base: nn.Module) -> None:
-        self.places = [
-            (parent, name) for parent in base.modules() for name, child in parent.named_children() if _depends(child)
-        ]
+        children = [(parent, *child) for parent in base.modules() for child in parent.named_children()]
+        self.places = [(parent, name) for parent, name, child in children if depends_on_length(child)]
 
     @property
     def reach(self) -> int | None:
@@ -71,18 +67,15 @@ class LengthDependent:
 
     @contextmanager
     def _replaced(self, stand_in: Callable[[Any], nn.Module]) -> Iterator[None]:
-        modules = list(self._modules())
-        for (parent, name), module in zip(self.places, [stand_in(module) for module in modules], strict=True):
-            parent._modules[name] = module
-        try:
+        with ExitStack() as stack:
+            for (parent, name), module in zip(self.places, self._modules(), strict=True):
+                new = stand_in(module)
+                stack.callback(parent._modules.__setitem__, name, module)
+                parent._modules[name] = new
             yield
-        finally:
-            for (parent, name), module in zip(self.places, modules, strict=True):
-                parent._modules[name] = module
 
-    def _modules(self) -> Iterator[Any]:
-        for parent, name in self.places:
-            yield parent._modules[name]
+    def _modules(self) -> list[Any]:
+        return [parent._modules[name] for parent, name in self.places]
 
 
 class _OfLength(nn.Module):
@@ -107,7 +100,8 @@ def _rope_types(module: nn.Module) -> dict[str | None, str]:
     return dict(kinds) if isinstance(kinds, dict) else {None: str(kinds)}
 
 
-def _depends(module: nn.Module) -> bool:
+def depends_on_length(module: nn.Module) -> bool:
+    """Whether a rotary module's factors do: depends_on_length(hf_model.model.rotary_emb)."""
     return any("dynamic" in kind or kind == "longrope" for kind in _rope_types(module).values())
 
 

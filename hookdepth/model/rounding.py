@@ -1,9 +1,4 @@
-"""Settings of a process that change rounding, and that the engine does not set itself.
-
-from hookdepth.model.rounding import rounding_of
-
-rounding_of(model.device)["threads"]
-"""
+"""Settings of a process that change rounding, and that the engine does not set itself."""
 
 from __future__ import annotations
 
@@ -26,6 +21,7 @@ _ENVIRONMENT = (
     "TORCH_CUDNN_SDPA_ENABLED",
 )
 
+_ATTENTION = ("flash", "mem_efficient", "math", "cudnn")
 _MATMUL = (
     "fp32_precision",
     "allow_fp16_reduced_precision_reduction",
@@ -48,11 +44,7 @@ def rounding_of(device: torch.device) -> dict[str, Any]:
     found: dict[str, Any] = {
         "threads": torch.get_num_threads(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "sdp": [
-            name
-            for name in ("flash", "mem_efficient", "math", "cudnn")
-            if getattr(cuda, f"{name}_sdp_enabled", lambda: False)()
-        ],
+        "sdp": [name for name in _ATTENTION if getattr(cuda, f"{name}_sdp_enabled", lambda: False)()],
         "environment": {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
     }
     if device.type == "cuda":
@@ -76,11 +68,7 @@ def _flag(owner: Any, name: str) -> Any:
 
 @contextmanager
 def threads(number: int) -> Iterator[None]:
-    """So many threads in this process, and afterwards as many as before.
-
-    with threads(2):
-        model.forward(token_ids)
-    """
+    """So many threads in this process, and afterwards as many as before."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:

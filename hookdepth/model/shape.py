@@ -1,4 +1,4 @@
-"""Whether a config describes a model that could exist: asked before anything is built from it.
+"""What a config says, and whether it describes a model that could exist: asked before anything is built from it.
 
     read_config("folder/with/config", "mine", None).num_hidden_layers
 
@@ -8,6 +8,8 @@ place, or nothing for hours.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import Any
 
 from hookdepth.errors import HookdepthError
@@ -28,14 +30,7 @@ _REMEDY = "correct its config.json"
 
 
 def read_config(source: str, name: str, revision: str | None, **there: Any) -> Any:
-    """A model's config, once it is sure that its sizes are some.
-
-        read_config("folder/with/config", "mine", None).num_hidden_layers
-
-    Args:
-        source, revision: a folder or hub id.
-        name: what errors call the model.
-        there: further options of transformers' `from_pretrained`.
+    """A model's config, once it is sure that its sizes are some; `name` is what errors call the model.
 
     Raises:
         HookdepthError: a field is missing, no whole number, below 1 or beyond reason, or heads do not divide.
@@ -53,6 +48,21 @@ def read_config(source: str, name: str, revision: str | None, **there: Any) -> A
     _check({field: size for field, size in sizes.items() if size is not None or field in _ALWAYS}, name)
     _check_heads(sizes, name)
     return config
+
+
+def described(config: Any) -> dict[str, Any]:
+    """A digest of a config but for what differs by machine; its quantisation, and the attention that it asks for."""
+    whole = config.to_dict()
+    quantization = whole.pop("quantization_config", None) or {}
+    for machine_dependent in ("_name_or_path", "transformers_version", "dtype", "torch_dtype"):
+        whole.pop(machine_dependent, None)
+    method = quantization.get("quant_method")
+    bits = [name for name in ("8bit", "4bit") if quantization.get(f"load_in_{name}")]
+    return {
+        "config_sha256": hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode()).hexdigest(),
+        "quantization": " ".join([str(getattr(method, "value", method)), *bits]) if quantization else "none",
+        "attn_implementation": str(getattr(config, "_attn_implementation", "unknown")),
+    }
 
 
 def _check(sizes: dict[str, Any], name: str) -> None:

@@ -25,20 +25,13 @@ _making = threading.Lock()
 
 
 def turn_of(hf: nn.Module) -> threading.RLock:
-    """The lock of a model: a thread that holds it may enter again, others wait.
-
-    with turn_of(hf_model): ...
-    """
+    """The lock of a model: a thread that holds it may enter again, others wait."""
     with _making:
         return _locks.setdefault(hf, threading.RLock())
 
 
 class OwnThread:
-    """True in the thread that made it, and false in every other.
-
-    mine = OwnThread()
-    bool(mine)     # True
-    """
+    """True in the thread that made it, and false in every other: bool(OwnThread())."""
 
     def __init__(self) -> None:
         self._ident = threading.get_ident()
@@ -48,9 +41,6 @@ class OwnThread:
 
 
 def in_this_thread(body: Callable[..., T]) -> Callable[..., T | None]:
-    """`body`, which does nothing and returns None when another thread calls it.
-
-    model.on_resid_post(3, in_this_thread(lambda value: value * 2)).remove()
-    """
+    """`body`, which does nothing and returns None when another thread calls it."""
     mine = OwnThread()
     return lambda *args: body(*args) if mine else None

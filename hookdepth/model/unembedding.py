@@ -20,8 +20,6 @@ def most_logits(device: torch.device) -> int:
 
     On a CPU 2^23: 32 MiB in float32, the largest block that glibc takes from memory it already has. Larger ones come
     from the system, page by page.
-
-    most_logits(torch.device("cpu")) // 49_152   # positions of rows
     """
     return 1 << 23 if device.type == "cpu" else 1 << 28
 
@@ -31,8 +29,6 @@ def product(head: nn.Module, hidden: Float[Tensor, "*batch width"]) -> Float[Ten
 
     On a CPU in float32 slice by slice of the vocabulary: the same bits, in a sixth less time (85 to 320 positions of
     49,152 tokens: 110 to 164 GFLOP/s whole, 148 to 185 in slices). In bfloat16 the whole product is faster.
-
-        product(model.hf.get_output_embeddings(), model.norm(resid_pre[12]))
     """
     if hidden.device.type != "cpu" or hidden.dtype != torch.float32 or not _is_plain(head):
         return head(hidden)

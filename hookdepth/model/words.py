@@ -12,8 +12,6 @@ from hookdepth.model.decoder import Decoder
 def token_id(model: Decoder, token: int | str) -> int:
     """The id of a word that is one token of the model's; an id is checked against the model's vocabulary.
 
-        token_id(model, "a")
-
     Raises:
         HookdepthError: no tokenizer, a word of no or several tokens or an unknown one, an id beyond the vocabulary.
     """

@@ -15,28 +15,22 @@ Step s is the one that s steps came before. Those with s % every == 0 are sample
 weights before that step. On all other steps no hook exists.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from hookdepth.training.history import load_history, save_picture
+from hookdepth.training.monitor import DepthMonitor
+from hookdepth.training.reading import padding_mask
 
 if TYPE_CHECKING:
     from hookdepth.training.callback import DepthCallback
-    from hookdepth.training.history import load_history, save_picture
-    from hookdepth.training.monitor import DepthMonitor
-    from hookdepth.training.reading import padding_mask
-
-_HOME = {
-    "callback": ("DepthCallback",),  # imports transformers' Trainer
-    "history": ("load_history", "save_picture"),
-    "monitor": ("DepthMonitor",),
-    "reading": ("padding_mask",),
-}
 
 
 def __getattr__(name: str) -> Any:
-    for module, names in _HOME.items():
-        if name in names:
-            return getattr(import_module(f"hookdepth.training.{module}"), name)
-    raise AttributeError(f"module 'hookdepth.training' has no attribute {name!r}")
+    if name != "DepthCallback":
+        raise AttributeError(f"module 'hookdepth.training' has no attribute {name!r}")
+    from hookdepth.training.callback import DepthCallback  # imports transformers' Trainer, which takes seconds
+
+    return DepthCallback
 
 
 def __dir__() -> list[str]:

@@ -75,10 +75,8 @@ class DepthCallback(TrainerCallback):
         return DepthMonitor(self.trainer.model_wrapped, self.every, **options)
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """A monitor for each training, also for each that `auto_find_batch_size` begins anew.
-
-        Only now is the model wrapped as it will be called.
-        """
+        """A monitor for each training, also for each that `auto_find_batch_size` begins anew."""
+        # Only now is the model wrapped as it will be called.
         if not self._unused or self.monitor.target.outer is not self.trainer.model_wrapped:
             self.monitor = self._new_monitor()
         self._unused = False

@@ -9,11 +9,10 @@ from collections.abc import Mapping
 
 from hookdepth.analyses.depth import depth_score
 from hookdepth.analyses.registry import declared
+from hookdepth.analyses.stats import ResidualStats
 from hookdepth.report.summary import depth_scores, effective_depth
 from hookdepth.results import Result
-from hookdepth.training.statistics import PARTS
-
-STATS = "residual-stats"
+from hookdepth.training.reading import STATISTICS
 
 
 def metrics_of(results: Mapping[str, Result], per_layer: bool = False) -> dict[str, float]:
@@ -21,31 +20,24 @@ def metrics_of(results: Mapping[str, Result], per_layer: bool = False) -> dict[s
 
         metrics_of(monitor.results)["depth/relative_contribution.layer"]
 
-    Of residual-stats: the mean over layers of every relative contribution and cosine, and `contribution_depth`, the
-    mean layer weighted by its relative contribution (0 to L − 1). Of probes: effective depths (ratios) and depth
+    Of residual statistics: the mean over layers of every relative contribution and cosine, and `contribution_depth`,
+    the mean layer weighted by its relative contribution (0 to L − 1). Of probes: effective depths (ratios) and depth
     scores, where they exist: see `hookdepth.report.summary`.
 
     Args:
         per_layer: also relative contribution and cosine of every layer, and the norm of its input.
     """
-    metrics: dict[str, float] = {}
-    if STATS in results:
-        tensors = results[STATS].tensors
-        means = [f"{kind}.{part}" for kind in ("relative_contribution", "cosine") for part in PARTS]
+    metrics: dict[str, float | None] = {}
+    if ResidualStats.name in results:
+        tensors = results[ResidualStats.name].tensors
+        means = [name for name in STATISTICS if not name.startswith("norm.")]
         metrics |= {name: tensors[name].mean().item() for name in means}
-        _add(metrics, "contribution_depth", depth_score(tensors["relative_contribution.layer"]))
-        if per_layer:
-            for name in (*means, "norm.resid"):
-                metrics |= {f"{name}/{layer:03d}": value for layer, value in enumerate(tensors[name].tolist())}
+        metrics["contribution_depth"] = depth_score(tensors["relative_contribution.layer"])
+        for name in (*means, "norm.resid") if per_layer else ():
+            metrics |= {f"{name}/{layer:03d}": value for layer, value in enumerate(tensors[name].tolist())}
     for name, depth in effective_depth(results, declared).items():
-        _add(metrics, f"effective_depth.{name}", depth["ratio"])
+        metrics[f"effective_depth.{name}"] = depth["ratio"]
     for analysis, parts in depth_scores(results, declared).items():
         for part, kinds in parts.items():
-            for kind, score in kinds.items():
-                _add(metrics, f"depth_score.{analysis}.{part}.{kind}", score)
-    return {f"depth/{name}": value for name, value in metrics.items()}
-
-
-def _add(metrics: dict[str, float], name: str, value: float | None) -> None:
-    if value is not None:
-        metrics[name] = value
+            metrics |= {f"depth_score.{analysis}.{part}.{kind}": score for kind, score in kinds.items()}
+    return {f"depth/{name}": value for name, value in metrics.items() if value is not None}

@@ -26,6 +26,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from importlib.metadata import version
 from numbers import Integral
 from pathlib import Path
@@ -36,13 +37,13 @@ from torch import nn
 
 from hookdepth._version import __version__
 from hookdepth.analyses.settings import Settings
+from hookdepth.analyses.stats import ResidualStats
 from hookdepth.errors import HookdepthError
 from hookdepth.results import SUFFIX, Result
 from hookdepth.training.history import STEP
-from hookdepth.training.metrics import STATS, metrics_of
+from hookdepth.training.metrics import metrics_of
 from hookdepth.training.probing import Probes, Prompt
-from hookdepth.training.reading import Mask, Reader, padding_mask
-from hookdepth.training.statistics import unpack
+from hookdepth.training.reading import Mask, Reader, padding_mask, unpack
 from hookdepth.training.wrapping import gather, in_group, is_writer, unwrap
 
 logger = logging.getLogger("hookdepth.training")
@@ -59,7 +60,7 @@ class DepthMonitor:
     Args:
         model: as the loop calls it: wrapped in DDP, torch.compile, PEFT, sharded by FSDP2, prepared by accelerate.
         every: step s is sampled where s % every == 0; s counts the steps before it, from 0.
-        probes: names of analyses to run on `prompts`, before steps s with s % probe_every == 0.
+        probes: analyses to run on `prompts`, before steps s with s % probe_every == 0.
         prompts: texts, token ids, pairs of prompt and answer: see `probing.Probes`.
         probe_every: default as `every`.
         settings: of the probes' analyses.
@@ -106,7 +107,6 @@ class DepthMonitor:
         self._number = self._next = 0
         self._reader: Reader | None = None
         self._fresh: dict[str, Result] = {}
-        self._about: dict[str, Any] = {}
         self._began = 0.0
         self._error: Exception | None = None
         self._verified = self._reported = self._off = self._entered = False
@@ -185,13 +185,14 @@ class DepthMonitor:
         monitor.end()
         """
         reader = self._reader
+        if reader is None:
+            yield
+            return
         try:
-            if reader is not None:
-                reader.attach()
+            reader.attach()
             yield
         finally:
-            if reader is not None:
-                reader.detach()
+            reader.detach()
 
     def end(self) -> bool:
         """After the step: reduce over ranks, write, and say whether there is anything new in `results`.
@@ -243,16 +244,19 @@ class DepthMonitor:
         self._verified = True
         data = {"name": "training", "n_tokens": tokens}
         # On probes' prompts, the same analysis says more.
-        self._fresh.setdefault(STATS, self._result(STATS, tensors, self._began, data=data))
+        name = ResidualStats.name
+        self._fresh.setdefault(name, self._result(name, tensors, self._began, data=data))
 
     def _result(self, name: str, tensors: dict[str, Any], begin: float, **facts: Any) -> Result:
-        if not self._about:
-            versions = {"hookdepth": __version__, "torch": torch.__version__, "transformers": version("transformers")}
-            versions["python"] = platform.python_version()
-            self._about = {"model": self.target.decoder.describe(), "versions": versions, "seed": None}
         settings = {"step": self._number, "compiled": self.target.compiled, **facts.pop("settings", {})}
         seconds = round(time.perf_counter() - begin, 3)
         return Result(name, tensors, {**self._about, "settings": settings, "wall_time_s": seconds, **facts})
+
+    @cached_property
+    def _about(self) -> dict[str, Any]:
+        versions = {"hookdepth": __version__, "torch": torch.__version__, "transformers": version("transformers")}
+        versions["python"] = platform.python_version()
+        return {"model": self.target.decoder.describe(), "versions": versions, "seed": None}
 
     def _write(self) -> None:
         if self.out is not None and is_writer():

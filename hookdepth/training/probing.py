@@ -9,11 +9,8 @@ mode, gradients' flags and random state come back as they were.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import reprlib
 from collections.abc import Sequence
-from dataclasses import asdict
 from numbers import Integral
 from typing import Any
 
@@ -39,8 +36,7 @@ class Probes:
     Args:
         names: of analyses.
         prompts: texts, lists of token ids, pairs of prompt and answer, or `hookdepth.data.Probe`s. Analyses of
-            answers (residual-erasure, integrated-gradients) need pairs or probes; the others take prompt and answer
-            as one text.
+            answers need pairs or probes; the others take prompt and answer as one text.
         tokenizer: needed for texts.
         settings: of the analyses.
 
@@ -82,7 +78,7 @@ class Probes:
         self.inputs = Inputs(ids, cuts, ids[:BASELINE_PROMPTS], answers)
 
     def check(self, decoder: Decoder) -> None:
-        """Refuse prompts that the model has no embedding or no positions for, before the training begins.
+        """Refuse what the model or an analysis cannot take, before the training begins.
 
             Probes(["logit-lens"], [[5, 7, 9]]).check(unwrap(model).decoder)
 
@@ -90,7 +86,7 @@ class Probes:
         the number of all its rows: nothing is gathered.
 
         Raises:
-            HookdepthError: a token id past the embedding, or more tokens than positions.
+            HookdepthError: a token id past the embedding, more tokens than positions, or what an analysis refuses.
         """
         longest = decoder.context_length
         for number, ids in enumerate(self.inputs.prompts):
@@ -100,6 +96,8 @@ class Probes:
                     f"prompt {number} of the probes has {len(ids)} tokens, {decoder.name!r} has {longest} positions",
                     "give shorter prompts",
                 )
+        for one in self.analyses:
+            one.refuse(Subject(decoder, self.inputs, self.settings))
 
     def run(self, target: Target) -> dict[str, dict[str, Any]]:
         """Analysis → its tensors, noise floor and settings, ready for a `Result`. Under FSDP2, on every rank."""
@@ -117,23 +115,11 @@ class Probes:
                 partials = [group.run(chunk, lambda: None) for chunk in range(group.n_chunks)]
                 metadata = {"passes": sum(partial.passes for partial in partials), **noise_floor(partials)}
                 finished = group.finish(partials)
-                for analysis in group.members:
-                    results[analysis.name] = {"tensors": finished[analysis.name], **metadata, **self._facts(analysis)}
+                for one in group.members:
+                    facts = one.identity(subject)
+                    facts["data"]["name"] = "probes"
+                    results[one.name] = {"tensors": finished[one.name], **metadata, **facts}
         return results
-
-    def _facts(self, analysis: Analysis) -> dict[str, Any]:
-        facts: dict[str, Any] = {
-            "data": {
-                "name": "probes",
-                "n_prompts": len(self.inputs.prompts),
-                "lengths": [len(prompt) for prompt in self.inputs.prompts],
-                "tokens_sha256": hashlib.sha256(json.dumps(self.inputs.prompts).encode()).hexdigest(),
-            },
-            "settings": asdict(self.settings),
-        }
-        if analysis.needs == "probes":
-            facts["probes"] = [asdict(probe) for probe in self.inputs.probes]
-        return facts
 
 
 def _encode(prompt: Prompt, tokenizer: Any) -> Probe | tuple[int, ...]:

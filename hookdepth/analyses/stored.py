@@ -1,0 +1,76 @@
+"""Declarations in result files: whoever has the file can check, draw and report it without the code that made it.
+
+declaration = read(written(HalfMlp()))
+declaration.heading, declaration.figures
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from hookdepth.analyses.base import Analysis
+from hookdepth.errors import HookdepthError
+from hookdepth.report import figures
+from hookdepth.report.figures import Kind
+
+_TEXTS = ("name", "question", "heading", "paper", "needs")
+_KINDS = ("Bars", "Heatmap", "Lines", "TokenMap")
+
+
+def written(analysis: Analysis) -> dict[str, Any]:
+    """A declaration as JSON-able data: what an analysis says about itself, less what only code can say.
+
+    written(HalfMlp())["figures"][0]["kind"]      # 'Bars'
+    """
+    drawn = [_written(kind) for kind in analysis.figures if type(kind).__name__ in _KINDS]
+    return {
+        **{name: getattr(analysis, name) for name in _TEXTS},
+        "order": analysis.order,
+        "tensors": dict(analysis.tensors),
+        "figures": drawn,
+    }
+
+
+def _written(kind: Kind) -> dict[str, Any]:
+    """The fields of a figure; a function among them (a threshold, a mark) stays with the code."""
+    found = {}
+    for one in fields(kind):
+        try:
+            json.dumps(value := getattr(kind, one.name))
+        except TypeError:
+            continue
+        found[one.name] = value
+    return {"kind": type(kind).__name__, **found}
+
+
+def read(data: Any) -> Analysis:
+    """An analysis that cannot be run, from what a file says about it.
+
+        read(result.metadata["declaration"]).heading
+
+    Raises:
+        HookdepthError: the data is no declaration.
+    """
+    try:
+        made = [getattr(figures, one["kind"]) for one in data["figures"] if one["kind"] in _KINDS]
+        given = [{key: _whole(value) for key, value in one.items() if key != "kind"} for one in data["figures"]]
+        own: dict[str, Any] = {name: str(data[name]) for name in _TEXTS}
+        own |= {
+            "order": float(data["order"]),
+            "tensors": {str(key): str(axes) for key, axes in data["tensors"].items()},
+        }
+        own["figures"] = tuple(kind(**values) for kind, values in zip(made, given, strict=True))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise HookdepthError(f"its declaration cannot be read ({error!r})", "run the analysis again") from error
+    found: Analysis = type("Stored", (Analysis,), own)()
+    return found
+
+
+def _whole(value: Any) -> Any:
+    """JSON has lists only."""
+    if isinstance(value, list):
+        return tuple(_whole(item) for item in value)
+    return dict(value) if isinstance(value, Mapping) else value
