@@ -50,15 +50,10 @@ class DoesNotRunError(HookdepthError):
 
 
 def environment_number(name: str, default: int | None, least: int, most: int | None = None) -> int:
-    """A whole number that a launcher has put into the environment.
-
-        environment_number("WORLD_SIZE", 1, 1)   # 1, where no launcher is
-
-    Args:
-        default: where it is not set; None where it has to be.
+    """A whole number that a launcher has put into the environment: environment_number("WORLD_SIZE", 1, 1).
 
     Raises:
-        HookdepthError: it is no whole number of at least `least` and at most `most`, or is missing.
+        HookdepthError: it is no whole number of at least `least` and at most `most`, or is missing without a default.
     """
     text = os.environ.get(name) or ("" if default is None else str(default))
     number = int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else None
@@ -96,10 +91,7 @@ def whole_number(what: str, given: Any, low: int | None = None, high: int | None
         whole_number("the layer", 3, 0, 29)   # 3
         whole_number("the layer", 1.5)        # HookdepthError: the layer is 1.5; give a whole number
 
-    Args:
-        what: how the message calls it.
-        given: an int, or what counts as one: an integer of numpy's, a tensor of an integer dtype without axes.
-        low, high: least and largest value allowed.
+    What counts as an int is one: an integer of numpy's, a tensor of an integer dtype without axes.
     """
     wanted = "a whole number"
     if low is not None:

@@ -1,5 +1,7 @@
 """An option exists once: a field of a dataclass, with its help text and its check. Nothing here needs torch.
 
+    from dataclasses import dataclass
+
     @dataclass(frozen=True)
     class Settings(Options):
         limit: int = option(10, "first N prompts", whole(1), "N")

@@ -108,10 +108,7 @@ class Result:
 
 
 def digest_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
-    """SHA-256 over names, shapes, dtypes and bytes of tensors, and over the metadata but for its own `digest`.
-
-    digest_of({"kl": torch.zeros(31)}, {"seed": 123})
-    """
+    """SHA-256 over names, shapes, dtypes and bytes of tensors, and over the metadata but for its own `digest`."""
     rest = {key: value for key, value in metadata.items() if key != "digest"}
     digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode())
     for name, value in sorted(tensors.items()):
@@ -155,7 +152,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
 def read_log(folder: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
     """What differs from run to run of the same settings: analysis → what is known of how it was computed.
 
-        read_log("out")["logit-lens"]["passes"]
+        read_log("out")     # {"logit-lens": {"wall_time_s": 1.5, "passes": 10, "hosts": ["here"]}, …}
 
     `wall_time_s` is the sum over all chunks, whichever process measured them, `passes` the forward calls, `hosts` the
     machines. An analysis of which nothing is known, or nothing that could be read, is not there: no number of a
@@ -175,21 +172,12 @@ def _is_log(entry: Mapping[str, Any]) -> bool:
 
 
 def add_to_log(folder: str | os.PathLike[str], entries: Mapping[str, Mapping[str, Any]]) -> None:
-    """Put entries into a folder's log, beside those of other analyses.
-
-    add_to_log("out", {"logit-lens": {"wall_time_s": 1.5, "passes": 10, "hosts": ["here"]}})
-    """
+    """Put entries into a folder's log, beside those of other analyses."""
     write_json(Path(folder) / LOG, dict(sorted({**read_log(folder), **entries}.items())))
 
 
 def check_folder_name(folder: str | os.PathLike[str]) -> None:
-    """Refuse a folder whose name could be written to but not read back from.
-
-        check_folder_name("out")
-
-    Raises:
-        HookdepthError: it has bytes in it that are no UTF-8.
-    """
+    """Refuse a folder whose name could be written to but not read back from: it has bytes that are no UTF-8."""
     try:
         os.fspath(folder).encode()
     except UnicodeEncodeError as error:
@@ -197,10 +185,7 @@ def check_folder_name(folder: str | os.PathLike[str]) -> None:
 
 
 def write_json(path: str | os.PathLike[str], value: Mapping[str, Any]) -> Path:
-    """Write a JSON object atomically, keys in their order.
-
-    write_json("out/summary.json", {"seed": 123})
-    """
+    """Write a JSON object atomically, keys in their order: write_json("out/summary.json", {"seed": 123})."""
     return write_atomic(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
@@ -237,9 +222,6 @@ def write_atomic(path: str | os.PathLike[str], content: bytes) -> Path:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what `write_atomic` leaves behind when it is killed: files that nobody would ever read.
-
-    sweep(Path("out"))
-    """
+    """Remove what `write_atomic` leaves behind when it is killed: files that nobody would ever read."""
     for path in folder.glob(".*.tmp"):
         path.unlink(missing_ok=True)

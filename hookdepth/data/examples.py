@@ -1,8 +1,4 @@
-"""Data sets: `demo`, GSM8K, files; GSM8K's template.
-
-dataset = load_examples("demo")                      # or gsm8k, or a .jsonl or text file
-dataset.examples[0].text
-"""
+"""Data sets: `demo`, GSM8K, files; GSM8K's template."""
 
 from __future__ import annotations
 
@@ -85,10 +81,8 @@ def load_examples(name: str | os.PathLike[str], limit: int | None = None) -> Dat
 
         load_examples("probes.jsonl").examples[0].answer
 
-    A name goes before a file of that name. Blank lines in files are skipped.
-
-    Args:
-        limit: read no more rows than these; what follows is counted, but not looked at. None: read all.
+    A name goes before a file of that name. Blank lines in files are skipped. What follows after `limit` rows is
+    counted, but not looked at.
 
     Raises:
         HookdepthError: no such data set or file, no `datasets` or hub, not UTF-8, a bad row; names file and line.
@@ -109,9 +103,7 @@ def load_examples(name: str | os.PathLike[str], limit: int | None = None) -> Dat
 
 
 def texts_as_dataset(texts: str | Sequence[str]) -> Dataset:
-    """Prompts that are at hand, as a data set.
-
-        texts_as_dataset(["The capital of France is", "2 + 2 ="])
+    """Prompts that are at hand, as a data set: texts_as_dataset(["The capital of France is", "2 + 2 ="]).
 
     Raises:
         HookdepthError: none, or what is no text.

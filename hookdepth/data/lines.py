@@ -23,13 +23,7 @@ _COUNTED_BYTES = 1 << 30  # a second of reading
 
 
 class Lines:
-    """The lines of a file that are not blank: see the module.
-
-    Lines("probes.jsonl", Path("probes.jsonl"))
-
-    Args:
-        name: what errors call the file.
-        path: of a file or a pipe.
+    """The lines of a file or a pipe that are not blank: see the module. `name` is what errors call it.
 
     Raises:
         HookdepthError: where it is read: it may not be, is compressed, binary or not UTF-8, or a line has no end.

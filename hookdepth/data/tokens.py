@@ -1,9 +1,4 @@
-"""Prompts as tokens, probes with the tokens of their answer, and where prompts are cut.
-
-ids = encode(tokenizer, "2 + 2 = 4")                 # [T]
-probe = make_probe(tokenizer, *DEFAULT_PROBES[0])    # tokens, and which of them are the answer
-cuts = sample_cuts([len(ids)])                       # [(80, 32, 72, 48)] for 130 tokens
-"""
+"""Prompts as tokens, probes with the tokens of their answer, and where prompts are cut."""
 
 from __future__ import annotations
 
@@ -37,6 +32,7 @@ class Probe:
 
 
 def refuse_unusable(text: str, what: str) -> None:
+    """Raise for a text that is blank or no Unicode: refuse_unusable("2 + 2 =", "the prompt")."""
     if not text.strip():
         raise HookdepthError(f"{what} is empty", "write some text there")
     try:

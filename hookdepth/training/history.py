@@ -25,13 +25,14 @@ def load_history(folder: str | os.PathLike[str]) -> dict[str, dict[int, Result]]
         HookdepthError: no such folder, no step in it, or a file that is no result.
     """
     folder = Path(folder)
-    files = [path for path in folder.glob(f"{STEP}*/*{SUFFIX}") if path.parent.name.removeprefix(STEP).isdigit()]
-    if not files:
+    found = [(path.parent.name.removeprefix(STEP), path) for path in folder.glob(f"{STEP}*/*{SUFFIX}")]
+    steps = sorted((int(step), path) for step, path in found if step.isdigit())
+    if not steps:
         raise HookdepthError(f"no steps in {str(folder)!r}", "give the out= folder of a DepthMonitor or DepthCallback")
     history: dict[str, dict[int, Result]] = {}
-    for path in sorted(files, key=lambda path: int(path.parent.name.removeprefix(STEP))):
+    for step, path in steps:
         result = Result.load(path)
-        history.setdefault(result.analysis, {})[int(path.parent.name.removeprefix(STEP))] = result
+        history.setdefault(result.analysis, {})[step] = result
     return history
 
 

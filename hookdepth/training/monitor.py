@@ -143,11 +143,6 @@ class DepthMonitor:
     def begin(self, number: int) -> None:
         """Before step `number`, where a `with` block does not fit: as `step` does, until `end`.
 
-            monitor.begin(0)
-            model(**batch).loss.backward()
-            optimizer.step()
-            monitor.end()
-
         Where an error may come between the two, take `step`: without `end`, the hooks of a sampled step stay until
         the next `begin`, or until nobody holds the monitor any more.
         """
@@ -178,10 +173,8 @@ class DepthMonitor:
         """Hooks on the model within the block, if the step that was prepared is a sampled one.
 
         monitor.prepare(0)
-        for part in micro_batches:
-            with monitor.reading():
-                model(**part).loss.backward()
-        optimizer.step()
+        with monitor.reading():
+            model(**batch).loss.backward()
         monitor.end()
         """
         reader = self._reader
@@ -214,13 +207,7 @@ class DepthMonitor:
         return bool(self._fresh) and self._error is None
 
     def fail(self, error: Exception) -> None:
-        """End the diagnostic for what went wrong around it, as for an error of its own.
-
-        try:
-            print(monitor.metrics)      # or any other logger
-        except OSError as error:
-            monitor.fail(error)
-        """
+        """End the diagnostic for what went wrong around it, perhaps in a logger, as for an error of its own."""
         self._error = self._error or error
         self._report()
 

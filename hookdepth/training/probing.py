@@ -80,8 +80,6 @@ class Probes:
     def check(self, decoder: Decoder) -> None:
         """Refuse what the model or an analysis cannot take, before the training begins.
 
-            Probes(["logit-lens"], [[5, 7, 9]]).check(unwrap(model).decoder)
-
         On a GPU, an id that is out of range ends every use of it, and so the training. A sharded embedding knows
         the number of all its rows: nothing is gathered.
 

@@ -47,16 +47,12 @@ def unwrap(model: nn.Module, tokenizer: Any = None) -> Target:
     Raises:
         HookdepthError: no decoder of a known kind inside, or one that nn.DataParallel copies for every call.
     """
-    core = _without_wrappers(model)
-    hf, base = core, core
-    while True:
-        get_base = getattr(base, "get_base_model", None)  # PEFT
-        base = _without_wrappers(get_base() if callable(get_base) else base)
-        if base is hf:
+    hf = core = _without_wrappers(model)
+    while callable(get_base := getattr(hf, "get_base_model", None)):  # PEFT
+        if (inner := _without_wrappers(get_base())) is hf:
             break
-        hf = base
-    compiled = any(map(_is_compiled, model.modules()))
-    return Target(model, core, Decoder(hf, tokenizer), compiled)
+        hf = inner
+    return Target(model, core, Decoder(hf, tokenizer), any(map(_is_compiled, model.modules())))
 
 
 def _without_wrappers(model: nn.Module) -> nn.Module:
