@@ -15,7 +15,7 @@ from hookdepth.report.kind import Declaration, Lookup
 from hookdepth.report.page import DEPTH_NOTE, Note, Section, depth_cells, floor_in_brief, groups_of, write_page
 from hookdepth.report.patterns import PART_NAMES
 from hookdepth.report.summary import ordered, summarise
-from hookdepth.report.tables import Table, flatten, number, shorten
+from hookdepth.report.tables import Table, counted, flatten, number, shorten
 from hookdepth.results import Result
 
 Runs = Mapping[str, Mapping[str, Result]]
@@ -71,12 +71,10 @@ def labels_of(folders: Sequence[str | os.PathLike[str]]) -> list[str]:
 
 
 def _floors(analysis: str, summaries: Mapping[str, Mapping[str, Any]]) -> str:
-    own = {label: summary["analyses"].get(analysis) for label, summary in summaries.items()}
     told = []
-    for label, facts in own.items():
-        if facts:
-            count = facts["n_prompts"]
-            prompts = "" if count is None else f" ({count} prompt{'' if count == 1 else 's'})"
+    for label, summary in summaries.items():
+        if facts := summary["analyses"].get(analysis):
+            prompts = "" if facts["n_prompts"] is None else f" ({counted(facts['n_prompts'], 'prompt')})"
             told.append(f"{label}{prompts}: {floor_in_brief(facts).lower()}")
     return f"{'; '.join(told)}. Runs of different depths are drawn over relative depth: layer l at (l + 0.5) / L."
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from hookdepth.errors import HookdepthError
 from hookdepth.report.hover import curves
-from hookdepth.report.kind import Assignment, Declaration, Drawing, Kind, Panel
+from hookdepth.report.kind import Assignment, Declaration, Drawing, Kind
 from hookdepth.report.patterns import SERIES_NAMES, assignments, axes_of, fill, series
 from hookdepth.report.scale import axis_end, finite_of, not_finite
 from hookdepth.results import Result
@@ -73,49 +72,40 @@ class Curves(Kind):
         for pattern, words in self.also.items():
             for name, tensor in series(fill(pattern, values), result.tensors).items():
                 columns[words.format(self.label_of(name, own))] = result.tensors[tensor]
-        said = [self.beyond(own), not_finite(list(own.values()))]
-        points = self._points(declaration, result, values)
-        draw = partial(self._draw, own, values, points)
-        return Drawing([curves(self.axis.lower(), columns)], "; ".join(filter(None, said)), draw)
+        points = self._are_points(declaration, result, values)
+        draw = partial(self._draw, own, values.get("part", ""), points)
+        return Drawing([curves(self.axis.lower(), columns)], self._clipped(own), draw)
 
     def together(self, results: Mapping[str, Result], declaration: Declaration, values: Assignment) -> Drawing:
         """One curve a run, over relative depth where depths differ: kind.together(results, declaration, {})."""
         own = {label: self.compared_curve(self.curves_of(result, values)) for label, result in results.items()}
-        same = len({len(curve) for curve in own.values()}) == 1  # else layers do not lie above each other
         any_one = next(iter(results.values()))
-        points = self._points(declaration, any_one, values)
-        said = [self.beyond(own), not_finite(list(own.values()))]
-        draw = partial(self._draw_together, own, self._which(any_one, values), points)
-        return Drawing([curves(self.axis.lower(), own, hover=same)], "; ".join(filter(None, said)), draw)
+        alike = self.curves_of(any_one, values)
+        label = self.label
+        if len(alike) > 1:
+            label += f"\n({'mean' if self.mean else self.label_of(self._chosen(alike), alike)})"
+        draw = partial(self._draw_together, own, label, self._are_points(declaration, any_one, values))
+        same = len({len(curve) for curve in own.values()}) == 1  # else layers do not lie above each other
+        return Drawing([curves(self.axis.lower(), own, hover=same)], self._clipped(own), draw)
 
-    def panel(self, history: Mapping[int, Result], declaration: Declaration) -> Panel | None:
-        """The compared curve at every step, of the first part that is there: kind.panel({0: result}, declaration)."""
-        names = [name for result in history.values() for name in result.tensors]
-        found = assignments(self.patterns[0], names)
+    def over_time(self, history: Mapping[int, Result], declaration: Declaration) -> tuple[str, dict[int, Tensor]]:
+        """The compared curve at every step, of the first part that is there, and what its places are.
+
+        kind.over_time({0: result, 10: result}, declaration)      # ("Before layer", {0: kl, 10: kl})
+        """
+        found = assignments(self.patterns[0], [name for result in history.values() for name in result.tensors])
         if not found or self.over_training is None:
-            return None
+            return self.axis, {}
         own = {step: self.curves_of(result, found[0]) for step, result in history.items()}
         steps = {step: self.compared_curve(some) for step, some in own.items() if some}
         first = next(iter(steps))
+        points = self._are_points(declaration, history[first], found[0])
         missing = torch.full_like(steps[first], torch.nan)
-        shown = {step: steps.get(step, missing) for step in history}
-        rows = "Before layer" if self._points(declaration, history[first], found[0]) else self.axis
-        end = None if self.limit is None else self.axis_end
-        return Panel(self.over_training or self.label, rows, shown, self.signed, end)
+        return "Before layer" if points else self.axis, {step: steps.get(step, missing) for step in history}
 
     def curves_of(self, result: Result, values: Assignment) -> dict[str, Tensor]:
         """What `*` stands for, or a tensor's name → the curve: Bars("kl", "…").curves_of(result, {})   # {"kl": …}"""
-        found = {}
-        for key, name in self._named(result, values).items():
-            tensor = result.tensors[name]
-            if tensor.ndim != 1 or 0 in tensor.shape:
-                kind, shape = type(self).__name__, list(tensor.shape)
-                raise HookdepthError(
-                    f"{result.analysis}: {kind} show one axis, and {name!r} has the shape {shape}",
-                    "declare another kind of figure for it",
-                )
-            found[key] = tensor
-        return found
+        return {key: self._tensor(result, name, 1) for key, name in self._named(result, values).items()}
 
     def compared_curve(self, own: Mapping[str, Tensor]) -> Tensor:
         """The curve that stands for all of them: their mean, or one: kind.compared_curve({"kl": kl})."""
@@ -128,15 +118,6 @@ class Curves(Kind):
         assert self.limit is not None
         return axis_end(largest, self.limit, self.grow_to or self.limit)
 
-    def beyond(self, own: Mapping[str, Tensor]) -> str:
-        """What lies beyond the end of the axis, in words: Bars("x", "…").beyond({"x": curve})   # ''"""
-        if self.limit is None:
-            return ""
-        finite = torch.cat([finite_of(curve) for curve in own.values()])
-        end = self.axis_end(finite.max().item()) if finite.numel() else self.limit
-        count = int((finite > end).sum())
-        return f"{count} of {len(finite)} values beyond the axis: up to {finite.max().item():.3g}" if count else ""
-
     def label_of(self, name: str, own: Mapping[str, Tensor]) -> str:
         """The name of a curve: Lines("norm.*", "…").label_of("mlp", own)   # 'MLP'"""
         if name in self.labels:
@@ -145,34 +126,84 @@ class Curves(Kind):
             return self.label.replace("\n", " ")
         return SERIES_NAMES.get(name, name.replace("_", " "))
 
+    def _clipped(self, own: Mapping[str, Tensor]) -> list[str]:
+        said = [not_finite(list(own.values()))]
+        if self.limit is None:
+            return said
+        finite = torch.cat([finite_of(curve) for curve in own.values()])
+        end = self.axis_end(finite.max().item()) if finite.numel() else self.limit
+        count = int((finite > end).sum())
+        beyond = f"{count} of {len(finite)} values beyond the axis: up to {finite.max().item():.3g}" if count else ""
+        return [beyond, *said]
+
     def _chosen(self, own: Mapping[str, object]) -> str:
         return next((name for name in (self.compared, "layer") if name in own), next(iter(own)))
-
-    def _which(self, result: Result, values: Assignment) -> str:
-        """Label of the axis on which runs are compared: with the curve, where there are several."""
-        own = self.curves_of(result, values)
-        if len(own) == 1:
-            return self.label
-        return f"{self.label}\n({'mean' if self.mean else self.label_of(self._chosen(own), own)})"
 
     def _named(self, result: Result, values: Assignment) -> dict[str, str]:
         patterns = [fill(pattern, values) for pattern in self.patterns]
         return {key: name for one in patterns for key, name in series(one, result.tensors).items()}
 
-    def _points(self, declaration: Declaration, result: Result, values: Assignment) -> bool:
+    def _are_points(self, declaration: Declaration, result: Result, values: Assignment) -> bool:
         """Whether places are between layers (what goes into layer l, L for the final residual), as the axes say."""
         named = self._named(result, values)
         return axes_of(declaration.tensors, named[self._chosen(named)]) == ["point"]
 
-    def _draw(self, own: Mapping[str, Tensor], values: Assignment, points: bool) -> Figure:
-        from hookdepth.report.drawing.layers import curves_figure
+    def _draw(self, own: Mapping[str, Tensor], part: str, points: bool) -> Figure:
+        from hookdepth.report.drawing import layers, style
 
-        return curves_figure(self, own, values.get("part", ""), points)
+        n = max(len(curve) for curve in own.values())
+        n_layers = n - points
+        figure = style.new_figure(6.4 if n_layers <= 60 else 8.0, 3.0 if len(own) > 1 else 2.6)
+        axes = figure.subplots()
+        colours = layers.colours_of(list(own), part)
+        labels = {name: self.label_of(name, own) if len(own) > 1 else "_" for name in own}
+        heights = {name: curve.double().numpy() for name, curve in own.items()}
+        if self.bars:
+            layers.draw_bars(axes, heights, colours, labels)
+            if self.grey_last:
+                axes.patches[-1].set_color(style.GREY)
+        else:
+            layers.draw_lines(axes, heights, colours, labels, self.log)
+        if self.limit is not None:
+            layers.end_axis(axes, self.axis_end, list(heights.values()))
+        if self.signed:
+            axes.axhline(0, color=style.BLACK, linewidth=0.8, zorder=5)
+        curve = self.compared_curve(own)
+        if self.mean:
+            dots: dict[str, Any] = {"linewidth": 1.2, "marker": "o", "markersize": 2.5}
+            axes.plot(curve.numpy(), color=style.BLACK, zorder=8, label="mean", **dots)
+        if self.threshold is not None:
+            at = self.threshold(curve) if callable(self.threshold) else self.threshold
+            axes.axhline(at, color=style.BLACK, linestyle=":", linewidth=1.1, zorder=8, label=self.threshold_label)
+        if self.log:
+            style.log_yaxis(axes)
+            axes.grid(axis="y", color="#DDDDDD", linewidth=0.6)
+        style.layer_axis(axes.xaxis, n, self.axis)
+        axes.set_ylabel(self.label)
+        if self.mark is not None:
+            layers.mark_layer(axes, self.mark(curve), n_layers, self.mark_label)
+        style.legend_above(axes)
+        return figure
 
     def _draw_together(self, own: Mapping[str, Tensor], label: str, points: bool) -> Figure:
-        from hookdepth.report.drawing.layers import runs_figure
+        from hookdepth.report.drawing import layers, style
 
-        return runs_figure(self, own, label, points)
+        figure = style.new_figure(6.4, 3.2)
+        axes = figure.subplots()
+        layers.draw_runs(axes, own, label, self.axis, points)
+        if self.log:
+            style.log_yaxis(axes)
+        if self.signed:
+            axes.axhline(0, color=style.BLACK, linewidth=0.8)
+        if self.limit is not None:
+            highest = max(
+                (finite_of(curve).max().item() for curve in own.values() if curve.isfinite().any()), default=0
+            )
+            limit = self.axis_end(max(0.0, highest))
+            axes.set_ylim(min(0.0, axes.get_ylim()[0]), limit)
+            if highest > limit:
+                axes.set_ylabel(f"{label}\n(largest: {highest:.3g})")
+        return figure
 
 
 @dataclass(frozen=True)

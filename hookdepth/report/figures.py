@@ -20,10 +20,10 @@ from torch import Tensor
 
 from hookdepth.errors import HookdepthError
 from hookdepth.report.curves import Bars, Lines
-from hookdepth.report.hover import curves, effect_map, titled, token_map
+from hookdepth.report.hover import curves, effect_map, token_map
 from hookdepth.report.kind import Assignment, Declaration, Drawing, Kind, Lookup, Picture
 from hookdepth.report.patterns import fill, probe_of
-from hookdepth.report.scale import Scale, not_finite
+from hookdepth.report.scale import Rows, Scale, not_finite
 from hookdepth.results import Result
 
 if TYPE_CHECKING:
@@ -53,18 +53,15 @@ class Heatmap(Kind):
 
     def drawing(self, result: Result, declaration: Declaration, values: Assignment) -> Drawing:
         """One map: kind.drawing(result, declaration, {"part": "layer"})."""
-        return self._drawing({"": self._map(result, values)})
+        return self.together({"": result}, declaration, values)
 
     def together(self, results: Mapping[str, Result], declaration: Declaration, values: Assignment) -> Drawing:
         """The maps of several runs beside each other, on one scale: kind.together(results, declaration, {})."""
-        return self._drawing({label: self._map(result, values) for label, result in results.items()})
-
-    def _drawing(self, maps: Mapping[str, Tensor]) -> Drawing:
-        scales = [Scale.of(own, self.label, self.signed, self.limits) for own in maps.values()]
-        scale = reduce(Scale.widest, scales)
-        shown = titled({label: effect_map(own) for label, own in maps.items()})
-        said = _both(scale.clipped(list(maps.values())), not_finite(list(maps.values())))
-        return Drawing(shown, said, partial(self._draw, maps, scale))
+        maps = {label: self._map(result, values) for label, result in results.items()}
+        listed = list(maps.values())
+        scale = reduce(Scale.widest, [Scale.of(own, self.label, self.signed, self.limits) for own in listed])
+        shown = [effect_map(own, label) for label, own in maps.items()]
+        return Drawing(shown, [scale.clipped(listed), not_finite(listed)], partial(self._draw, maps, scale))
 
     def _draw(self, maps: Mapping[str, Tensor], scale: Scale) -> Figure:
         from hookdepth.report.drawing.layers import maps_figure
@@ -119,40 +116,42 @@ class TokenMap(Kind):
 
     def drawing(self, result: Result, declaration: Declaration, values: Assignment) -> Drawing:
         """One map, with its strip where it has one: kind.drawing(result, declaration, {"i": "0"})."""
-        tensor, probe = self._map(result, values), self._probe(result, values)
+        tensor, probe = self._map(result, values), probe_of(result, values)
         shown, scale = self._shown(tensor), self._scale(tensor)
-        beside = self._beside(result, values)
-        error = self.strip.value(beside) if self.strip else None
-        per_row = {name.replace("_", " "): own for name, own in beside.items() if own.ndim == 1}
-        if error is not None and self.strip:
-            per_row = {self.strip.label.replace("\n", " ").lower(): error, **per_row}
-        tables = [token_map(tensor, probe, self._hidden(tensor)), *([curves("layer", per_row)] if per_row else [])]
-        said = _both(scale.clipped([shown]), not_finite([tensor]))
-        return Drawing(tables, said, partial(self._draw, tensor, probe, scale, error, beside, result))
+        tables = [token_map(tensor, probe, self._hidden(tensor))]
+        rows: Rows | None = None
+        if self.strip:
+            beside = self._beside(result, values)
+            per_row = {name.replace("_", " "): own for name, own in beside.items() if own.ndim == 1}
+            error = self.strip.value(beside)
+            if error is not None:
+                tolerance = (result.metadata.get("settings") or {}).get(self.strip.tolerance) or self.strip.default
+                rows = Rows(error, beside.get(self.strip.ok), tolerance, self.strip.label, self.strip.bad)
+                per_row = {self.strip.label.replace("\n", " ").lower(): error, **per_row}
+            if per_row:
+                tables.append(curves("layer", per_row))
+        said = [scale.clipped([shown]), not_finite([tensor])]
+        return Drawing(tables, said, partial(self._draw, shown, probe, scale, rows))
 
     def together(self, results: Mapping[str, Result], declaration: Declaration, values: Assignment) -> Drawing:
         """The maps of several runs below each other on one scale: kind.together(results, declaration, {"i": "0"})."""
-        maps = {label: (self._map(own, values), self._probe(own, values)) for label, own in results.items()}
+        maps = {label: (self._map(own, values), probe_of(own, values)) for label, own in results.items()}
         scale = reduce(Scale.widest, [self._scale(tensor) for tensor, _ in maps.values()])
-        shown = {label: token_map(tensor, probe, self._hidden(tensor)) for label, (tensor, probe) in maps.items()}
-        all_maps = [self._shown(tensor) for tensor, _ in maps.values()]
-        said = _both(scale.clipped(all_maps), not_finite(all_maps))
-        return Drawing(titled(shown), said, partial(self._draw_together, maps, scale))
+        tables = [token_map(own, probe, self._hidden(own), label) for label, (own, probe) in maps.items()]
+        shown = {label: (self._shown(tensor), probe) for label, (tensor, probe) in maps.items()}
+        listed = [tensor for tensor, _ in shown.values()]
+        said = [scale.clipped(listed), not_finite(listed)]
+        return Drawing(tables, said, partial(self._draw_together, shown, scale))
 
-    def _draw(self, tensor: Tensor, probe: Any, scale: Scale, error: Any, beside: Any, result: Result) -> Figure:
-        from hookdepth.report.drawing.tokens import Rows, token_figure
+    def _draw(self, shown: Tensor, probe: Mapping[str, Any], scale: Scale, rows: Rows | None) -> Figure:
+        from hookdepth.report.drawing.tokens import token_figure
 
-        rows = None
-        if error is not None and self.strip:
-            settings = result.metadata.get("settings") or {}
-            tolerance = settings.get(self.strip.tolerance) or self.strip.default
-            rows = Rows(error, beside.get(self.strip.ok), tolerance, self.strip.label, self.strip.bad)
-        return token_figure(self._shown(tensor), probe, scale, rows)
+        return token_figure(shown, probe, scale, rows)
 
-    def _draw_together(self, maps: Mapping[str, tuple[Tensor, Any]], scale: Scale) -> Figure:
+    def _draw_together(self, maps: Mapping[str, tuple[Tensor, Mapping[str, Any]]], scale: Scale) -> Figure:
         from hookdepth.report.drawing.tokens import tokens_figure
 
-        return tokens_figure({label: (self._shown(tensor), probe) for label, (tensor, probe) in maps.items()}, scale)
+        return tokens_figure(maps, scale)
 
     def _scale(self, tensor: Tensor) -> Scale:
         return Scale.of(tensor, self.label, self.signed, self.limits, self.without_first)
@@ -162,9 +161,6 @@ class TokenMap(Kind):
 
     def _shown(self, tensor: Tensor) -> Tensor:
         return tensor[:, : tensor.shape[1] - self._hidden(tensor)]
-
-    def _probe(self, result: Result, values: Assignment) -> Mapping[str, Any]:
-        return probe_of(result, int(values["i"])) if "i" in values else {}
 
     def _beside(self, result: Result, values: Assignment) -> dict[str, Tensor]:
         """The strip's tensors by their short names: the map's own name, its one literal word, is replaced."""
@@ -234,7 +230,3 @@ def compare_figures(runs: Runs, lookup: Lookup) -> dict[str, Figure]:
     """
     pictures = (picture for _, kinds in compared(runs, lookup) for _, some in kinds for picture in some)
     return {picture.name: picture.draw() for picture in pictures}
-
-
-def _both(*texts: str) -> str:
-    return "; ".join(text for text in texts if text)

@@ -7,7 +7,7 @@ A cell is an SVG path with a title, placed by the position of the figure's axes 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -25,30 +25,17 @@ MOST_CELLS = 6500  # of a map whose values are shown on hover: a page of larger 
 
 @dataclass(frozen=True)
 class Values:
-    """What one pair of axes shows.
+    """What one pair of axes shows: Values("layer", ["0", "1"], ["KL"], torch.tensor([[3.0], [1.0]]))."""
 
-    Values("layer", ["0", "1"], ["KL"], torch.tensor([[3.0], [1.0]]))
-
-    Attributes:
-        corner: what the rows are.
-        rows, columns: their names.
-        matrix: the values, [row, column].
-        is_map: a heat map, a cell for each value; else curves or bars over the rows.
-        upward: the first row of the map lies at the bottom.
-        title: of the axes, where there are several alike.
-        hover: whether the rows are at the same places in the figure.
-        hidden: last columns that are in the table but not in the figure.
-    """
-
-    corner: str
-    rows: Sequence[str]
+    corner: str  # what the rows are
+    rows: Sequence[str]  # their names
     columns: Sequence[str]
-    matrix: Tensor
-    is_map: bool = False
-    upward: bool = False
-    hidden: int = 0
-    title: str = ""
-    hover: bool = True
+    matrix: Tensor  # [row, column]
+    is_map: bool = False  # a heat map, a cell for each value; else curves or bars over the rows
+    upward: bool = False  # the first row of the map lies at the bottom
+    hidden: int = 0  # last columns that are in the table but not in the figure
+    title: str = ""  # of the axes, where there are several alike
+    hover: bool = True  # whether the rows are at the same places in the figure
 
     @property
     def table(self) -> Table:
@@ -79,51 +66,38 @@ def curves(corner: str, columns: Mapping[str, Tensor], hover: bool = True) -> Va
     return Values(corner, [str(row) for row in range(longest)], list(columns), matrix, hover=hover)
 
 
-def effect_map(values: Tensor, corner: str = "layer") -> Values:
+def effect_map(values: Tensor, title: str = "") -> Values:
     """Values of a map of layer against layer: effect_map(result.tensors["layer.effect"])."""
     rows, columns = ([str(place) for place in range(size)] for size in values.shape)
-    return Values(corner, rows, columns, values, is_map=True)
+    return Values("layer", rows, columns, values, is_map=True, title=title)
 
 
-def token_map(values: Tensor, probe: Mapping[str, Any], hidden: int = 0) -> Values:
+def token_map(values: Tensor, probe: Mapping[str, Any], hidden: int = 0, title: str = "") -> Values:
     """Values of a map of layer against token, whose last columns the figure may leave out: token_map(effect, probe)."""
-    n_rows, n_tokens = values.shape
-    tokens = [str(token) for token in probe.get("tokens") or range(n_tokens)]
-    names = tokens if len(tokens) == n_tokens else [str(token) for token in range(n_tokens)]
-    rows = [str(row) for row in range(n_rows)]
-    return Values("layer", rows, names, values, is_map=True, upward=True, hidden=hidden)
-
-
-def titled(values: Mapping[str, Values]) -> list[Values]:
-    """Maps under the names of their runs: titled({"small": values})[0].title   # 'small'"""
-    return [replace(own, title=label) for label, own in values.items()]
+    tokens = [str(token) for token in probe.get("tokens") or ()]
+    own = replace(effect_map(values, title), upward=True, hidden=hidden)
+    return replace(own, columns=tokens) if len(tokens) == len(own.columns) else own
 
 
 def overlays(figure: Figure, shown: Sequence[Values]) -> list[Overlay]:
     """The cells' values, to be seen on hover, over a figure that has been drawn: overlays(figure, picture.values)."""
-    return list(_overlays(figure, shown))
-
-
-def _overlays(figure: Figure, shown: Sequence[Values]) -> Iterator[Overlay]:
+    found = []
     for axes, values in zip(figure.axes, shown, strict=False):
-        n_rows, n_columns = values.matrix.shape
-        if not values.hover or (values.is_map and n_rows * n_columns > MOST_CELLS):
-            continue
-        box = axes.get_position()
-        place = f"left:{box.x0:.2%};top:{1 - box.y1:.2%};width:{box.width:.2%};height:{box.height:.2%}"
-        if values.is_map:
-            yield Overlay(place, f"0 0 {n_columns - values.hidden} {n_rows}", list(_map_cells(values)))
-        else:
-            view, cells = _strips(axes, values)
-            yield Overlay(place, view, cells)
+        if values.hover and not (values.is_map and values.matrix.numel() > MOST_CELLS):
+            box = axes.get_position()
+            place = f"left:{box.x0:.2%};top:{1 - box.y1:.2%};width:{box.width:.2%};height:{box.height:.2%}"
+            found.append(Overlay(place, *(_map_cells(values) if values.is_map else _strips(axes, values))))
+    return found
 
 
-def _map_cells(values: Values) -> Iterator[tuple[str, str]]:
-    columns = values.columns[: len(values.columns) - values.hidden]
-    for row, numbers in enumerate(values.matrix.tolist()):
-        y = len(values.rows) - 1 - row if values.upward else row
-        for x, (column, value) in enumerate(zip(columns, numbers, strict=False)):
-            yield f"M{x} {y}h1v1h-1z", f"{values.rows[row]}, {column}: {number(value)}"
+def _map_cells(values: Values) -> tuple[str, list[tuple[str, str]]]:
+    n_rows, n_columns = len(values.rows), len(values.columns) - values.hidden
+    cells = []
+    for row, numbers in enumerate(values.matrix[:, :n_columns].tolist()):
+        y = n_rows - 1 - row if values.upward else row
+        for x, value in enumerate(numbers):
+            cells.append((f"M{x} {y}h1v1h-1z", f"{values.rows[row]}, {values.columns[x]}: {number(value)}"))
+    return f"0 0 {n_columns} {n_rows}", cells
 
 
 def _strips(axes: Axes, values: Values) -> tuple[str, list[tuple[str, str]]]:

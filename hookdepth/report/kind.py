@@ -11,14 +11,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from torch import Tensor
 
 from hookdepth.errors import HookdepthError
 from hookdepth.report.hover import Values
-from hookdepth.report.patterns import PART_NAMES, assignments, fill, match, probe_of
-from hookdepth.report.tables import shorten
+from hookdepth.report.patterns import PART_NAMES, assignments, fill, match, probe_of, series
+from hookdepth.report.tables import counted, shorten
 from hookdepth.results import Result
 
 if TYPE_CHECKING:
@@ -33,34 +33,13 @@ class Declaration(Protocol):
     Declaration   # anything with these attributes: the classes of `hookdepth.analyses`, and a user's own
     """
 
-    # Properties, so that class attributes and frozen ones are as good.
-    @property
-    def name(self) -> str:
-        """As on the command line: "logit-lens"."""
-
-    @property
-    def heading(self) -> str:
-        """Over its section of the report."""
-
-    @property
-    def question(self) -> str:
-        """What it answers, below the heading."""
-
-    @property
-    def paper(self) -> str:
-        """Source and figure, "2505.13898, Fig. 3a", or nothing."""
-
-    @property
-    def order(self) -> float:
-        """Its place in the report: smaller is earlier."""
-
-    @property
-    def tensors(self) -> Mapping[str, str]:
-        """Pattern → names of the axes: {"{part}.effect": "layer layer", "kl": "point"}."""
-
-    @property
-    def figures(self) -> Sequence[Kind]:
-        """How its tensors are drawn."""
+    name: ClassVar[str]  # as on the command line: "logit-lens"
+    heading: ClassVar[str]  # over its section of the report
+    question: ClassVar[str]  # what it answers, below the heading
+    paper: ClassVar[str]  # source and figure, "2505.13898, Fig. 3a", or nothing
+    order: ClassVar[float]  # its place in the report: smaller is earlier
+    tensors: ClassVar[Mapping[str, str]]  # pattern → names of the axes: {"{part}.effect": "layer layer"}
+    figures: ClassVar[Sequence[Kind]]  # how its tensors are drawn
 
     def numbers(self, result: Result) -> Mapping[str, Any]:
         """Its share of the summary, JSON-able; of a result without tensors, what it says where nothing was measured."""
@@ -74,62 +53,31 @@ Lookup = Callable[[Result], Declaration | None]
 
 @dataclass(frozen=True)
 class Drawing:
-    """What a kind knows of one figure: Drawing([values], "nothing is clipped", lambda: figure).
+    """What a kind knows of one figure: Drawing([values], ["nothing is clipped"], lambda: figure)."""
 
-    Attributes:
-        values: of each pair of axes, in order.
-        clipped: what is not shown, in words.
-        draw: makes the figure.
-    """
-
-    values: Sequence[Values]
-    clipped: str
+    values: Sequence[Values]  # of each pair of axes, in order
+    clipped: Sequence[str]  # what is not shown, in words
     draw: Callable[[], Figure]
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure that can be drawn, with all that is said about it: picture.draw().savefig(f"{picture.name}.png").
+    """A figure that can be drawn, with all that is said about it: picture.draw().savefig(f"{picture.name}.png")."""
 
-    Attributes:
-        name: of its files, without ending.
-        caption: what it shows.
-        said: how many prompts, which reduction, what is clipped, the noise floor.
-        values: the numbers of each pair of axes.
-        render: draws it; use `draw`.
-    """
-
-    name: str
-    caption: str
-    said: str
-    values: Sequence[Values]
-    render: Callable[[], Figure]
+    name: str  # of its files, without ending
+    caption: str  # what it shows
+    said: str  # how many prompts, which reduction, what is clipped, the noise floor
+    values: Sequence[Values]  # the numbers of each pair of axes
+    render: Callable[[], Figure]  # draws it, without what is said
 
     def draw(self) -> Figure:
         """The figure, with what is said about it under it: picture.draw()"""
-        from hookdepth.report.drawing.style import say_below
+        from hookdepth.report.drawing.style import say_below, style
 
-        figure = self.render()
-        say_below(figure, self.said)
+        with style():
+            figure = self.render()
+            say_below(figure, self.said)
         return figure
-
-
-@dataclass(frozen=True)
-class Panel:
-    """A curve over layers at every step of a training, as a map: Panel("KL", "Layer", {0: kl, 100: kl}, False, None).
-
-    Attributes:
-        label, rows: of the colour bar, of the layers' axis.
-        curves: step → [layer].
-        signed: whether zero is white.
-        end: from the largest value, where the colours end; None for the 98th percentile.
-    """
-
-    label: str
-    rows: str
-    curves: Mapping[int, Tensor]
-    signed: bool
-    end: Callable[[float], float] | None
 
 
 @dataclass(frozen=True)
@@ -164,10 +112,6 @@ class Kind(ABC):
     def together(self, results: Mapping[str, Result], declaration: Declaration, values: Assignment) -> Drawing:
         """The figure of several runs: kind.together({"small": result, "large": other}, declaration, {})."""
 
-    def panel(self, history: Mapping[int, Result], declaration: Declaration) -> Panel | None:
-        """A map over training time, of kinds whose values are curves: kind.panel({0: result}, declaration)."""
-        return None
-
     @property
     def patterns(self) -> tuple[str, ...]:
         """All patterns of it: Heatmap("effect", "…").patterns   # ("effect",)"""
@@ -182,10 +126,7 @@ class Kind(ABC):
         found = []
         for values in assignments(self.patterns[0], result.tensors):
             drawing = self.drawing(result, declaration, values)
-            said = [_prompts(result, values), self.reduction, drawing.clipped, floor_of(result.metadata)]
-            said_by = ". ".join(text[:1].upper() + text[1:] for text in said if text)
-            name = f"{result.analysis}-{self._name(values)}"
-            found.append(Picture(name, self.caption_of(result, values), said_by, drawing.values, drawing.draw))
+            found.append(self._picture(result, values, drawing, _prompts(result, values), floor_of(result.metadata)))
         return found
 
     def compare(self, results: Mapping[str, Result], declaration: Declaration, least: int) -> list[Picture]:
@@ -196,49 +137,50 @@ class Kind(ABC):
         names = {name: None for result in results.values() for name in result.tensors}
         found = []
         for values in assignments(self.patterns[0], names):
-            own = {label: result for label, result in results.items() if self._is_in(result, values)}
+            first = fill(self.patterns[0], values)
+            own = {label: result for label, result in results.items() if series(first, result.tensors)}
             if "i" in values:
-                prompts = {label: probe_of(result, int(values["i"])).get("prompt") for label, result in results.items()}
-                first = next(iter(prompts.values()))
-                own = {label: result for label, result in own.items() if prompts[label] == first}
-            if len(own) < least or not own:
-                continue
-            drawing = self.together(own, declaration, values)
-            any_one = next(iter(own.values()))
-            name, caption = f"{any_one.analysis}-{self._name(values)}", self.caption_of(any_one, values)
-            said = ". ".join(text[:1].upper() + text[1:] for text in (self.reduction, drawing.clipped) if text)
-            found.append(Picture(name, caption, said, drawing.values, drawing.draw))
+                prompts = {label: probe_of(result, values).get("prompt") for label, result in results.items()}
+                same = next(iter(prompts.values()))
+                own = {label: result for label, result in own.items() if prompts[label] == same}
+            if own and len(own) >= least:
+                drawing = self.together(own, declaration, values)
+                found.append(self._picture(next(iter(own.values())), values, drawing))
         return found
 
-    def caption_of(self, result: Result, values: Assignment) -> str:
-        """What a figure shows: the part, the kind of value, the probe: kind.caption_of(result, {"part": "layer"})."""
+    def _picture(
+        self, result: Result, values: Assignment, drawing: Drawing, prompts: str = "", floor: str = ""
+    ) -> Picture:
+        pattern = self.patterns[0] if self.name is None else self.name
+        name = fill(pattern, values).replace(".*", "").replace("*", "").replace(".", "-").strip("-")
+        said = (prompts, self.reduction, "; ".join(filter(None, drawing.clipped)), floor)
+        sentences = ". ".join(text[:1].upper() + text[1:] for text in said if text)
+        caption = self._caption(result, values)
+        return Picture(f"{result.analysis}-{name}", caption, sentences, drawing.values, drawing.draw)
+
+    def _caption(self, result: Result, values: Assignment) -> str:
+        """The part, the kind of value, the probe."""
         what = self.caption
         if what is None:
             literal = [word for word in self.patterns[0].split(".") if "{" not in word and word != "*"]
             what = " ".join(literal).replace("_", " ")
-        probe = _probe_in_words(result, int(values["i"])) if "i" in values else ""
-        others = [PART_NAMES.get(value, value) for key, value in values.items() if key != "i"]
-        caption = ", ".join(text for text in (*others, what, probe) if text)
+        parts = [PART_NAMES.get(value, value) for key, value in values.items() if key != "i"]
+        caption = ", ".join(text for text in (*parts, what, _probe_in_words(result, values)) if text)
         return caption[:1].upper() + caption[1:]
 
-    def _name(self, values: Assignment) -> str:
-        pattern = self.patterns[0] if self.name is None else self.name
-        return fill(pattern, values).replace(".*", "").replace("*", "").replace(".", "-").strip("-")
-
-    def _is_in(self, result: Result, values: Assignment) -> bool:
-        return any(match(fill(self.patterns[0], values), name) is not None for name in result.tensors)
-
-    def _map(self, result: Result, values: Assignment) -> Tensor:
-        """The one tensor with two axes that a map shows."""
-        name = fill(self.patterns[0], values)
+    def _tensor(self, result: Result, name: str, n_axes: int) -> Tensor:
         tensor = result.tensors[name]
-        if tensor.ndim != 2 or 0 in tensor.shape:
-            kind, shape = type(self).__name__, list(tensor.shape)
+        if tensor.ndim != n_axes or 0 in tensor.shape:
+            kind = type(self).__name__
+            shows = f"{kind} show one axis" if n_axes == 1 else f"a {kind} shows two axes"
             raise HookdepthError(
-                f"{result.analysis}: a {kind} shows two axes, and {name!r} has the shape {shape}",
+                f"{result.analysis}: {shows}, and {name!r} has the shape {list(tensor.shape)}",
                 "declare another kind of figure for it",
             )
         return tensor
+
+    def _map(self, result: Result, values: Assignment) -> Tensor:
+        return self._tensor(result, fill(self.patterns[0], values), 2)
 
 
 def floor_of(facts: Mapping[str, Any]) -> str:
@@ -256,12 +198,14 @@ def _prompts(result: Result, values: Assignment) -> str:
     if "i" in values:
         return "one prompt with its answer"
     count = (result.metadata.get("data") or {}).get("n_prompts")
-    return "" if count is None else f"{count} prompt{'' if count == 1 else 's'}"
+    return "" if count is None else counted(count, "prompt")
 
 
-def _probe_in_words(result: Result, number: int) -> str:
-    probe = probe_of(result, number)
+def _probe_in_words(result: Result, values: Assignment) -> str:
+    if "i" not in values:
+        return ""
+    probe = probe_of(result, values)
     if not probe:
-        return f"probe {number}"
+        return f"probe {int(values['i'])}"
     prompt, answer = (shorten(str(probe.get(key, "")), 120) for key in ("prompt", "answer"))
     return f"“{prompt}” → “{answer}”"

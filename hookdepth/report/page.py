@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from hookdepth.report.hover import Overlay, overlays
 from hookdepth.report.kind import Declaration, Kind, Lookup, Picture, floor_of
 from hookdepth.report.patterns import MOST_PROBES, PART_NAMES
 from hookdepth.report.summary import ordered, summarise
-from hookdepth.report.tables import Table, flatten, number, shorten
+from hookdepth.report.tables import Table, counted, flatten, number, shorten
 from hookdepth.results import Result, write_atomic, write_json
 
 DEPTH_NOTE = "Ratio: (layer + 1) / L. Definitions: arXiv 2512.14064."
@@ -75,7 +75,7 @@ class Section:
     tables: Sequence[Table] = ()
     notes: Sequence[Note] = ()
     groups: Sequence[Group] = ()
-    last: Sequence[Note] = field(default=())
+    last: Sequence[Note] = ()
 
     @property
     def anchor(self) -> str:
@@ -201,25 +201,20 @@ def depth_cells(depth: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _section(result: Result, declaration: Declaration | None, facts: Mapping[str, Any], folder: Path) -> Section:
-    name, notes, last, groups = result.analysis, _floor(facts), [], []
-    file = f"{name}.safetensors"
-    below = f"{floor_in_brief(facts)}; {'; '.join([*_settings(facts['settings'] or {}), *_cost(facts)])}."
-    drawn: list[tuple[Kind, list[Picture]]] = []
-    if declaration is None:
-        last.append(Note(f"This version has no figures for it; its numbers are in {file}."))
-    else:
-        notes += [Note(text) for text in declaration.notes(result)]
-        drawn = pictures_of(result, declaration)
-        if not drawn:
-            last.append(Note(f"None of its tensors is one that its figures show; its numbers are in {file}."))
-        groups = groups_of(drawn, declaration, folder, below)
+    name, file, notes = result.analysis, facts["file"], _floor(facts)
     probes = result.metadata.get("probes") or []
-    if len(probes) > MOST_PROBES:
-        last.append(Note(f"The first {MOST_PROBES} of {len(probes)} probes are shown; all are in {file}."))
-    others = [(key, shorten(value)) for key, value in flatten(facts.get("numbers", {}))]
-    tables = [Table(("Number", "Value"), others)] if others else []
+    shortened = f"The first {MOST_PROBES} of {len(probes)} probes are shown; all are in {file}."
+    last = [Note(shortened)] if len(probes) > MOST_PROBES else []
     if declaration is None:
-        return Section(name, name, notes=notes, last=last)
+        unknown = Note(f"This version has no figures for it; its numbers are in {file}.")
+        return Section(name, name, notes=notes, last=[unknown, *last])
+    drawn = pictures_of(result, declaration)
+    if not drawn:
+        last.insert(0, Note(f"None of its tensors is one that its figures show; its numbers are in {file}."))
+    numbers = [(key, shorten(value)) for key, value in flatten(facts.get("numbers", {}))]
+    tables = [Table(("Number", "Value"), numbers)] if numbers else []
+    notes += [Note(text) for text in declaration.notes(result)]
+    groups = groups_of(drawn, declaration, folder, _below(facts))
     return Section(declaration.heading, name, declaration.question, tables, notes, groups, last)
 
 
@@ -256,24 +251,18 @@ def shown(picture: Picture, name: str, folder: Path) -> Shown:
     )
 
 
-def _settings(settings: Mapping[str, Any]) -> list[str]:
-    return [f"{key} = {_words(value)}" for key, value in flatten(settings) if value is not None]
-
-
-def _words(value: Any) -> str:
-    if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return shorten(", ".join(value), 80)
-    return shorten(value, 80)
-
-
-def _cost(facts: Mapping[str, Any]) -> list[str]:
-    """What it took, as far as it is known: prompts, tokens, passes, seconds."""
-    words = [("n_prompts", "prompt", "prompts"), ("n_tokens", "token", "tokens"), ("passes", "pass", "passes")]
-    known = [(facts[key], one, many) for key, one, many in words if facts[key] is not None]
-    counts = [f"{number(count)} {one if count == 1 else many}" for count, one, many in known]
+def _below(facts: Mapping[str, Any]) -> str:
+    """The noise floor, the settings, and what it took, as far as it is known: prompts, tokens, passes, seconds."""
+    said = []
+    for key, value in flatten(facts["settings"] or {}):
+        if value is not None:
+            words = isinstance(value, list) and all(isinstance(item, str) for item in value)
+            said.append(f"{key} = {shorten(', '.join(value) if words else value, 80)}")
+    things = (("n_prompts", "prompt", "prompts"), ("n_tokens", "token", "tokens"), ("passes", "pass", "passes"))
+    cost = [counted(facts[key], one, many) for key, one, many in things if facts[key] is not None]
     if facts["wall_time_s"] is not None:
-        counts.append(f"{number(facts['wall_time_s'])} s")
-    return [", ".join(counts)] if counts else []
+        cost.append(f"{number(facts['wall_time_s'])} s")
+    return f"{floor_in_brief(facts)}; {'; '.join([*said, *([', '.join(cost)] if cost else [])])}."
 
 
 def floor_in_brief(facts: Mapping[str, Any]) -> str:

@@ -92,7 +92,8 @@ def axes_of(tensors: Mapping[str, str], name: str) -> list[str]:
     return [] if pattern is None else [axis.partition("{")[0].rstrip("?") for axis in tensors[pattern].split()]
 
 
-def probe_of(result: Result, number: int) -> dict[str, Any]:
-    """What is known of a probe: probe_of(result, 0)["tokens"]."""
+def probe_of(result: Result, values: Mapping[str, str]) -> dict[str, Any]:
+    """What is known of the probe that {i} stands for: probe_of(result, {"i": "0"})["tokens"]."""
     probes = result.metadata.get("probes") or []
+    number = int(values.get("i", len(probes)))
     return probes[number] if number < len(probes) else {}

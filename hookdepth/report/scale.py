@@ -17,18 +17,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Scale:
-    """The colours of a map: Scale(0.0, 1.0, "Relative change").
+    """The colours of a map: Scale(0.0, 1.0, "Relative change")."""
 
-    Attributes:
-        low, high: values of the first and the last colour.
-        label: beside the colour bar.
-        signed: zero is white, and both sides are of the same length.
-    """
-
-    low: float
-    high: float
-    label: str = ""
-    signed: bool = False
+    low: float  # value of the first colour
+    high: float  # and of the last
+    label: str = ""  # beside the colour bar
+    signed: bool = False  # zero is white, and both sides are of the same length
 
     @classmethod
     def of(
@@ -76,6 +70,17 @@ class Scale:
         ends = f"{self.low:.3g} and {self.high:.3g}" if self.low else f"{self.high:.3g}"
         total = sum(values.numel() for values in maps)
         return f"{beyond.numel()} of {total} values beyond the colours, which end at {ends}: up to {furthest:.3g}"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A value a row, beside a map: Rows(error, converged, 0.01, "Relative\nerror", "not\nconverged")."""
+
+    values: Tensor  # [row], on a logarithmic axis
+    good: Tensor | None  # 1 in good rows, 0 in those that get a cross; None where all are good
+    tolerance: float  # where the dotted line is
+    label: str  # under the axis
+    bad: str  # over it, where there are crosses
 
 
 def finite_of(values: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ JSON-able; what does not exist is null, never NaN.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -32,9 +33,8 @@ def effective_depth(
         known: analyses whose depths are said to be not measured, where they were not.
     """
     depths: dict[str, dict[str, Any]] = {}
-    absent = [one for one in known if one.name not in results]
     found = [(own, result) for result in results.values() if (own := lookup(result)) is not None]
-    found += [(own, Result(own.name, {})) for own in absent]
+    found += [(own, Result(own.name, {})) for own in known if own.name not in results]
     for own, result in sorted(found, key=lambda item: (item[0].order, item[0].name)):
         depths |= own.numbers(result).get("effective_depth", {})
     return _json(depths)
@@ -46,7 +46,7 @@ def depth_scores(results: Mapping[str, Result], lookup: Lookup) -> dict[str, dic
     depth_scores(results, lookup)["skip-current"]["layer"]   # {"effect": 9.1, "output": 12.3}
     """
     scores = {name: _numbers(result, lookup).get("depth_score") for name, result in results.items()}
-    return {name: _json(own) for name, own in scores.items() if own}
+    return _json({name: own for name, own in scores.items() if own})
 
 
 def largest_effect(result: Result, lookup: Lookup) -> float | None:
@@ -93,10 +93,12 @@ def summarise(
     results = ordered(results, lookup)
     metadata = {name: result.metadata for name, result in results.items()}
     head = next(iter(metadata.values()), {})
+    # Analyses over probes only take their baseline from the data set.
+    over_prompts = next((m for m in metadata.values() if "probes" not in m), head)
     return {
         "hookdepth": __version__,
         "model": _json(head.get("model")),
-        "data": _json(_data_of(metadata)),
+        "data": _json(over_prompts.get("data")),
         "versions": _json(head.get("versions")),
         "seed": head.get("seed"),
         "effective_depth": effective_depth(results, lookup, known),
@@ -113,37 +115,25 @@ def _numbers(result: Result, lookup: Lookup) -> Mapping[str, Any]:
     return {} if own is None else own.numbers(result)
 
 
-def _data_of(metadata: Mapping[str, Mapping[str, Any]]) -> Any:
-    """The data set of the analyses over prompts; those over probes only take their baseline from it."""
-    over_prompts = [m.get("data") for m in metadata.values() if "probes" not in m]
-    return (over_prompts or [m.get("data") for m in metadata.values()] or [None])[0]
-
-
 def _analysis(name: str, result: Result, lookup: Lookup, cost: Mapping[str, Any]) -> dict[str, Any]:
     metadata = result.metadata
     data = metadata.get("data") or {}
     lengths = data.get("lengths")
     facts = {
         "file": f"{name}{SUFFIX}",
-        "wall_time_s": _json(cost.get("wall_time_s", metadata.get("wall_time_s"))),
+        "wall_time_s": cost.get("wall_time_s", metadata.get("wall_time_s")),
         "passes": cost.get("passes", metadata.get("passes")),
-        "null_effect": _json(metadata.get("null_effect")),
+        "null_effect": metadata.get("null_effect"),
         "null_where": metadata.get("null_where"),
         "largest_effect": largest_effect(result, lookup),
         "n_prompts": data.get("n_prompts"),
         "n_tokens": sum(lengths) if lengths else None,
-        "settings": _json(metadata.get("settings")),
+        "settings": metadata.get("settings"),
     }
     others = {key: value for key, value in _numbers(result, lookup).items() if key not in _ELSEWHERE}
-    return {**facts, "numbers": _json(others)} if others else facts
+    return _json({**facts, "numbers": others} if others else facts)
 
 
 def _json(value: Any) -> Any:
-    """The value with every non-finite float replaced by None."""
-    if isinstance(value, Mapping):
-        return {str(key): _json(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_json(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value
+    """The value as it reads back from a file, with null for every float that is not finite."""
+    return json.loads(json.dumps(value), parse_constant=lambda name: None)

@@ -66,18 +66,12 @@ def shorten(value: Any, most: int = LONGEST_VALUE) -> str:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of a page: Table(("Run", "Layers"), [("demo", "30")]).
-
-    Attributes:
-        head, rows: texts.
-        title: above it, or nothing.
-        below: a quiet line under it, or nothing.
-    """
+    """A table of a page: Table(("Run", "Layers"), [("demo", "30")])."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
-    title: str = ""
-    below: str = ""
+    title: str = ""  # above it
+    below: str = ""  # a quiet line under it
 
 
 def number(value: Any, digits: int = 3) -> str:
@@ -85,6 +79,11 @@ def number(value: Any, digits: int = 3) -> str:
     if value is None or value != value:
         return "—"
     return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
+
+
+def counted(count: int, one: str, many: str = "") -> str:
+    """A number with what it counts: counted(2, "prompt")   # '2 prompts'"""
+    return f"{number(count)} {one if count == 1 else many or one + 's'}"
 
 
 def statistics(values: Tensor) -> tuple[str, str, str, str]:

@@ -43,15 +43,12 @@ _SHORTEST = 8  # tokens of a sample, beside those that are left alone
 
 @dataclass(frozen=True)
 class Estimate:
-    """What the analyses of a group do together, and the seconds that it would take in one process.
-
-    one.group.analyses, one.work.passes, one.seconds      # seconds are 0 where nothing could be measured
-    """
+    """What the analyses of a group do together: one.group.analyses, one.work.passes, one.seconds."""
 
     group: Group
     work: Work
     flops: float
-    seconds: float
+    seconds: float  # in one process; 0 where nothing could be measured
 
 
 def estimate(
@@ -92,13 +89,11 @@ def work_of(group: Group) -> Work:
     subject, total = group.subject, Work()
     if group.branching and group.n_chunks:
         planned = range(0, group.n_chunks, -(-group.n_chunks // _PLANNED))
-        changes_only = zero_where_clean(group.measurements)
+        most, changes_only = subject.settings.max_rows, zero_where_clean(group.measurements)
         for chunk in planned:
             branches, lengths = group.branches(chunk)
             if branches:
-                plan = plan_for(
-                    subject.model, branches, lengths, max_rows=subject.settings.max_rows, changes_only=changes_only
-                )
+                plan = plan_for(subject.model, branches, lengths, max_rows=most, changes_only=changes_only)
                 total += work_of_plan(subject.model, plan, branches, lengths, group.measurements)
         total = total.times(group.n_chunks / len(planned))
     return sum((member.work(subject) for member in group.members), total)
@@ -162,17 +157,12 @@ def _often(analysis: Analysis, times: int) -> Analysis:
 def _shortened(inputs: Inputs, tokens: int, vocabulary: int) -> Inputs:
     """A prompt of other tokens, with cuts where one's were before, in proportion; and the longest probe's end."""
     ids = tuple(place % vocabulary for place in range(tokens))
-    cuts, length = max(
-        zip(inputs.cuts, map(len, inputs.prompts), strict=False), default=((), 1), key=lambda one: len(one[0])
-    )
+    with_cuts = zip(inputs.cuts, map(len, inputs.prompts), strict=False)
+    cuts, length = max(with_cuts, default=((), 1), key=lambda one: len(one[0]))
     scaled = tuple(dict.fromkeys(min(tokens - 1, max(1, cut * tokens // length)) for cut in cuts))
-    probes = sorted(inputs.probes, key=lambda one: len(one.token_ids))[-1:]
-    return Inputs(
-        (ids,),
-        (scaled,),
-        (ids,) if inputs.baseline else (),
-        tuple(_end(probe, tokens, vocabulary) for probe in probes),
-    )
+    longest = sorted(inputs.probes, key=lambda one: len(one.token_ids))[-1:]
+    probes = tuple(_end(probe, tokens, vocabulary) for probe in longest)
+    return Inputs((ids,), (scaled,), (ids,) if inputs.baseline else (), probes)
 
 
 def _end(probe: Probe, tokens: int, vocabulary: int) -> Probe:

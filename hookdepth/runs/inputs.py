@@ -46,15 +46,12 @@ def make_inputs(
     needing = [one for one in analyses if one.needs == "probes"]
     if not needing:
         return Inputs(prompts, cuts)
-    texts = list(probes or _own_probes(dataset, limit) or DEFAULT_PROBES)
+    own = [(e.prompt, e.answer) for e in dataset.examples[:limit] if e.prompt is not None and e.answer]
+    texts = probes or own or DEFAULT_PROBES
     found = tuple(make_probe(model.tokenizer, prompt, answer, context) for prompt, answer in texts)
     # The first ten of the data set whatever the limit, so that baselines of different limits are the same.
     baseline = tokens(BASELINE_PROMPTS) if any(one.baseline for one in needing) else ()
     return Inputs(prompts, cuts, baseline, found)
-
-
-def _own_probes(dataset: Dataset, limit: int) -> list[tuple[str, str]]:
-    return [(e.prompt, e.answer) for e in dataset.examples[:limit] if e.prompt is not None and e.answer]
 
 
 def _check_cuts(names: Sequence[str], cuts: Sequence[Any], warn: Callable[[str], None]) -> None:

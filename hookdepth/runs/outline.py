@@ -41,14 +41,7 @@ _VOCAB = 1 << 15  # a miniature's; what unembedding costs is proportional
 
 
 class Outline(Decoder):
-    """A decoder without weights, that says where its weights would be.
-
-    Args:
-        hf: on the meta device.
-        tokenizer: its own, or `Words`.
-        place: the device that it is planned for.
-        quantize: none, 8bit or 4bit.
-    """
+    """A decoder without weights (on the meta device) that says where they would be, and how quantised."""
 
     def __init__(self, hf: nn.Module, tokenizer: Any, place: torch.device, quantize: str, name: str) -> None:
         super().__init__(hf, tokenizer, name=name)
@@ -187,20 +180,16 @@ def miniature(outline: Outline, n_layers: int) -> Decoder:
     config.vocab_size = min(_VOCAB, config.vocab_size)
     for token in ("pad_token_id", "bos_token_id", "eos_token_id"):
         setattr(config, token, None)
-    attention = config._attn_implementation
+    how = {"dtype": outline.dtype, "attn_implementation": config._attn_implementation}
     with quiet(), torch.random.fork_rng():
         with outline.place:
-            hf = AutoModelForCausalLM.from_config(config, dtype=outline.dtype, attn_implementation=attention)
+            hf = AutoModelForCausalLM.from_config(config, **how)
         if outline.quantize != "none":
+            how["device_map"] = {"": str(outline.place)}
+            how["quantization_config"] = bitsandbytes_config(outline.quantize, outline.dtype)
             with tempfile.TemporaryDirectory() as folder:
                 hf.save_pretrained(folder)
-                hf = AutoModelForCausalLM.from_pretrained(
-                    folder,
-                    dtype=outline.dtype,
-                    attn_implementation=attention,
-                    device_map={"": str(outline.place)},
-                    quantization_config=bitsandbytes_config(outline.quantize, outline.dtype),
-                )
+                hf = AutoModelForCausalLM.from_pretrained(folder, **how)
     return Miniature(hf.eval(), name=f"{n_layers} layers of {outline.name}")
 
 

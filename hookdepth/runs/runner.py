@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,6 @@ class Run:
     overwrite: bool = False
     warn: Callable[[str], None] = field(default=lambda line: None)
     workers: Workers = field(default_factory=Workers)
-    _subject: Subject | None = None
 
     def execute(self, analyses: Sequence[str | Analysis]) -> list[Result]:
         """Compute, or complete, the named analyses and write their files; what is returned, the first process has.
@@ -89,7 +89,7 @@ class Run:
             self.workers.together(self._see_folder)
             self._compare(identities)
             for shared, wanted in steps:
-                (group,) = self._groups({name: known[name] for name in shared})
+                (group,) = groups_of([known[name] for name in shared], self.subject)
                 chunks = self._chunks(shared, identities)
                 with so_many_threads(threads[shared[0]]):
                     self._measure(group, chunks)
@@ -103,16 +103,15 @@ class Run:
         check_folder_name(self.out)
         held.enter_context(locked(self.out / UNITS))
         held.callback(self._tidy)
-        groups = [group.analyses for group in self._groups(known)]
+        groups = [group.analyses for group in groups_of(known.values(), self.subject)]
         return threads_of(groups, self.out, self.out / UNITS, fresh=self.overwrite)
 
     def _identities(self, known: Mapping[str, Analysis], threads: Mapping[str, int]) -> dict[str, dict[str, Any]]:
         model = self.workers.together(lambda: identity_of(self.model))
         found = {}
-        for group in self._groups(known):
-            for name in group.analyses:
-                with so_many_threads(threads[name]):
-                    found[name] = self.identity(known[name], model)
+        for name in threads:
+            with so_many_threads(threads[name]):
+                found[name] = self.identity(known[name], model)
         return found
 
     def _compare(self, identities: dict[str, dict[str, Any]]) -> None:
@@ -130,9 +129,6 @@ class Run:
         if not list((self.out / UNITS).glob(f"*{SUFFIX}")):
             shutil.rmtree(self.out / UNITS, ignore_errors=True)
 
-    def _groups(self, analyses: Mapping[str, Analysis]) -> list[Group]:
-        return groups_of(analyses.values(), self.subject)
-
     def _chunks(self, analyses: Iterable[str], identities: dict[str, dict[str, Any]]) -> Chunks:
         patience = VISIBLE_S if self.workers.size > 1 else 0.0
         return Chunks(self.out / UNITS, analyses, identities, self.warn, patience)
@@ -144,8 +140,8 @@ class Run:
         results: list[Result],
     ) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
         """What is left: (analyses that share passes, those of them that are wanted). Adds what is there."""
-        sweep(self.out)
-        sweep(self.out / UNITS)
+        for folder in (self.out, self.out / UNITS):
+            sweep(folder)
         if self.overwrite:
             for name in identities:
                 (self.out / f"{name}{SUFFIX}").unlink(missing_ok=True)
@@ -153,7 +149,7 @@ class Run:
         done = self._finished(identities)
         results += done.values()
         steps = []
-        for group in self._groups(known):
+        for group in groups_of(known.values(), self.subject):
             missing = tuple(name for name in group.analyses if name not in done)
             if missing:
                 # What was stopped between the results of shared passes goes on with these passes.
@@ -169,12 +165,10 @@ class Run:
                 "give --out on a file system that all machines share, under the same path",
             )
 
-    @property
+    @cached_property
     def subject(self) -> Subject:
         """What the analyses run on; what they share among items is computed once."""
-        if self._subject is None:
-            self._subject = Subject(self.model, self.inputs, self.settings)
-        return self._subject
+        return Subject(self.model, self.inputs, self.settings)
 
     def identity(self, analysis: Analysis, model: Mapping[str, Any]) -> dict[str, Any]:
         """Everything that the numbers of an analysis depend on: goes into its metadata.
@@ -212,9 +206,9 @@ class Run:
                 check_contents(result, path)
             except DamagedError as error:
                 self.warn(f"{error.problem}; measured again")
-                continue
-            refuse_other(path, result.metadata, identity)
-            done[name] = result
+            else:
+                refuse_other(path, result.metadata, identity)
+                done[name] = result
         return done
 
     def _measure(self, group: Group, chunks: Chunks) -> None:
@@ -227,13 +221,12 @@ class Run:
                 bar.update(passes)
 
             for chunk in self.workers.claims(chunks.prefix, group.n_chunks):
-                there = chunks.passes(chunk)
-                if there is None:
-                    begin = time.perf_counter()
-                    partial = self._run(group, chunk, move)
-                    chunks.save(chunk, partial, time.perf_counter() - begin)
-                else:
+                if (there := chunks.passes(chunk)) is not None:
                     move(there)
+                    continue
+                begin = time.perf_counter()
+                partial = self._run(group, chunk, move)
+                chunks.save(chunk, partial, time.perf_counter() - begin)
             self.workers.wait(lambda: move(0))
 
     def _reduce(self, group: Group, chunks: Chunks, wanted: Sequence[str]) -> list[Result]:

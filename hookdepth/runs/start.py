@@ -32,9 +32,8 @@ def analyses_of(config: Config, given: Sequence[str] = ()) -> list[Analysis]:
     """
     analyses = chosen(config.analyses)
     read = {option for one in analyses for option in one.options}
-    read |= {"probes" for one in analyses if one.needs == "probes"} | {
-        "seed" for one in analyses if one.needs == "cuts"
-    }
+    needed = {one.needs for one in analyses}
+    read |= {option for option, need in (("probes", "probes"), ("seed", "cuts")) if need in needed}
     refuse_unread(given, read)
     return analyses
 

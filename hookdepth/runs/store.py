@@ -60,8 +60,10 @@ class Chunks:
         warn: Callable[[str], None] = lambda line: None,
         patience: float = 0.0,
     ) -> None:
-        self.folder, self.prefix, self.warn, self.patience = folder, "+".join(analyses) + "-", warn, patience
-        self.identity = {name: identities[name] for name in self.prefix[:-1].split("+")}
+        self.folder, self.warn, self.patience = folder, warn, patience
+        self.identity = {name: identities[name] for name in analyses}
+        self.name = "+".join(self.identity)
+        self.prefix = f"{self.name}-"
         # Each chunk names its run by a hash: the settings of a large data set are long, and kept once.
         owner = {name: unnamed(identity) for name, identity in self.identity.items()}
         self.owner = hashlib.sha256(json.dumps(owner, sort_keys=True).encode()).hexdigest()
@@ -105,7 +107,7 @@ class Chunks:
             "seconds": seconds,
             "host": platform.node(),
         }
-        Result(self.prefix[:-1], partial.tensors, metadata).save(self.path(chunk))
+        Result(self.name, partial.tensors, metadata).save(self.path(chunk))
 
     def passes(self, chunk: int) -> int | None:
         """Passes of a chunk that is there; None where it is not, or does not hold: then it is to be measured.
@@ -143,7 +145,7 @@ class Chunks:
             raise DamagedError(f"{str(path)!r} is no file", "take it away")
         stored = Result.load(path)
         meta = stored.metadata
-        if (stored.analysis, meta.get("chunk")) != (self.prefix[:-1], chunk):
+        if (stored.analysis, meta.get("chunk")) != (self.name, chunk):
             says = f"{stored.analysis}, chunk {meta.get('chunk')}"
             raise DamagedError(f"{str(path)!r} holds another chunk ({says})", "take it away")
         if meta.get("owner") != self.owner:
@@ -151,8 +153,7 @@ class Chunks:
                 f"{str(path)!r} is of a run with other settings",
                 "give --overwrite, or use the same versions on all machines",
             )
-        partial = Partial(stored.tensors, meta["passes"], meta["null_effect"], meta["null_where"])
-        return partial, meta
+        return Partial(stored.tensors, meta["passes"], meta["null_effect"], meta["null_where"]), meta
 
     def clear(self) -> None:
         """Let the chunks go."""
@@ -161,20 +162,14 @@ class Chunks:
 
 
 def forget(folder: Path, names: Iterable[str]) -> None:
-    """Let go of all chunks that the named analyses have a part in.
-
-    forget(Path("out/.chunks"), ["skip-current"])
-    """
+    """Let go of all chunks that some analyses have a part in: forget(Path("out/.chunks"), ["skip-current"])."""
     for path in folder.glob("*-*"):
         if set(path.name.rpartition("-")[0].split("+")) & set(names):
             _remove(path)
 
 
 def read_settings(path: Path) -> dict[str, Any] | None:
-    """What a settings file says, analysis → identity; None where there is none or it cannot be read.
-
-    read_settings(chunks.settings)
-    """
+    """What a settings file says, analysis → identity; None where there is none that can be read."""
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -183,13 +178,9 @@ def read_settings(path: Path) -> dict[str, Any] | None:
 
 
 def stored_identities(folder: Path, name: str) -> list[dict[str, Any]]:
-    """What the chunks in a folder say that an analysis is measured with; of a run that was stopped.
-
-    stored_identities(Path("out/.chunks"), "logit-lens")
-    """
-    paths = sorted(folder.glob(f"*{_SETTINGS}"))
-    own = [path for path in paths if name in path.name.removesuffix(f"-{_SETTINGS}").split("+")]
-    return [stored.get(name, {}) for path in own if (stored := read_settings(path)) is not None]
+    """What chunks of a run that was stopped say: stored_identities(Path("out/.chunks"), "logit-lens")."""
+    found = [read_settings(path) for path in sorted(folder.glob(f"*{_SETTINGS}"))]
+    return [stored[name] for stored in found if stored is not None and name in stored]
 
 
 def _remove(path: Path) -> None:
@@ -232,10 +223,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def appears(path: Path, patience: float) -> bool:
-    """Whether a file is there, now or within some seconds, as soon as a shared file system shows it.
-
-    appears(Path("out/.chunks/lock"), VISIBLE_S)
-    """
+    """Whether a file is there, as soon as a shared file system shows it: appears(Path("out/.chunks/lock"), 90.0)."""
     until = time.monotonic() + patience
     while not path.exists():
         if time.monotonic() >= until:

@@ -39,8 +39,8 @@ def threads_of(groups: Iterable[Sequence[str]], out: Path, chunks: Path, fresh: 
     found: dict[str, int] = {}
     own = _own()
     for group in groups:
-        stopped = [number for name in group if (number := _of_chunks(chunks, name))]
-        rest = stopped[0] if stopped else own
+        stopped = [_in(identity) for name in group for identity in stored_identities(chunks, name)]
+        rest = next(filter(None, stopped), own)
         found |= {name: own if fresh else _of_result(out / f"{name}{SUFFIX}") or rest for name in group}
     return found
 
@@ -62,10 +62,6 @@ def _of_result(path: Path) -> int | None:
     except HookdepthError:  # there is none, or one that the run itself will speak of
         return None
     return _in(result.metadata)
-
-
-def _of_chunks(folder: Path, name: str) -> int | None:
-    return next((number for number in map(_in, stored_identities(folder, name)) if number), None)
 
 
 def _in(identity: Mapping[str, Any]) -> int | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -21,131 +21,21 @@ from torch import Tensor
 from hookdepth.report.drawing.style import (
     BLACK,
     COLOURS,
-    GREY,
     PART_COLOURS,
     RED,
     SKY,
-    bar_width,
-    boxed,
     colour_bar,
-    colour_map,
+    heat_map,
     layer_axis,
-    legend_above,
-    literal,
-    log_yaxis,
     new_figure,
     printable,
-    short,
-    styled,
+    run_title,
 )
 from hookdepth.report.scale import Scale
 
 _LINES = ("-", "--", ":", "-.")
 _MARKERS = "sov^Dp*"
 _COLUMNS = 3
-
-
-class Curves(Protocol):
-    """What drawing asks of a kind of curves, whose class says what each is: Bars("kl", "…")."""
-
-    @property
-    def bars(self) -> bool:
-        """Bars, or lines."""
-
-    @property
-    def label(self) -> str:
-        """Of the values."""
-
-    @property
-    def axis(self) -> str:
-        """Of the layers."""
-
-    @property
-    def signed(self) -> bool:
-        """Whether zero is a line of its own."""
-
-    @property
-    def limit(self) -> float | None:
-        """Where the axis ends."""
-
-    @property
-    def mean(self) -> bool:
-        """Whether the mean of the curves is drawn."""
-
-    @property
-    def threshold(self) -> float | Callable[[Tensor], float] | None:
-        """Where the dotted line is."""
-
-    @property
-    def threshold_label(self) -> str:
-        """What the dotted line is."""
-
-    @property
-    def mark(self) -> Callable[[Tensor], int | None] | None:
-        """Which layer is marked."""
-
-    @property
-    def mark_label(self) -> str:
-        """What the marked layer is."""
-
-    @property
-    def grey_last(self) -> bool:
-        """Whether the last bar is grey."""
-
-    @property
-    def log(self) -> bool:
-        """Whether the axis is logarithmic."""
-
-    def axis_end(self, largest: float) -> float:
-        """Where an axis with a limit ends."""
-
-    def compared_curve(self, own: Mapping[str, Tensor]) -> Tensor:
-        """The curve that stands for all of them."""
-
-    def label_of(self, name: str, own: Mapping[str, Tensor]) -> str:
-        """The name of a curve."""
-
-
-@styled
-def curves_figure(kind: Curves, own: Mapping[str, Tensor], part: str = "", points: bool = False) -> Figure:
-    """All curves of one result: curves_figure(Bars("kl", "…"), {"kl": kl}, points=True).
-
-    Args:
-        part: whose colour a single curve has.
-        points: the last place is none of a layer's.
-    """
-    n = max(len(curve) for curve in own.values())
-    n_layers = n - points
-    figure = new_figure(bar_width(n_layers), 3.0 if len(own) > 1 else 2.6)
-    axes = figure.subplots()
-    colours = colours_of(list(own), part)
-    labels = {name: kind.label_of(name, own) if len(own) > 1 else "_" for name in own}
-    heights = {name: curve.double().numpy() for name, curve in own.items()}
-    if kind.bars:
-        draw_bars(axes, heights, colours, labels)
-        if kind.grey_last:
-            axes.patches[-1].set_color(GREY)
-    else:
-        draw_lines(axes, heights, colours, labels, kind.log)
-    if kind.limit is not None:
-        end_axis(axes, kind, list(heights.values()))
-    if kind.signed:
-        axes.axhline(0, color=BLACK, linewidth=0.8, zorder=5)
-    curve = kind.compared_curve(own)
-    if kind.mean:
-        axes.plot(curve.numpy(), color=BLACK, linewidth=1.2, marker="o", markersize=2.5, zorder=8, label="mean")
-    if kind.threshold is not None:
-        at = kind.threshold(curve) if callable(kind.threshold) else kind.threshold
-        axes.axhline(at, color=BLACK, linestyle=":", linewidth=1.1, zorder=8, label=kind.threshold_label)
-    if kind.log:
-        log_yaxis(axes)
-        axes.grid(axis="y", color="#DDDDDD", linewidth=0.6)
-    layer_axis(axes.xaxis, n, kind.axis)
-    axes.set_ylabel(kind.label)
-    if kind.mark is not None:
-        mark_layer(axes, kind.mark(curve), n_layers, kind.mark_label)
-    legend_above(axes)
-    return figure
 
 
 def colours_of(names: Sequence[str], part: str = "") -> dict[str, str]:
@@ -164,16 +54,10 @@ def draw_bars(axes: Axes, curves: Mapping[str, Any], colours: Mapping[str, str],
     for name, values in curves.items():
         heights = np.nan_to_num(np.asarray(values, dtype=float), posinf=0.0, neginf=0.0)
         groups.append(axes.bar(range(len(heights)), heights, width=1.1, color=colours[name], label=labels[name]))
-    sort_zorder(groups)
-    n = len(groups[0])
-    axes.set_xlim(-0.55, n - 0.45)
-
-
-def sort_zorder(groups: Sequence[Any]) -> None:
-    """At each place, put smaller bars in front of larger ones: sort_zorder(axes.containers)."""
     for bars in zip(*groups, strict=False):
         for z, bar in enumerate(sorted(bars, key=lambda bar: -abs(bar.get_height())), start=1):
             bar.set_zorder(z)
+    axes.set_xlim(-0.55, len(groups[0]) - 0.45)
 
 
 def draw_lines(
@@ -187,10 +71,10 @@ def draw_lines(
         axes.plot(shown, color=colours[name], label=labels[name], **style)
 
 
-def end_axis(axes: Axes, kind: Curves, curves: Sequence[np.ndarray]) -> None:
-    """End the axis where the kind says; what is larger has a triangle and is written out: end_axis(axes, kind, …)."""
+def end_axis(axes: Axes, end_of: Callable[[float], float], curves: Sequence[np.ndarray]) -> None:
+    """End the axis as the largest value asks for; what is beyond has a triangle and is written out."""
     largest = np.nan_to_num(np.max(curves, axis=0), posinf=0.0, neginf=0.0)
-    limit = kind.axis_end(float(largest.max()))
+    limit = end_of(float(largest.max()))
     low = min(0.0, axes.get_ylim()[0])
     axes.set_ylim(low, limit)
     clipped = [int(layer) for layer in np.argsort(-largest, kind="stable") if largest[layer] > limit]
@@ -209,45 +93,26 @@ def mark_layer(axes: Axes, index: int | None, n_layers: int, what: str) -> None:
     axes.plot([], [], color=RED, linestyle="--", linewidth=1.3, label=text, alpha=1.0 if index is not None else 0.0)
 
 
-@styled
-def runs_figure(kind: Curves, own: Mapping[str, Tensor], label: str, points: bool = False) -> Figure:
-    """One line a run, over layers or, where depths differ, over relative depth: runs_figure(kind, {"small": kl}, …)."""
+def draw_runs(axes: Axes, own: Mapping[str, Tensor], label: str, axis: str, points: bool) -> None:
+    """A line a run, over layers or, where depths differ, over relative depth: draw_runs(axes, {"small": kl}, …)."""
     lengths = {len(curve) for curve in own.values()}
-    relative = len(lengths) > 1
-    figure = new_figure(6.4, 3.2)
-    axes = figure.subplots()
-    handles = []
+    handles: list[Line2D] = []
     for number, curve in enumerate(own.values()):
         style, colour = _LINES[number // len(COLOURS) % len(_LINES)], COLOURS[number % len(COLOURS)]
-        places = relative_depth(len(curve), points) if relative else np.arange(len(curve))
+        places = relative_depth(len(curve), points) if len(lengths) > 1 else np.arange(len(curve))
         handles += axes.plot(places, curve.numpy(), style, color=colour, marker="o", markersize=2.5, linewidth=1.4)
     axes.set_ylabel(label)
     axes.set_xlabel("Relative depth")
-    if not relative:
-        layer_axis(axes.xaxis, lengths.pop(), kind.axis)
-    if kind.log:
-        log_yaxis(axes)
-    if kind.signed:
-        axes.axhline(0, color=BLACK, linewidth=0.8)
-    if kind.limit is not None:
-        values = np.concatenate([curve.numpy() for curve in own.values()])
-        highest = float(np.max(values[np.isfinite(values)], initial=0.0))
-        limit = kind.axis_end(highest)
-        axes.set_ylim(min(0.0, axes.get_ylim()[0]), limit)
-        if highest > limit:
-            axes.set_ylabel(f"{label}\n(largest: {highest:.3g})")
-    _legend(axes, handles, [printable(name) for name in own])
-    return figure
-
-
-def _legend(axes: Axes, handles: list[Line2D], labels: list[str]) -> None:
-    """Labels as they are: given to legend() itself, one that begins with an underscore would be left out."""
+    if len(lengths) == 1:
+        layer_axis(axes.xaxis, lengths.pop(), axis)
+    labels = [printable(name) for name in own]
     columns = max(1, min(len(labels), 90 // (8 + max(map(len, labels)))))
-    names = [f"run {number}" for number in range(len(labels))]
-    legend = axes.legend(handles, names, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=columns, borderaxespad=0.2)
-    literal(legend.get_texts())
-    for text, label in zip(legend.get_texts(), labels, strict=True):
-        text.set_text(label)
+    # Labels are set afterwards: given to legend() itself, one that begins with an underscore would be left out.
+    legend = axes.legend(
+        handles, ["run"] * len(labels), loc="lower left", bbox_to_anchor=(0, 1.0), ncols=columns, borderaxespad=0.2
+    )
+    for text, name in zip(legend.get_texts(), labels, strict=True):
+        text.set(parse_math=False, text=name)
 
 
 def relative_depth(n: int, points: bool) -> np.ndarray:
@@ -259,9 +124,11 @@ def relative_depth(n: int, points: bool) -> np.ndarray:
     return np.arange(n) / max(n - 1, 1) if points else (np.arange(n) + 0.5) / n
 
 
-@styled
 def maps_figure(maps: Mapping[str, Tensor], scale: Scale, row_label: str, column_label: str) -> Figure:
-    """A map, or those of several runs side by side under their names: maps_figure({"": effect}, scale, "s", "i")."""
+    """A map, row 0 at the top as in the paper, or those of several runs side by side under their names.
+
+    maps_figure({"": effect}, Scale(0.0, 1.0), "Layer skipped", "Effect @ layer")
+    """
     columns = min(len(maps), _COLUMNS)
     n_lines = math.ceil(len(maps) / columns)
     longest = max(max(own.shape) for own in maps.values())
@@ -270,24 +137,13 @@ def maps_figure(maps: Mapping[str, Tensor], scale: Scale, row_label: str, column
     figure = new_figure(*((3.1 * columns + 0.9, 3.2 * n_lines) if several else (size + 1.0, size)))
     grid = figure.subplots(n_lines, columns, squeeze=False)
     for number, (axes, (label, own)) in enumerate(zip(grid.flat, maps.items(), strict=False)):
-        image = draw_map(axes, own, scale, row_label if number % columns == 0 else "", column_label)
+        long = max(own.shape) > 3 * min(own.shape)
+        image = heat_map(axes, own, scale, aspect="auto" if long else "equal")
+        layer_axis(axes.yaxis, len(own), row_label if number % columns == 0 else "")
+        layer_axis(axes.xaxis, own.shape[1], column_label)
         if several:
-            axes.set_title(short(printable(label)), fontsize=9, parse_math=False)
+            run_title(axes, label)
     for axes in grid.flat[len(maps) :]:
         axes.set_visible(False)
     colour_bar(figure, image, list(grid.flat), scale, list(maps.values()), fraction=0.05, pad=0.03)
     return figure
-
-
-def draw_map(axes: Axes, values: Tensor, scale: Scale, row_label: str, column_label: str) -> Any:
-    """A heat map, row 0 at the top as in the paper; what is not finite is grey: draw_map(axes, effect, scale, …)."""
-    rows, columns = values.shape
-    image = axes.imshow(
-        np.ma.masked_invalid(values.numpy()), vmin=scale.low, vmax=scale.high,
-        cmap=colour_map("RdBu_r" if scale.signed else "viridis"),
-        aspect="equal" if max(rows, columns) <= 3 * min(rows, columns) else "auto",
-    )  # fmt: skip
-    boxed(axes)
-    layer_axis(axes.yaxis, rows, row_label)
-    layer_axis(axes.xaxis, columns, column_label)
-    return image

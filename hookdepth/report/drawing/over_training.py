@@ -11,16 +11,18 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from hookdepth.errors import HookdepthError
-from hookdepth.report.drawing.style import GREY, boxed, colour_map, layer_axis, new_figure, render, styled
-from hookdepth.report.kind import Lookup, Panel
+from hookdepth.report.curves import Curves
+from hookdepth.report.drawing.style import GREY, boxed, colour_map, layer_axis, new_figure, render, style
+from hookdepth.report.kind import Lookup
 from hookdepth.results import Result
 
 __all__ = ["render", "training_figure"]
 
 
-@styled
+@style()
 def training_figure(history: Mapping[str, Mapping[int, Result]], lookup: Lookup) -> Figure:
     """How the layers are used while the model trains: a panel a measure, layer 0 at the top, steps to the right.
 
@@ -35,7 +37,17 @@ def training_figure(history: Mapping[str, Mapping[int, Result]], lookup: Lookup)
     Raises:
         HookdepthError: nothing that was measured is a curve over layers.
     """
-    panels = _panels(history, lookup)
+    known = {name: lookup(next(iter(results.values()))) for name, results in history.items() if results}
+    declared = sorted((own.order, name) for name, own in known.items() if own is not None)
+    panels = [
+        (kind, places, steps)
+        for _, name in declared
+        if (own := known[name]) is not None
+        for kind in own.figures
+        if isinstance(kind, Curves)
+        for places, steps in [kind.over_time(history[name], own)]
+        if steps
+    ]
     if not panels:
         raise HookdepthError(
             f"no curve over layers to draw in {', '.join(history) or 'nothing'}",
@@ -44,41 +56,31 @@ def training_figure(history: Mapping[str, Mapping[int, Result]], lookup: Lookup)
     figure = new_figure(6.4, 1.9 * len(panels) + 0.3)
     grid = figure.subplots(len(panels), 1, squeeze=False, sharex=True)
     for axes, panel in zip(grid.flat, panels, strict=True):
-        _draw(figure, axes, panel)
+        _draw(figure, axes, *panel)
     grid.flat[-1].set_xlabel("Training step")
     return figure
 
 
-def _panels(history: Mapping[str, Mapping[int, Result]], lookup: Lookup) -> list[Panel]:
-    known = {name: lookup(next(iter(results.values()))) for name, results in history.items() if results}
-    declared = [(own.order, name, own) for name, own in known.items() if own is not None]
-    panels = [
-        kind.panel(history[name], own)
-        for _, name, own in sorted(declared, key=lambda item: item[:2])
-        for kind in own.figures
-    ]
-    return [panel for panel in panels if panel is not None]
-
-
-def _draw(figure: Figure, axes: Axes, panel: Panel) -> None:
-    values = torch.stack([curve.double() for curve in panel.curves.values()], dim=1).numpy()
+def _draw(figure: Figure, axes: Axes, kind: Curves, places: str, steps: Mapping[int, Tensor]) -> None:
+    values = torch.stack([curve.double() for curve in steps.values()], dim=1).numpy()
     shown = np.ma.masked_invalid(values)
     finite = shown.compressed()
-    if panel.end is not None:
-        limit = panel.end(float(np.max(finite, initial=0.0)))
+    if kind.limit is not None:
+        limit = kind.axis_end(float(np.max(finite, initial=0.0)))
     else:
         limit = (float(np.quantile(np.abs(finite), 0.98)) if finite.size else 1.0) or 1.0
-    low, colours = (-limit, "RdBu_r") if panel.signed else (0.0, "viridis")
+    low = -limit if kind.signed else 0.0
     rows = np.arange(len(values) + 1) - 0.5
-    edges = _edges(list(panel.curves))
-    image = axes.pcolormesh(edges, rows, shown, cmap=colour_map(colours), vmin=low, vmax=limit, rasterized=True)
+    colours = colour_map(kind.signed)
+    image = axes.pcolormesh(_edges(list(steps)), rows, shown, cmap=colours, vmin=low, vmax=limit, rasterized=True)
     axes.set_facecolor(GREY)
     axes.invert_yaxis()
     boxed(axes)
-    layer_axis(axes.yaxis, len(values), panel.rows)
+    layer_axis(axes.yaxis, len(values), places)
     over, under = bool((finite > limit).any()), bool((finite < low).any())
     extend = {(True, True): "both", (True, False): "max", (False, True): "min"}.get((over, under), "neither")
-    figure.colorbar(image, ax=axes, label=panel.label, extend=extend, aspect=12, pad=0.01)
+    label = kind.over_training or kind.label
+    figure.colorbar(image, ax=axes, label=label, extend=extend, aspect=12, pad=0.01)
 
 
 def _edges(steps: list[int]) -> np.ndarray:

@@ -1,6 +1,6 @@
 """What all figures share: style, palette, axes, and how a figure becomes bytes.
 
-    @styled
+    @style()
     def my_figure(values):
         figure = new_figure(6.4, 3.0)
         figure.subplots().plot(values)
@@ -16,34 +16,28 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache, wraps
-from typing import Any, ParamSpec, TypeVar
+from functools import cache
+from typing import Any
 
 import matplotlib
+import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from torch import Tensor
 
 from hookdepth.report.scale import Scale
 
-BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY, BLACK = [
-    "#0072B2",
-    "#E69F00",
-    "#009E73",
-    "#D55E00",
-    "#CC79A7",
-    "#56B4E9",
-    "#8C8C8C",
-    "#222222",
-]
+BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+PURPLE, SKY, GREY, BLACK = "#CC79A7", "#56B4E9", "#8C8C8C", "#222222"
 PART_COLOURS = {"attn": BLUE, "mlp": ORANGE, "layer": GREEN}
 COLOURS = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, BLACK)  # of curves that are no part's
 FONT = "DejaVu Sans"  # comes with matplotlib: the same everywhere
@@ -61,8 +55,6 @@ _STYLE: Any = {
     "savefig.dpi": 200,
     "svg.hashsalt": "hookdepth",
 }
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 @contextmanager
@@ -74,18 +66,7 @@ def style() -> Iterator[None]:
         yield
 
 
-def styled(draw: Callable[P, T]) -> Callable[P, T]:
-    """Decorator: draw under `style()`."""
-
-    @wraps(draw)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
-        with style():
-            return draw(*args, **kwargs)
-
-    return wrapper
-
-
-@styled
+@style()
 def render(figure: Figure, kind: str) -> bytes:
     """The figure as `png` or `svg`, without dates, so that the same figure gives the same bytes.
 
@@ -99,11 +80,6 @@ def render(figure: Figure, kind: str) -> bytes:
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure, in inches, that lays itself out: call it under `style()`."""
     return Figure(figsize=(width, height), layout="constrained")
-
-
-def bar_width(n_layers: int) -> float:
-    """Width in inches of a figure with a bar a layer."""
-    return 6.4 if n_layers <= 60 else 8.0
 
 
 def layer_axis(axis: Axis, n: int, label: str | None = "Layer") -> None:
@@ -148,6 +124,18 @@ def boxed(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(True)
 
 
+def colour_map(signed: bool) -> Colormap:
+    """White at zero, or from dark to bright; what is not finite is grey: colour_map(signed=False)."""
+    return matplotlib.colormaps["RdBu_r" if signed else "viridis"].with_extremes(bad=GREY)
+
+
+def heat_map(axes: Axes, values: Tensor, scale: Scale, **options: Any) -> AxesImage:
+    """A map in the colours of a scale: heat_map(axes, effect, Scale(0.0, 1.0), aspect="equal")."""
+    boxed(axes)
+    shown, colours = np.ma.masked_invalid(values.numpy()), colour_map(scale.signed)
+    return axes.imshow(shown, vmin=scale.low, vmax=scale.high, cmap=colours, **options)
+
+
 def colour_bar(
     figure: Figure, image: Any, axes: Sequence[Axes], scale: Scale, maps: Sequence[Tensor], **layout: Any
 ) -> None:
@@ -161,7 +149,6 @@ def colour_bar(
     )
 
 
-@styled
 def say_below(figure: Figure, text: str) -> None:
     """A quiet line under a figure: say_below(figure, "3 prompts. Noise floor 0")"""
     if text:
@@ -170,14 +157,10 @@ def say_below(figure: Figure, text: str) -> None:
         said.set_parse_math(False)
 
 
-def short(label: str, most: int = 34) -> str:
-    """The end of a long label: short("x/" * 40)[0]   # '…'"""
-    return label if len(label) <= most else f"…{label[1 - most :]}"
-
-
-def colour_map(name: str) -> Colormap:
-    """A colour map in which what is not finite is grey: colour_map("viridis")."""
-    return matplotlib.colormaps[name].with_extremes(bad=GREY)
+def run_title(axes: Axes, label: str, most: int = 34) -> None:
+    """The name of a run over its map, the end of a long one: run_title(axes, "x/" * 40)."""
+    text = printable(label)
+    axes.set_title(text if len(text) <= most else f"…{text[1 - most :]}", fontsize=9, parse_math=False)
 
 
 def printable(text: str) -> str:
@@ -192,9 +175,3 @@ def printable(text: str) -> str:
 @cache
 def _drawable() -> frozenset[int]:
     return frozenset(get_font(findfont(FontProperties(family=FONT))).get_charmap())
-
-
-def literal(texts: Any) -> None:
-    """Have texts drawn as they are: a dollar sign in a token or a folder's name starts no formula."""
-    for text in texts:
-        text.set_parse_math(False)

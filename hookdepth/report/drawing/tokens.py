@@ -8,29 +8,26 @@ Layers go upward. Tokens of the answer are in bold.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from torch import Tensor
 
 from hookdepth.report.drawing.style import (
     BLACK,
     GREY,
     RED,
-    boxed,
     colour_bar,
-    colour_map,
+    heat_map,
     layer_axis,
-    literal,
     new_figure,
     printable,
-    short,
-    styled,
+    run_title,
 )
-from hookdepth.report.scale import Scale
+from hookdepth.report.scale import Rows, Scale
 
 LONGEST_TOKEN = 14
 _READABLE = str.maketrans({" ": "_", "Ġ": "_", "▁": "_", "Ċ": "\n"})
@@ -48,49 +45,29 @@ def token_label(token: str) -> str:
     return text if len(text) <= LONGEST_TOKEN else f"{text[: LONGEST_TOKEN - 1]}…"
 
 
-@dataclass(frozen=True)
-class Rows:
-    """The strip beside a map: Rows(error, converged, 0.01, "Relative\nerror", "not\nconverged").
-
-    Attributes:
-        values: [row], on a logarithmic axis.
-        good: 1 in good rows, 0 in those that get a cross; None where all are good.
-        tolerance: where the dotted line is.
-        label, bad: under the axis; over it, where there are crosses.
-    """
-
-    values: Tensor
-    good: Tensor | None
-    tolerance: float
-    label: str
-    bad: str
-
-
-@styled
 def token_figure(values: Tensor, probe: Mapping[str, Any], scale: Scale, rows: Rows | None = None) -> Figure:
     """A map of layer against token, with a strip beside it where there is one: token_figure(effect, probe, scale)."""
-    width, height = tokens_size(values)
+    width, height = _size(values)
     figure = new_figure(width + (1.5 if rows else 0), height)
     ratios = [width - 0.6, 1.0] if rows else [1.0]
     grid = figure.subplots(1, len(ratios), sharey=True, squeeze=False, width_ratios=ratios)
-    image = draw_tokens(grid[0, 0], values, probe, scale)
+    image = _draw_tokens(grid[0, 0], values, probe, scale)
     if rows:
         _draw_rows(grid[0, 1], rows)
     colour_bar(figure, image, list(grid[0]), scale, [values], fraction=0.04 if rows else 0.05, pad=0.02)
     return figure
 
 
-@styled
 def tokens_figure(maps: Mapping[str, tuple[Tensor, Mapping[str, Any]]], scale: Scale) -> Figure:
     """Maps of several runs below each other, under their names: tokens_figure({"small": (effect, probe)}, scale)."""
-    sizes = [tokens_size(values) for values, _ in maps.values()]
+    shown = [values for values, _ in maps.values()]
+    sizes = [_size(values) for values in shown]
     heights = [min(height, 4.5) for _, height in sizes]
     figure = new_figure(max(width for width, _ in sizes), sum(heights))
     grid = figure.subplots(len(maps), 1, squeeze=False, height_ratios=heights)
     for axes, (label, (values, probe)) in zip(grid.flat, maps.items(), strict=True):
-        image = draw_tokens(axes, values, probe, scale)
-        axes.set_title(short(printable(label)), fontsize=9, parse_math=False)
-    shown = [values for values, _ in maps.values()]
+        image = _draw_tokens(axes, values, probe, scale)
+        run_title(axes, label)
     colour_bar(figure, image, list(grid.flat), scale, shown, aspect=40, fraction=0.05, pad=0.02)
     return figure
 
@@ -113,27 +90,21 @@ def _draw_rows(axes: Axes, rows: Rows) -> None:
         axes.set_title(f"✖ {rows.bad}: {int((~good).sum())}", color=RED, fontsize=8)
 
 
-def draw_tokens(axes: Axes, shown: Tensor, probe: Mapping[str, Any], scale: Scale) -> Any:
-    """A heat map with layers upward and tokens as ticks: draw_tokens(axes, effect, probe, scale)."""
-    colours = colour_map("RdBu_r" if scale.signed else "viridis")
-    values = np.ma.masked_invalid(shown.numpy())
-    drawn = axes.imshow(values, aspect="auto", origin="lower", vmin=scale.low, vmax=scale.high, cmap=colours)
-    boxed(axes)
-    layer_axis(axes.yaxis, len(shown))
-    n_tokens = shown.shape[1]
+def _draw_tokens(axes: Axes, values: Tensor, probe: Mapping[str, Any], scale: Scale) -> AxesImage:
+    image = heat_map(axes, values, scale, aspect="auto", origin="lower")
+    layer_axis(axes.yaxis, len(values))
+    n_tokens = values.shape[1]
     tokens = [token_label(token) for token in probe.get("tokens") or map(str, range(n_tokens))]
     axes.set_xticks(range(n_tokens), (tokens + [""] * n_tokens)[:n_tokens])
     answer = set(probe.get("answer_positions") or ())
-    texts = axes.get_xticklabels()
-    literal(texts)
-    for position, text in enumerate(texts):
+    for position, text in enumerate(axes.get_xticklabels()):
         text.set(rotation=45, ha="right", rotation_mode="anchor", fontsize=8 if n_tokens <= 40 else 7)
-        text.set_fontweight("bold" if position in answer else "normal")
-    return drawn
+        text.set(parse_math=False, fontweight="bold" if position in answer else "normal")
+    return image
 
 
-def tokens_size(values: Tensor) -> tuple[float, float]:
-    """Width and height in inches at which every token can be read: tokens_size(torch.zeros(31, 20))."""
+def _size(values: Tensor) -> tuple[float, float]:
+    """Width and height in inches at which every token can be read."""
     rows, columns = values.shape
     per_token = 0.24 if columns <= 24 else 0.17
     return max(4.4, 1.6 + per_token * columns), min(max(3.2, 1.0 + 0.14 * rows), 8.0)
