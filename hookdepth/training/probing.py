@@ -23,6 +23,8 @@ from hookdepth.analyses.base import BASELINE_PROMPTS, Analysis, Inputs, Subject,
 from hookdepth.analyses.registry import chosen
 from hookdepth.analyses.settings import Settings
 from hookdepth.analyses.sharing import groups_of
+from hookdepth.analyses.source import own_values
+from hookdepth.analyses.stored import declaration_of
 from hookdepth.data import Probe, encode, make_probe, sample_cuts
 from hookdepth.errors import HookdepthError
 from hookdepth.model.decoder import Decoder
@@ -129,7 +131,8 @@ class Probes:
                 "lengths": [len(prompt) for prompt in self.inputs.prompts],
                 "tokens_sha256": hashlib.sha256(json.dumps(self.inputs.prompts).encode()).hexdigest(),
             },
-            "settings": asdict(self.settings),
+            "settings": asdict(self.settings) | own_values(analysis),
+            **declaration_of(analysis),
         }
         if analysis.needs == "probes":
             facts["probes"] = [asdict(probe) for probe in self.inputs.probes]
