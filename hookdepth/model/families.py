@@ -10,7 +10,7 @@ A decoder layer of every family here computes
 
 and differs only in which module's output `attn_out` and `mlp_out` are, and by which factor they are
 multiplied before they are added. A family that is not listed is tried as a Llama; the self-check in
-`models.py` then decides, on a real input, whether that was right.
+`checking.py` then decides, on a real input, whether that was right.
 """
 
 from __future__ import annotations
