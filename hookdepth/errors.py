@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import traceback
 from collections.abc import Iterable, Mapping
 from operator import index
 from typing import Any
@@ -148,3 +149,16 @@ def suggestion(given: str, allowed: Iterable[str], also: Mapping[str, str] | Non
 
 def _plain(word: str) -> str:
     return "".join(char for char in word.casefold() if char.isalnum())
+
+
+def line_in(file: str | os.PathLike[str], error: BaseException) -> str:
+    """Where in a file an error comes from, or where the file cannot be read; nothing where it is not in it.
+
+    line_in("half.py", error)     # " at line 20 of 'half.py'"
+    """
+    file = os.fspath(file)
+    frames = reversed(traceback.extract_tb(error.__traceback__))
+    lines = [one.lineno for one in frames if one.filename == file]
+    if isinstance(error, SyntaxError) and error.filename == file:
+        lines = [error.lineno]
+    return f" at line {lines[0]} of {file!r}" if lines else ""

@@ -21,7 +21,15 @@ from pathlib import Path
 import hookdepth
 
 PAGES = Path(__file__).resolve().parent / "pages"
-TITLES = {"index": "Overview", "engine": "The engine", "numerics": "Numerics"}
+TITLES = {
+    "index": "Overview",
+    "analyses": "Your own analyses",
+    "results": "Results",
+    "training": "Training",
+    "gradients": "Integrated gradients",
+    "engine": "The engine",
+    "numerics": "Numerics",
+}
 
 
 def paragraphs(docstring: str) -> Iterator[tuple[bool, str]]:

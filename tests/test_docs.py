@@ -14,6 +14,7 @@ import hookdepth.training
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "scripts" / "pages"
+TITLES = runpy.run_path(str(ROOT / "scripts" / "build_docs.py"))["TITLES"]
 LOADS = {"img": "src", "script": "src", "link": "href", "iframe": "src", "source": "src", "object": "data"}
 
 
@@ -57,7 +58,11 @@ def test_pages_and_every_module_are_there(site, links):
     modules = {path.relative_to(package.parent).with_suffix("").as_posix() for path in package.rglob("*.py")}
     modules = {name.removesuffix("/__init__") for name in modules}
     modules = {name for name in modules if "/_" not in name}
-    assert {name.removesuffix(".html") for name in links} == modules | {"index", "engine", "numerics"}
+    assert {name.removesuffix(".html") for name in links} == modules | set(TITLES)
+
+
+def test_every_page_is_in_the_list():
+    assert {page.stem for page in PAGES.glob("*.md")} == set(TITLES)
 
 
 def test_what_the_package_offers_is_documented(links):
@@ -94,7 +99,7 @@ def test_prose_is_not_taken_for_code():
 
 
 @pytest.mark.demo
-@pytest.mark.parametrize("name", ["index", "engine", "numerics"])
+@pytest.mark.parametrize("name", TITLES)
 def test_the_pages_examples_run(demo_model, name, tmp_path):
     text = (PAGES / f"{name}.md").read_text(encoding="utf-8")
     code = "\n".join(re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))

@@ -93,7 +93,7 @@ NOT_RUN = {
     "hookdepth.model.hub": "asks the model hub: tests/test_bad_input.py",
     "hookdepth.training.wrapping.unwrap": "DDP needs a process group: tests/test_training_processes.py",
 }
-READS_HISTORY = ["report.over_training", "training.history"]
+READS_HISTORY = ["report.drawing.over_training", "training.history"]
 READS_RESULTS = [
     "cli",
     "report.compare",
@@ -102,13 +102,13 @@ READS_RESULTS = [
     "report.figures",
     "report.hover",
     "report.kind",
-    "report.layers",
+    "report.drawing.layers",
     "report.page",
     "report.scale",
-    "report.style",
+    "report.drawing.style",
     "report.summary",
     "report.tables",
-    "report.tokens",
+    "report.drawing.tokens",
     "results",
 ]
 
@@ -135,7 +135,7 @@ def test_snippets_run(name, number, words, folder, tmp_path, monkeypatch, caplog
         shutil.copytree(request.getfixturevalue("history"), tmp_path / "depth")
     tiny_config("llama").save_pretrained(tmp_path / "folder" / "with" / "config")
     monkeypatch.setattr("hookdepth.runs.outline.demo_folder", lambda: tmp_path / "folder" / "with" / "config")
-    for place in ("hookdepth.load_model", "hookdepth.api.load_model", "hookdepth.runs.session.load_model"):
+    for place in ("hookdepth.load_model", "hookdepth.api.load_model", "hookdepth.runs.start.load_model"):
         monkeypatch.setattr(place, lambda name="demo", **options: words["model"])
     tiny = {name: words[name] for name in ("Settings", "load_model", "demo_folder")}
     if where.startswith("training") or where in READS_HISTORY:
@@ -221,7 +221,7 @@ def words(tmp_path_factory):
     shape = tmp_path_factory.mktemp("config")
     hf_model.config.save_pretrained(shape)
     outline, names, workers = load_outline(str(shape), device="cpu"), ["skip-current"], Workers()
-    identities = {name: {"seed": 123} for name in analyses.NAMES}
+    identities = {name: {"seed": 123} for name in analyses.known()}
 
     with hookdepth.capture(model, "resid_pre", "attn_out", "mlp_out", "resid_post") as acts, model.evaluating():
         logits = lens = final = lens_logits = final_logits = model.unembed(model.forward(token_ids))

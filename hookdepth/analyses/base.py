@@ -24,18 +24,17 @@ in any process, and be read back from a file.
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from hookdepth.analyses.settings import Settings
+from hookdepth.analyses.source import own_values
 from hookdepth.data import Probe
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.measurements import Measurement
@@ -206,10 +205,10 @@ class Analysis:
         """One result from all items: of prompts the maximum, beside each prompt's own; of probes each by its number."""
         if self.needs == "probes":
             return {f"{name}.{item}": value for item, own in enumerate(items) for name, value in own.items()}
-        stacked = {name: torch.stack([own[name] for own in items]) for name in items[0]}
+        values = {name: stacked(name, [own[name] for own in items]) for name in items[0]}
         # A prompt that could not be measured is NaN, and the others' maximum does not mind.
-        result = {name: _largest(values) for name, values in stacked.items()}
-        return result | {f"per_prompt.{name}": values for name, values in stacked.items()}
+        result = {name: _largest(own) for name, own in values.items()}
+        return result | {f"per_prompt.{name}": own for name, own in values.items()}
 
     def numbers(self, result: Result) -> dict[str, Any]:
         """What it has for `summary.json`: JSON-able."""
@@ -252,7 +251,7 @@ class Analysis:
     def identity(self, subject: Subject) -> dict[str, Any]:
         """Everything that its numbers depend on, besides model, seed, versions and machine."""
         inputs = subject.inputs
-        settings = self.used(subject) | _own_values(self)
+        settings = self.used(subject) | own_values(self)
         if self.needs == "cuts":
             settings["cuts"] = inputs.cuts
         known: dict[str, Any] = {"settings": settings}
@@ -267,28 +266,22 @@ class Analysis:
         return known
 
 
+def stacked(name: str, values: Sequence[Tensor]) -> Tensor:
+    """What several items gave, as one tensor: stacked("kl", [kl, kl])    # [2, L+1]
+
+    Raises:
+        HookdepthError: their shapes differ.
+    """
+    shapes = {tuple(value.shape) for value in values}
+    if len(shapes) > 1:
+        found = " and ".join(map(str, sorted(map(list, shapes))[:2]))
+        raise HookdepthError(f"{name} has shape {found} in one run", "give the same shape for every prompt", 1)
+    return torch.stack(list(values))
+
+
 def _largest(values: Tensor) -> Tensor:
     most = values.masked_fill(values.isnan(), -torch.inf).amax(0)
     return most.masked_fill(values.isnan().all(0), torch.nan)
-
-
-def _own_values(analysis: Analysis) -> dict[str, Any]:
-    """What an analysis of somebody else's was made with, and a digest of the file that it stands in."""
-    values: dict[str, Any] = {name: value for name, value in vars(analysis).items() if not name.startswith("_")}
-    if not type(analysis).__module__.startswith("hookdepth."):
-        try:
-            source = Path(inspect.getfile(type(analysis))).read_text(encoding="utf-8")
-        except (OSError, TypeError):  # typed at a prompt: there is no file
-            source = repr(sorted(vars(type(analysis)), key=str))
-        values["source_sha256"] = hashlib.sha256(source.encode()).hexdigest()
-    try:
-        json.dumps(values)
-    except (TypeError, ValueError) as error:
-        raise HookdepthError(
-            f"{analysis.name} holds what cannot be written down ({error})",
-            "keep numbers, texts and lists in its attributes, and names that begin with _ for the rest",
-        ) from error
-    return values
 
 
 def token_means(items: Sequence[Tensors], tokens: Sequence[int], largest: str = " ") -> Tensors:

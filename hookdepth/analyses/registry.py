@@ -10,18 +10,18 @@ A package offers its analyses through the entry-point group `hookdepth.analyses`
 from __future__ import annotations
 
 import ast
+import hashlib
 import importlib.util
 import inspect
 import pkgutil
-import re
 import sys
 from functools import cache
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hookdepth.errors import HookdepthError, choose
+from hookdepth.errors import HookdepthError, choose, line_in
 
 if TYPE_CHECKING:
     from hookdepth.analyses.base import Analysis
@@ -31,7 +31,6 @@ ENTRY_POINTS = "hookdepth.analyses"
 _FOLDER = Path(__file__).parent
 _ALSO = {"ig": "gradients", "stats": "residual", "patching": "erasure", "attribution": "gradients"}
 _SEEN: dict[str, Analysis] = {}  # those of somebody else's that this process has met
-_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
 
 @cache
@@ -81,18 +80,32 @@ def find(wanted: str) -> Analysis:
     Raises:
         HookdepthError: no such analysis, file or class, a file that does not run, or a class that is no analysis.
     """
-    if ".py:" in wanted:
-        return _instance(_class_in(*wanted.rsplit(":", 1)), wanted)
+    file, _, name = wanted.rpartition(":")
+    if wanted.endswith(".py") or (file.endswith(".py") and not name):
+        raise HookdepthError(f"{wanted!r} names no class", "give FILE.py:CLASS, the file's path and a class in it")
+    if file.endswith(".py"):
+        return _instance(_class_in(file, name), wanted)
     offered = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
     if wanted in offered and wanted not in known():
-        try:
-            return _instance(offered[wanted].load(), wanted)
-        except Exception as error:  # whatever an installed package does when it is imported
-            raise HookdepthError(
-                f"the analysis {wanted!r} of an installed package does not load ({error!r})", "mend or remove it"
-            ) from error
+        return _of_package(offered[wanted])
     also = {word: name for word, part in _ALSO.items() for name in known() if part in name}
     return known()[choose("analysis", wanted, [*known(), *offered], also)]()
+
+
+def _of_package(point: EntryPoint) -> Analysis:
+    try:
+        given = point.load()
+    except (Exception, SystemExit) as error:  # whatever an installed package does when it is imported
+        raise HookdepthError(
+            f"the analysis {point.name!r} of an installed package does not load ({error!r})", "mend or remove it"
+        ) from error
+    made = _instance(given, point.value)
+    if made.name != point.name:
+        raise HookdepthError(
+            f"an installed package offers {point.name!r}, and that analysis is called {made.name!r}",
+            "give both the same name in the package",
+        )
+    return made
 
 
 def _class_in(file: str, name: str) -> Any:
@@ -101,24 +114,18 @@ def _class_in(file: str, name: str) -> Any:
         raise HookdepthError(
             f"no file {file!r} for the analysis {name!r}", "give FILE.py:CLASS, the file's path and a class in it"
         )
-    label = f"hookdepth_analysis_{path.stem}"
+    # Two files of one name in two folders are two modules; the same file again is the same.
+    label = f"hookdepth_analysis_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(label, path)
     assert spec is not None
     assert spec.loader is not None, "a .py file always has a loader"
     module = sys.modules[label] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # it is the user's code: anything may happen there
-        line = next((f" at line {one.lineno}" for one in _frames(error) if one.filename == str(path)), "")
-        raise HookdepthError(f"{file!r} does not run{line} ({error!r})", "mend the file") from error
+    except (Exception, SystemExit) as error:  # it is the user's code: anything may happen there
+        raise HookdepthError(f"{file!r} does not run{line_in(path, error)} ({error!r})", "mend the file") from error
     classes = [key for key, value in vars(module).items() if inspect.isclass(value) and value.__module__ == label]
     return getattr(module, choose(f"class in {path.name}", name, classes or ["none"]))
-
-
-def _frames(error: BaseException) -> Any:
-    import traceback
-
-    return reversed(traceback.extract_tb(error.__traceback__))
 
 
 def _instance(given: Any, where: str) -> Analysis:
@@ -139,26 +146,21 @@ def checked(analysis: Analysis) -> Analysis:
     """The analysis, if its declaration can be used: checked(HalfSkip()).
 
     Raises:
-        HookdepthError: it has no usable name, needs what there is not, or takes the name of another one.
+        HookdepthError: what it declares cannot be used, or it takes the name of another one.
     """
     from hookdepth.analyses.base import NEEDS, Analysis
-    from hookdepth.analyses.settings import Settings
+    from hookdepth.analyses.declaration import check_declaration
 
     if not isinstance(analysis, Analysis):
         kind = f"the class {analysis.__name__}" if inspect.isclass(analysis) else repr(analysis)
         raise HookdepthError(f"{kind} is no analysis", "give a name, or an instance of a class derived from Analysis")
-    label, name = type(analysis).__name__, getattr(analysis, "name", None)
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise HookdepthError(f"{label} has the name {name!r}", "give it words in small letters, joined by hyphens")
+    check_declaration(analysis, NEEDS)
+    name = analysis.name
     if known().get(name, type(analysis)) is not type(analysis):
         raise HookdepthError(
-            f"{label} is called {name!r}, as one of hookdepth's own analyses is", "give it another name"
+            f"{type(analysis).__name__} is called {name!r}, as one of hookdepth's own analyses is",
+            "give it another name",
         )
-    choose(f"need of {label}:", str(analysis.needs), NEEDS)
-    for option in analysis.options:
-        choose(f"option of {label}:", option, Settings.__dataclass_fields__)
-    if not analysis.tensors:
-        raise HookdepthError(f"{label} declares no tensors", 'say what it gives, e.g. tensors = {"output": "layer"}')
     _SEEN[name] = analysis
     return analysis
 
@@ -171,11 +173,14 @@ def declared(result: Result) -> Analysis | None:
     Raises:
         HookdepthError: the file's own declaration cannot be read.
     """
-    kind = known().get(result.analysis)
-    if kind or result.analysis in _SEEN:
-        return kind() if kind else _SEEN[result.analysis]
-    stored = result.metadata.get("declaration")
-    return None if stored is None else import_module("hookdepth.analyses.stored").read(stored)
+    if result.analysis in known():
+        return known()[result.analysis]()
+    stored, met = result.metadata.get("declaration"), _SEEN.get(result.analysis)
+    # A class that was changed since declares something else than this file, which knows best what is in it.
+    if stored is None or (met is not None and import_module("hookdepth.analyses.stored").written(met) == stored):
+        return met
+    found: Analysis = import_module("hookdepth.analyses.stored").read(stored)
+    return found
 
 
 def chosen(wanted: Any) -> list[Analysis]:

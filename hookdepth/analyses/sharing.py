@@ -11,10 +11,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 
-import torch
 from torch import Tensor
 
-from hookdepth.analyses.base import Analysis, Measured, OnPass, Partial, Subject, Tensors
+from hookdepth.analyses.asking import branches_of, collected, measured_by, reduced
+from hookdepth.analyses.base import Analysis, Measured, OnPass, Partial, Subject, Tensors, stacked
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.measurements import Measurement
 from hookdepth.engine.passes import run_branches
@@ -72,7 +72,7 @@ class Group:
 
     def _rows(self, item: int, length: int) -> int:
         """Rows of one item's clean run, control and branches at the layer that has most; all cuts are one row."""
-        own = [branch for member in self.members for branch in member.planned(self.subject, item)]
+        own = [branch for member in self.members for branch in branches_of(member, self.subject, item, planned=True)]
         spans = {family_of(branch): span_of(branch, length, self.subject.model.n_layers) for branch in own}
         return 2 + peak_rows(spans.values())
 
@@ -82,14 +82,14 @@ class Group:
             replace(branch, prompt=place)
             for member in self.members
             for place, item in enumerate(self.chunks[chunk])
-            for branch in member.planned(self.subject, item)
+            for branch in branches_of(member, self.subject, item, planned=True)
         ]
         return listed, [len(self.members[0].tokens(self.subject, item)) for item in self.chunks[chunk]]
 
     def _listed(self, chunk: int) -> Iterator[tuple[Analysis, int, list[Branch]]]:
         for member in self.members:
             for place, item in enumerate(self.chunks[chunk]):
-                own = [replace(branch, prompt=place) for branch in member.branches(self.subject, item)]
+                own = [replace(branch, prompt=place) for branch in branches_of(member, self.subject, item)]
                 yield member, item, own
 
     @property
@@ -105,10 +105,10 @@ class Group:
 
     def _measure(self, chunk: int, on_pass: OnPass) -> Partial:
         (member,) = self.members
-        partials = [member.measure(self.subject, item, on_pass) for item in self.chunks[chunk]]
-        stacked = _stacked({member.name: [partial.tensors for partial in partials]})
+        partials = [measured_by(member, self.subject, item, on_pass) for item in self.chunks[chunk]]
+        together = _stacked({member.name: [partial.tensors for partial in partials]})
         worst = max(partials, key=lambda partial: partial.null_effect or 0.0)
-        return Partial(stacked, sum(own.passes for own in partials), worst.null_effect, worst.null_where)
+        return Partial(together, sum(own.passes for own in partials), worst.null_effect, worst.null_where)
 
     def _branch(self, chunk: int, on_pass: OnPass) -> Partial:
         model, limit = self.subject.model, self.subject.settings.max_rows
@@ -116,14 +116,14 @@ class Group:
         listed = list(self._listed(chunk))
         branches = [branch for _, _, own in listed for branch in own]
         found = run_branches(model, prompts, branches, self.measurements, max_rows=limit, on_pass=on_pass)
-        collected: dict[str, list[Tensors]] = {member.name: [] for member in self.members}
+        given: dict[str, list[Tensors]] = {member.name: [] for member in self.members}
         begin = 0
         for member, item, own in listed:
             mine = slice(begin, begin := begin + len(own))
             layer = {name: values[mine] for name, values in found.layer.items()}
             output = {name: values[mine] for name, values in found.output.items()}
-            collected[member.name].append(member.collect(self.subject, item, Measured(own, layer, output)))
-        return Partial(_stacked(collected), found.passes, found.null_effect, found.null_where)
+            given[member.name].append(collected(member, self.subject, item, Measured(own, layer, output)))
+        return Partial(_stacked(given), found.passes, found.null_effect, found.null_where)
 
     def finish(self, partials: Sequence[Partial]) -> dict[str, Tensors]:
         """Results by analysis, from the partials of all chunks in order."""
@@ -137,7 +137,7 @@ class Group:
                 for values in zip(*(partial.tensors[name] for name in names), strict=True)
             ]
             with self.subject.model.evaluating():
-                results[member.name] = member.reduce(self.subject, items)
+                results[member.name] = reduced(member, self.subject, items)
         return results
 
 
@@ -147,7 +147,7 @@ def _stacked(items: dict[str, list[Tensors]]) -> Tensors:
         for tensors in listed:
             for name, value in tensors.items():
                 named.setdefault(f"{analysis}/{name}", []).append(value)
-    return {name: torch.stack(values) for name, values in named.items()}
+    return {name: stacked(name, values) for name, values in named.items()}
 
 
 def _consecutive(lengths: Sequence[int], rows: int, row_tokens: int = _SHORT) -> list[range]:

@@ -12,6 +12,7 @@ from dataclasses import fields
 from typing import Any
 
 from hookdepth.analyses.base import Analysis
+from hookdepth.analyses.registry import known
 from hookdepth.errors import HookdepthError
 from hookdepth.report import figures
 from hookdepth.report.figures import Kind
@@ -26,12 +27,21 @@ def written(analysis: Analysis) -> dict[str, Any]:
     written(HalfMlp())["figures"][0]["kind"]      # 'Bars'
     """
     drawn = [_written(kind) for kind in analysis.figures if type(kind).__name__ in _KINDS]
-    return {
+    found = {
         **{name: getattr(analysis, name) for name in _TEXTS},
         "order": analysis.order,
         "tensors": dict(analysis.tensors),
         "figures": drawn,
     }
+    return dict(json.loads(json.dumps(found)))  # as it reads back from a file
+
+
+def declaration_of(analysis: Analysis) -> dict[str, Any]:
+    """What the metadata of a result say about its analysis: nothing where it is one of ours.
+
+    declaration_of(HalfMlp())["declaration"]["heading"]     # 'Half of an MLP'
+    """
+    return {} if type(analysis) in known().values() else {"declaration": written(analysis)}
 
 
 def _written(kind: Kind) -> dict[str, Any]:

@@ -7,7 +7,7 @@
     result.layer["effect"]     # [branch, L]: row s skipped, column i measured
     result.null_effect         # the noise floor of this run
 
-A branch differs from its clean run, the clean run, only from the layer at which it is born on, and only right of
+A branch differs from its clean run only from the layer at which it is born on, and only right of
 the first token that it changes. It joins the batch there, by a hook, and nothing before is computed twice.
 What is compared lies in the same pass. A pass that does not fit into memory is run again, whole, after
 everything that is left has been planned anew at half the size of the largest pass. (Not by accelerate's

@@ -1,4 +1,4 @@
-"""Passes and plans as data: what `planning` makes, `rows` reads and `branching` runs.
+"""Passes and plans as data: what `planner` makes, `rows` reads and `passes` runs.
 
     from hookdepth.engine.planner import make_plan
 

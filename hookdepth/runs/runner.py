@@ -30,10 +30,9 @@ from hookdepth._version import __version__
 from hookdepth.analyses.base import Analysis, Inputs, Partial, Subject, noise_floor
 from hookdepth.analyses.contract import check_contents, wrong_tensors
 from hookdepth.analyses.registry import chosen
-from hookdepth.analyses.registry import known as ours
 from hookdepth.analyses.settings import Settings
 from hookdepth.analyses.sharing import Group, groups_of
-from hookdepth.analyses.stored import written
+from hookdepth.analyses.stored import declaration_of
 from hookdepth.engine.passes import plan_for
 from hookdepth.engine.reading import first_not_finite
 from hookdepth.errors import DamagedError, HookdepthError, NotFiniteError
@@ -247,8 +246,7 @@ class Run:
             wrong = wrong_tensors(known[name].tensors, finished[name], self.model.n_layers)
             if wrong:
                 raise HookdepthError(f"{name} gives what it does not declare: {wrong}", "mend its `tensors`", 1)
-            if name not in ours():
-                metadata["declaration"] = written(known[name])
+            metadata |= declaration_of(known[name])
             _announce_floor(name, metadata, finished[name], self.warn)
             path = Result(name, finished[name], metadata).save(self.out / f"{name}{SUFFIX}")
             results.append(Result.load(path))  # what lies on the disk is what is returned

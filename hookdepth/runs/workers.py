@@ -30,13 +30,13 @@ _WAIT = timedelta(days=30)  # for each other, later: one that is gone is noticed
 
 @dataclass
 class Workers:
-    """This process among those of the run; a workers of one needs no launcher and waits for nobody.
+    """This process among those of the run; a single one needs no launcher and waits for nobody.
 
         list(Workers().claims("lens", 3))   # [0, 1, 2]
 
     Attributes:
         rank, size: which one of how many. The first, rank 0, is the one that talks and writes results.
-        store: what counters live in; None for a workers of one.
+        store: what counters live in; None for this one alone.
     """
 
     rank: int = 0
@@ -129,7 +129,7 @@ class Workers:
 
 @contextmanager
 def joined() -> Iterator[Workers]:
-    """The workers that a launcher (accelerate, torchrun) has started this process in, or a workers of one.
+    """The workers that a launcher (accelerate, torchrun) has started this process in, or this one alone.
 
         with joined() as workers:
             workers.first

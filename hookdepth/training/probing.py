@@ -20,6 +20,7 @@ from hookdepth.analyses.base import BASELINE_PROMPTS, Analysis, Inputs, Subject,
 from hookdepth.analyses.registry import chosen
 from hookdepth.analyses.settings import Settings
 from hookdepth.analyses.sharing import groups_of
+from hookdepth.analyses.stored import declaration_of
 from hookdepth.data import Probe, encode, make_probe, sample_cuts
 from hookdepth.errors import HookdepthError
 from hookdepth.model.decoder import Decoder
@@ -114,7 +115,7 @@ class Probes:
                 metadata = {"passes": sum(partial.passes for partial in partials), **noise_floor(partials)}
                 finished = group.finish(partials)
                 for one in group.members:
-                    facts = one.identity(subject)
+                    facts = one.identity(subject) | declaration_of(one)
                     facts["data"]["name"] = "probes"
                     results[one.name] = {"tensors": finished[one.name], **metadata, **facts}
         return results
