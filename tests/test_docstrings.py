@@ -89,6 +89,7 @@ RUNNABLE = [(name, number) for name, (value, _) in OWNED.items() for number in r
 # a GPU or a launcher of several processes. A module stands for what is in it.
 NOT_RUN = {
     "hookdepth.engine.forward": "the engine's own arguments: tests/engine/test_passes.py",
+    "hookdepth.engine.output": "the engine's own arguments: tests/engine/test_passes.py",
     "hookdepth.engine.measured": "the engine's own arguments: tests/engine/test_measured.py",
     "hookdepth.model.hub": "asks the model hub: tests/test_bad_input.py",
     "hookdepth.training.wrapping.unwrap": "DDP needs a process group: tests/test_training_processes.py",
@@ -221,7 +222,7 @@ def words(tmp_path_factory):
     shape = tmp_path_factory.mktemp("config")
     hf_model.config.save_pretrained(shape)
     outline, names, workers = load_outline(str(shape), device="cpu"), ["skip-current"], Workers()
-    identities = {name: {"seed": 123} for name in analyses.NAMES}
+    identities = {name: {"seed": 123} for name in known()}
 
     with hookdepth.capture(model, "resid_pre", "attn_out", "mlp_out", "resid_post") as acts, model.evaluating():
         logits = lens = final = lens_logits = final_logits = model.unembed(model.forward(token_ids))
