@@ -89,6 +89,7 @@ RUNNABLE = [(name, number) for name, (value, _) in OWNED.items() for number in r
 # a GPU or a launcher of several processes. A module stands for what is in it.
 NOT_RUN = {
     "hookdepth.engine.forward": "the engine's own arguments: tests/engine/test_passes.py",
+    "hookdepth.engine.output": "the engine's own arguments: tests/engine/test_passes.py",
     "hookdepth.engine.measured": "the engine's own arguments: tests/engine/test_measured.py",
     "hookdepth.model.hub": "asks the model hub: tests/test_bad_input.py",
     "hookdepth.training.wrapping.unwrap": "DDP needs a process group: tests/test_training_processes.py",

@@ -94,14 +94,13 @@ def run_pass(
         forward.leave_out_unread(hooks)
         # The longest prompt has the pass's whole width; the planner puts only prompts of equal factors together.
         hidden = model.forward(token_ids[:, pass_.start : pass_.stop], cache, token_ids.shape[1])
-    outputs = [m for m in wanted if isinstance(m, OutputMeasurement)]
-    elements = logit_elements or most_logits(model.device)
-    output = measure_output(model, hidden, token_ids, table, branches, lengths, outputs, elements)
+    outputs, most = [m for m in wanted if isinstance(m, OutputMeasurement)], logit_elements or most_logits(model.device)
+    output = measure_output(model, hidden, token_ids, table, branches, lengths, outputs, most)
     return PassResult(table, *_own_and_clean(forward.layer_results()), *_own_and_clean(output), cache.recorded)
 
 
 def _own_and_clean(found: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    return {name: both[0] for name, both in found.items()}, {name: both[1] for name, both in found.items()}
+    return {name: own for name, (own, _) in found.items()}, {name: clean for name, (_, clean) in found.items()}
 
 
 def _prefix(table: RowTable, parent: PassResult) -> Callable[[int], KeysValues]:

@@ -1,8 +1,9 @@
 """Derivatives of a measurement by what branches put in the place of a site: run as branches are, with gradients.
 
-    branches = [Branch((Given("resid_post", layer),), measured=[17]) for layer in range(model.n_layers)]
-    for part in differentiate(model, ids, branches, TargetProbability(), lambda rows: acts[rows], lambda rows, g: g):
-        part.branches, part.values, part.reduced     # numbers, [branch] and [branch, token, width]
+    branches = [Branch((Given("resid_pre", layer),), measured=[17]) for layer in range(n_layers)]
+    points = lambda rows: clean_resid[list(rows)]     # [L, T, d], a layer a branch
+    for part in differentiate(model, ids, branches, TargetProbability(), points, lambda rows, gradient: gradient):
+        part.branches, part.values, part.reduced      # numbers, [branch] and [branch, token, width]
 
 Branches are planned, packed, measured, checked and retried by the same code as those of `run_branches`. What differs is
 the memory: a backward pass keeps the activations of all layers (`memory.kept_bytes`), so the budget counts these too.
@@ -79,7 +80,10 @@ def differentiate(
 ) -> Iterator[Derivatives]:
     """The measurement of each branch, and its derivative by the value that the branch is given.
 
-        differentiate(model, ids, branches, TargetProbability(), lambda rows: acts[rows], lambda rows, g: g)
+        given = [Branch((Given("resid_pre", layer),)) for layer in range(n_layers)]
+        size = lambda rows, gradient: gradient.norm(dim=-1)
+        found = differentiate(model, ids, given, TargetProbability(), lambda rows: clean_resid[list(rows)], size)
+        next(found).reduced     # [branch, token]
 
     Args:
         model: from `load_model` or `wrap`.

@@ -75,7 +75,7 @@ class RowTable:
     """See the module.
 
         table = RowTable(pass_, branches, spans, n_layers, device)
-        table.slot[id_]              # which of the pass's prompts a row belongs to
+        table.slot[table.branch_ids[0]]     # which of the pass's prompts a row belongs to
         table.edits[3, "attn_out"]   # [(id_, interventions)]
 
     Args:
