@@ -89,10 +89,7 @@ class Curves(Kind):
         return Drawing([curves(self.axis.lower(), own, hover=same)], self._clipped(own), draw)
 
     def over_time(self, history: Mapping[int, Result], declaration: Declaration) -> tuple[str, dict[int, Tensor]]:
-        """The compared curve at every step, of the first part that is there, and what its places are.
-
-        kind.over_time({0: result, 10: result}, declaration)      # ("Before layer", {0: kl, 10: kl})
-        """
+        """What its places are, and the compared curve of each step: kind.over_time({0: result}, declaration)."""
         found = assignments(self.patterns[0], [name for result in history.values() for name in result.tensors])
         if not found or self.over_training is None:
             return self.axis, {}

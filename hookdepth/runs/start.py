@@ -1,6 +1,7 @@
 """From a config to results: data and model are loaded, analyses run, results written.
 
-results = run(Config(analyses="logit-lens", limit=2, out="out/first"), warn=print)
+config = Config(analyses="logit-lens", limit=2, out="out/first")
+results = run(config, analyses_of(config), warn=print)
 """
 
 from __future__ import annotations
