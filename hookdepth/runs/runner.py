@@ -189,8 +189,7 @@ class Run:
                 "python": platform.python_version(),
             },
         }
-        # As it reads back from a file: tuples are lists there.
-        return dict(json.loads(json.dumps(identity)))
+        return dict(json.loads(json.dumps(identity)))  # as it reads back from a file: tuples are lists there
 
     def _finished(self, identities: dict[str, dict[str, Any]]) -> dict[str, Result]:
         done = {}
