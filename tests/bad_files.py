@@ -119,7 +119,7 @@ MODELS = {
     "no config": (lambda folder: (folder / "config.json").unlink(), 2, "give a folder"),
     "binary config": (lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe\0"), 2, "give a folder"),
     "other sizes": (change_config(hidden_size=32), 2, "give a folder"),
-    "layers of text": (change_config(num_hidden_layers="five"), 2, "num_hidden_layers = 'five'"),
+    "layers of text": (
         change_config(num_hidden_layers="five"),
         2,
         "num_hidden_layers = 'five', which is no whole number",
