@@ -278,7 +278,7 @@ print(result.metadata["settings"]["source_sha256"])
 def test_a_class_typed_at_a_prompt_goes_on_in_another_process(folder, tmp_path):
     def typed(source):
         code = TYPED.format(source=source, folder=str(folder), out=str(tmp_path / "out"))
-        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
 
     first, second, other = typed(SOURCE), typed(SOURCE), typed(SOURCE.replace("layer, 0.5", "layer, 0.25"))
     assert first.returncode == second.returncode == 0, first.stderr + second.stderr

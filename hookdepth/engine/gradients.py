@@ -29,7 +29,7 @@ from hookdepth.engine.memory import Budget
 from hookdepth.engine.passes import plan_within, run_top, run_within
 from hookdepth.engine.plan import ForwardPass, Plan
 from hookdepth.engine.results import on_host
-from hookdepth.engine.tokens import Where
+from hookdepth.engine.tokens import Tokens, Where  # noqa: F401 (pdoc resolves inherited fields here)
 from hookdepth.errors import HookdepthError, NotFiniteError
 from hookdepth.model.decoder import Decoder
 
