@@ -5,14 +5,13 @@ from contextlib import suppress
 
 import pytest
 import torch
-from hookdepth.contract import violation
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 from synthetic_results import synthetic_results
 from tiny_tokenizer import tiny_tokenizer
 
-from hookdepth.analyses.contract import load_folder
+from hookdepth.analyses.contract import load_folder, violation
 from hookdepth.data import encode, load_examples, make_probe
 from hookdepth.errors import HookdepthError, choose, suggestion
 from hookdepth.report.drawing import style as plots_base
@@ -127,10 +126,10 @@ def test_a_result_of_other_contents(tmp_path, metadata, shape, name):
 def test_what_every_tensor_must_be(analysis):
     """Taking a row from any one tensor that is drawn is noticed."""
     tensors = synthetic_results(n_layers=3, n_tokens=4, parts=("layer", "attn"))[analysis].tensors
-    assert violation(analysis, tensors, {}) is None
+    assert violation(Result(analysis, tensors)) is None
     for name, value in tensors.items():
         if value.ndim and name not in ("baseline",) and not name.startswith("relative_contribution_max"):
-            assert violation(analysis, {**tensors, name: value[:-1]}, {}), name
+            assert violation(Result(analysis, {**tensors, name: value[:-1]})), name
 
 
 @given(metadata=METADATA)
