@@ -28,9 +28,8 @@ from tiny_tokenizer import tiny_tokenizer
 import hookdepth
 import hookdepth.training
 from hookdepth import analyses, cli
-from hookdepth.analyses import Inputs, Subject, chosen, depth, groups_of
+from hookdepth.analyses import Inputs, Subject, chosen, depth, find, groups_of, known
 from hookdepth.analyses.registry import declared as lookup
-from hookdepth.analyses.registry import known
 from hookdepth.data import Probe
 from hookdepth.engine.planner import make_plan
 from hookdepth.report.figures import Bars, Heatmap, Lines, TokenMap, pictures_of
@@ -114,6 +113,23 @@ READS_RESULTS = [
 ]
 
 
+class HalfMlp(hookdepth.Analysis):
+    """The example of the pages."""
+
+    name = "half-mlp"
+    question = "which layers could do with half of their MLP"
+    measurements = (hookdepth.OutputEffect(),)
+    tensors = {"output": "layer"}
+    figures = (Bars("output", "A bar a layer."),)
+
+    def branches(self, subject, item):
+        layers = range(subject.model.n_layers)
+        return [hookdepth.Branch((hookdepth.Scale("mlp_out", layer, 0.5),)) for layer in layers]
+
+    def collect(self, subject, item, measured):
+        return {"output": measured.output["output"]}
+
+
 def is_run(name):
     return not any(f"{name}.".startswith(f"{other}.") for other in NOT_RUN)
 
@@ -132,6 +148,9 @@ def test_snippets_run(name, number, words, folder, tmp_path, monkeypatch, caplog
     (tmp_path / "probes.jsonl").write_text('{"prompt": "2 + 2 =", "answer": " 4"}\n')
     if where in READS_RESULTS:
         shutil.copytree(folder, tmp_path / "out")
+    if where == "runs.reporting":
+        for own in ("demo", "small", "large"):
+            shutil.copytree(folder, tmp_path / "out" / own)
     if where in READS_HISTORY:
         shutil.copytree(request.getfixturevalue("history"), tmp_path / "depth")
     tiny_config("llama").save_pretrained(tmp_path / "folder" / "with" / "config")
@@ -248,6 +267,14 @@ def words(tmp_path_factory):
     given["partial"] = partials[0]
     declaring = {"lookup": lookup, "Heatmap": Heatmap, "Bars": Bars, "Lines": Lines, "TokenMap": TokenMap}
     declaring["first_below_share"] = depth.first_below_share
+    declaring |= {"chosen": chosen, "find": find, "Subject": Subject, "groups_of": groups_of, "known": known}
+    declaring |= {
+        "subject": Subject(model, inputs, settings),
+        "others": results,
+        "HalfMlp": HalfMlp,
+        "HalfSkip": HalfMlp,
+    }
+    declaring |= {"kl_sums": torch.ones(n_layers + 1), "other_kl_sums": torch.ones(n_layers + 1)}
     return {**{name: getattr(hookdepth, name) for name in hookdepth.__all__}, **MODULES, **declaring, **given}
 
 
