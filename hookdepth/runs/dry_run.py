@@ -159,7 +159,8 @@ def _shortened(inputs: Inputs, tokens: int, vocabulary: int) -> Inputs:
     ids = tuple(place % vocabulary for place in range(tokens))
     with_cuts = zip(inputs.cuts, map(len, inputs.prompts), strict=False)
     cuts, length = max(with_cuts, default=((), 1), key=lambda one: len(one[0]))
-    scaled = tuple(dict.fromkeys(min(tokens - 1, max(1, cut * tokens // length)) for cut in cuts))
+    # No cut lies left of token 8, so that what is left alone at the front never reaches one.
+    scaled = tuple(dict.fromkeys(min(tokens - 1, max(8, cut * tokens // length)) for cut in cuts))
     longest = sorted(inputs.probes, key=lambda one: len(one.token_ids))[-1:]
     probes = tuple(_end(probe, tokens, vocabulary) for probe in longest)
     return Inputs((ids,), (scaled,), (ids,) if inputs.baseline else (), probes)
