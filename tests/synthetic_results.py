@@ -153,10 +153,10 @@ def _effects(name, part, n_layers, n_prompts, draw):
     if name == "skip-current":
         per_prompt = per_prompt + torch.eye(n_layers)
         per_prompt[:, 0] = 3 * per_prompt[:, 0]
-    tensors = {f"{part}.effect": per_prompt.amax(0), f"{part}.per_prompt_effect": per_prompt}
+    tensors = {f"{part}.effect": per_prompt.amax(0), f"per_prompt.{part}.effect": per_prompt}
     if name.startswith("skip"):
         output = (0.1 + 0.7 * _phase(n_layers)) * _noise((n_prompts, n_layers), draw).abs()
-        tensors |= {f"{part}.output": output.amax(0), f"{part}.per_prompt_output": output}
+        tensors |= {f"{part}.output": output.amax(0), f"per_prompt.{part}.output": output}
     return tensors
 
 
