@@ -22,7 +22,7 @@ from dataclasses import MISSING, Field, field, fields
 from numbers import Integral, Real
 from typing import Any
 
-from hookdepth.errors import HookdepthError, choose, clipped, suggestion
+from hookdepth.errors import HookdepthError, choose, clipped
 
 Check = Callable[[Any], Any]
 
@@ -110,27 +110,20 @@ def between(low: float, high: float) -> Check:
     return check
 
 
-def one_of(*allowed: str, also: Mapping[str, str] | None = None) -> Check:
-    """One of some words; a near miss is named, never taken: one_of("cpu", "cuda")("cpu")."""
-
-    def check(given: Any) -> str:
-        if not isinstance(given, str) or given not in allowed:
-            near = suggestion(str(given), allowed, also)
-            raise ValueError("is unknown; " + (f"did you mean {near}? " if near else "") + f"({', '.join(allowed)})")
-        return given
-
-    return check
+def one_of(what: str, *allowed: str, also: Mapping[str, str] | None = None) -> Check:
+    """One of some words; a near miss is named, never taken: one_of("device", "cpu", "cuda")("cpu")."""
+    return lambda given: choose(what, given, allowed, also)
 
 
-def some_of(*allowed: str, also: Mapping[str, str] | None = None) -> Check:
-    """Some of some words, each once and in their order: some_of("layer", "attn", "mlp")("mlp,attn")."""
-    one = one_of(*allowed, also=also)
+def some_of(what: str, *allowed: str, also: Mapping[str, str] | None = None) -> Check:
+    """Some of some words, each once and in their order: some_of("part", "layer", "attn", "mlp")("mlp,attn")."""
 
     def check(given: Any) -> tuple[str, ...]:
         listed = given.split(",") if isinstance(given, str) else given
         if not isinstance(listed, Sequence) or not any(str(word).strip() for word in listed):
-            raise ValueError(f"names none; use some of {', '.join(allowed)}")
-        chosen = {one(word.strip() if isinstance(word, str) else word) for word in listed if word != ""}
+            raise HookdepthError(f"--{what}s names none", f"use some of {', '.join(allowed)}")
+        words = [word.strip() if isinstance(word, str) else word for word in listed]
+        chosen = {choose(what, word, allowed, also) for word in words if word != ""}
         return tuple(word for word in allowed if word in chosen)
 
     return check

@@ -119,7 +119,11 @@ MODELS = {
     "no config": (lambda folder: (folder / "config.json").unlink(), 2, "give a folder"),
     "binary config": (lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe\0"), 2, "give a folder"),
     "other sizes": (change_config(hidden_size=32), 2, "give a folder"),
-    "layers of text": (change_config(num_hidden_layers="five"), 2, "give a folder"),
+    "layers of text": (
+        change_config(num_hidden_layers="five"),
+        2,
+        "num_hidden_layers = 'five', which is no whole number",
+    ),
     "no tokenizer": (forget_the_tokenizer, 2, "give a folder"),
     "broken tokenizer": (lambda folder: (folder / "tokenizer.json").write_text("{"), 2, "give a folder"),
     "NaN in layer 3": (_fill("model.layers.3.mlp.down_proj.weight", 2, float("nan")), 1, "at layer 3"),

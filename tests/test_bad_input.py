@@ -155,17 +155,18 @@ OPTIONS = {
     "--model prompts.txt": "cannot load the model 'prompts.txt'",
     "--model 🙂": "cannot load the model '🙂'",
     "--model out": "cannot load the model 'out'; give a folder",
-    "--keep-front 1000 --analyses skip-current": "--keep-front 1000 leaves nothing for skip-current to change",
-    "--keep-front 8 --analyses skip-future": "--keep-front 8 leaves nothing for skip-future",
-    "--keep-front 1000": "--keep-front 1000 leaves nothing of prompt 0 for logit-lens to measure",
-    "--keep-front 2 --analyses residual-erasure": "--keep-front means nothing to residual-erasure",
-    "--ig-method riemann --ig-steps 300000000": "give at most 1000000",
-    "--ig-method gauss-legendre --ig-steps 60000": "give at most 2048",
+    "--keep-front 1000 --analyses skip-current": "leaves nothing of prompt 0 for skip-current to change",
+    "--keep-front 8 --analyses skip-future": "--keep-front 8 leaves nothing of prompt 0 for skip-future",
+    "--keep-front 1000": "--keep-front 1000 leaves nothing of prompt 0 for logit-lens to change or measure",
+    "--keep-front 2 --analyses residual-erasure": "none of the chosen analyses reads --keep-front",
+    "--analyses integrated-gradients --ig-method riemann --ig-steps 300000000": "give at most 1000000",
+    "--analyses integrated-gradients --ig-method gauss-legendre --ig-steps 60000": "give at most 2048",
     "--out prompts.txt": "'prompts.txt' is a file",
     "--out out/logit-lens.safetensors": "is a file",
     "--out out/logit-lens.safetensors/x": "'out/logit-lens.safetensors' is a file",
     "--out tiny": "not one of hookdepth's",
-    "--seed 7 --analyses skip-current": "was computed with ",
+    "--seed 7 --analyses skip-current": "none of the chosen analyses reads --seed",
+    "--max-rows 9 --analyses skip-current": "was computed with ",
 }
 FEWER_WORDS = {"--model out": "cannot load the model 'out'"}
 
@@ -256,7 +257,7 @@ def test_odd_prompts(here, capfd, case):
     (here / "odd.txt").write_text(text)
     assert main(run(here, dataset="odd.txt", analyses=analyses, out="new")) == status
     if status:
-        assert "leaves nothing for skip-current and local-current to change" in capfd.readouterr().err
+        assert "leaves nothing of prompt 0 for skip-current to change or measure" in capfd.readouterr().err
     else:
         assert (here / "new" / "report.html").is_file()
 

@@ -224,7 +224,7 @@ CHANGES = {
     "parts": ({"settings": Settings(parts=("mlp",))}, 'settings.parts = ["layer"], this run has ["mlp"]'),
     "seed": ({"seed": 124}, "seed = 123, this run has 124"),
     "prompts": ({"inputs": Inputs(PROMPTS[:2], CUTS[:2])}, "data.n_prompts = 3, this run has 2"),
-    "model": ({"of": "other"}, "model.id = "),
+    "model": ({"of": "other"}, "model.weights = "),
     "cuts": ({"inputs": Inputs(PROMPTS, ((64,), (128, 8), (24,)))}, "settings.cuts = [[64], [128, 8], [16]], this run"),
 }
 
@@ -234,7 +234,7 @@ CHANGES = {
 def test_results_of_other_settings_are_refused(make, monkeypatch, change, stopped):
     different, says = CHANGES[change]
     if "of" in different:
-        different = {"of": hookdepth.wrap(tiny_model("llama"), name="other")}
+        different = {"of": hookdepth.wrap(tiny_model("llama", seed=1))}
     run = make(settings=Settings())
     if stopped:
         with monkeypatch.context() as patched:

@@ -71,7 +71,7 @@ def reduced(analysis: Analysis, subject: Subject, items: Sequence[Tensors]) -> T
 def _tensors(analysis: Analysis, subject: Subject, what: str, found: object) -> Tensors:
     tensors = _plain(analysis, what, found)
     if type(analysis).reduce is Analysis.reduce:  # another one may make anything of what one item gives
-        wrong = wrong_tensors(analysis.tensors, analysis.reduce(subject, [tensors]), subject.model.n_layers)
+        wrong = wrong_tensors(analysis.tensors, analysis.reduce(subject, [tensors]), subject.model.n_layers, True)
         if wrong:
             remedy = "mend that, or the `tensors` that it declares"
             raise HookdepthError(f"`{what}` of {analysis.name} gives what it does not declare: {wrong}", remedy, 1)

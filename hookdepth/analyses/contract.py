@@ -118,7 +118,9 @@ def _whole_numbers(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, int) and abs(item) < 2**53 for item in value)
 
 
-def wrong_tensors(declared_axes: Mapping[str, str], tensors: Mapping[str, Tensor], n_layers: Any = None) -> str | None:
+def wrong_tensors(
+    declared_axes: Mapping[str, str], tensors: Mapping[str, Tensor], n_layers: Any = None, strict: bool = False
+) -> str | None:
     """What is wrong with tensors, held against axes by name; None where nothing is.
 
     wrong_tensors({"kl": "point"}, {"kl": torch.zeros(31)}, n_layers=30)   # None
@@ -138,7 +140,7 @@ def wrong_tensors(declared_axes: Mapping[str, str], tensors: Mapping[str, Tensor
     for pattern, wanted in declared_axes.items():
         if not wanted.endswith("?") and not any(match(pattern, name) is not None for name in tensors):
             return f"the tensor {pattern} is missing"
-    if strange := [name for name in tensors if name not in axes]:
+    if strict and (strange := [name for name in tensors if name not in axes]):
         return f"nobody has declared the tensor {strange[0]}"
     if not axes:
         return "it has none of the tensors that its analysis gives"

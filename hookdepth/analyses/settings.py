@@ -34,7 +34,7 @@ class Settings(Options):
         HookdepthError: a value that an option does not take.
     """
 
-    parts: tuple[str, ...] = option(("layer",), "of layer,attn,mlp", some_of(*PARTS, also=_ALSO_PARTS), "P,…")
+    parts: tuple[str, ...] = option(("layer",), "of layer,attn,mlp", some_of("part", *PARTS, also=_ALSO_PARTS), "P,…")
     keep_front: int | None = option(
         None, "first tokens neither changed nor measured (default: 1 where layers are skipped, else 0)", whole(0), "N"
     )
@@ -42,7 +42,7 @@ class Settings(Options):
     ig_method: str = option(
         "adaptive",
         "adaptive, riemann (the paper's) or gauss-legendre",
-        one_of(*METHODS, also=_ALSO_METHODS),
+        one_of("method", *METHODS, also=_ALSO_METHODS),
         "NAME",
         group=_GRADIENTS,
     )

@@ -51,12 +51,16 @@ class Config(Settings):
     )
     seed: int = option(123, "of the cuts", whole(), "N")
     dtype: str = option(
-        "auto", "auto, float32, bfloat16 or float16", one_of(*DTYPES, also=_ALSO_DTYPE), "TYPE", group="how"
+        "auto", "auto, float32, bfloat16 or float16", one_of("dtype", *DTYPES, also=_ALSO_DTYPE), "TYPE", group="how"
     )
     device: str = option("auto", "auto, cpu, cuda or cuda:N", text, "NAME", group="how")
     device_map: Any = option(None, "spread a large model, as accelerate does", _anything, "auto|FILE.json", group="how")
     quantize: str = option(
-        "none", "none, 8bit or 4bit (bitsandbytes)", one_of(*QUANTIZATIONS, also=_ALSO_BITS), "BITS", group="how"
+        "none",
+        "none, 8bit or 4bit (bitsandbytes)",
+        one_of("quantisation", *QUANTIZATIONS, also=_ALSO_BITS),
+        "BITS",
+        group="how",
     )
     attn_implementation: str | None = option(
         None, "sdpa, eager, … (default: transformers' choice)", text, "NAME", group="how"

@@ -189,8 +189,7 @@ class Run:
                 "python": platform.python_version(),
             },
         }
-        # As it reads back from a file: tuples are lists there.
-        return dict(json.loads(json.dumps(identity)))
+        return dict(json.loads(json.dumps(identity)))  # as it reads back from a file: tuples are lists there
 
     def _finished(self, identities: dict[str, dict[str, Any]]) -> dict[str, Result]:
         done = {}
@@ -243,7 +242,7 @@ class Run:
         finished, known = group.finish(partials), {member.name: member for member in group.members}
         for name in wanted:
             metadata = {**chunks.identity[name], **noise_floor(partials)}
-            wrong = wrong_tensors(known[name].tensors, finished[name], self.model.n_layers)
+            wrong = wrong_tensors(known[name].tensors, finished[name], self.model.n_layers, True)
             if wrong:
                 raise HookdepthError(f"{name} gives what it does not declare: {wrong}", "mend its `tensors`", 1)
             metadata |= declaration_of(known[name])

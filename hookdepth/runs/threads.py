@@ -10,12 +10,11 @@ on, and a result that is there, keep the number that they were begun with.
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from hookdepth.analyses.contract import check_contents
@@ -47,12 +46,11 @@ def threads_of(groups: Iterable[Sequence[str]], out: Path, chunks: Path, fresh: 
 
 def _own() -> int:
     """This process's number; among several, which their launcher may have given one thread each, that of one alone."""
-    several = environment_number("WORLD_SIZE", 1, 1) > 1
-    if not several or os.environ.get("OMP_NUM_THREADS") != "1":
+    if environment_number("WORLD_SIZE", 1, 1) == 1 or os.environ.get("OMP_NUM_THREADS") != "1":
         return torch.get_num_threads()
-    alone = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
-    ask = [sys.executable, "-c", "import torch; print(torch.get_num_threads())"]
-    return int(subprocess.run(ask, env=alone, capture_output=True, text=True, check=True).stdout)
+    # As torch counts where nobody has said anything: cores, not their hyperthreads, and only those it may use.
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(allowed, psutil.cpu_count(logical=False) or allowed)
 
 
 def _of_result(path: Path) -> int | None:
