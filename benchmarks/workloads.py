@@ -91,9 +91,9 @@ def _effects(
         null_effect = 0.0
         for name, (found, null) in run_analyses(subject, names, settings).items():
             null_effect = max(null_effect, null or 0.0)
-            tensors[f"{name}.effect"] = found["layer.per_prompt_effect"].transpose(0, 1)  # [skipped, prompt, measured]
+            tensors[f"{name}.effect"] = found["per_prompt.layer.effect"].transpose(0, 1)  # [skipped, prompt, measured]
             if outputs:
-                tensors[f"{name}.output"] = found["layer.per_prompt_output"].transpose(0, 1)
+                tensors[f"{name}.output"] = found["per_prompt.layer.output"].transpose(0, 1)
         return Outcome(tensors, null_effect)
 
     def run(peer: Peer, chunks: Sequence[int]) -> Tensors:

@@ -154,7 +154,7 @@ def _plain(word: str) -> str:
 def line_in(file: str | os.PathLike[str], error: BaseException) -> str:
     """Where in a file an error comes from, or where the file cannot be read; nothing where it is not in it.
 
-    line_in("half.py", error)     # " at line 20 of 'half.py'"
+    line_in("half.py", ValueError())     # ''
     """
     file = os.fspath(file)
     frames = reversed(traceback.extract_tb(error.__traceback__))

@@ -28,7 +28,9 @@ from tiny_tokenizer import tiny_tokenizer
 import hookdepth
 import hookdepth.training
 from hookdepth import analyses, cli
-from hookdepth.analyses import Inputs, Subject, chosen, depth, find, groups_of, known
+from hookdepth.analyses import Inputs, Subject, chosen, depth, groups_of
+from hookdepth.analyses.base import Measured
+from hookdepth.analyses.registry import checked, find, known
 from hookdepth.analyses.registry import declared as lookup
 from hookdepth.data import Probe
 from hookdepth.engine.planner import make_plan
@@ -41,6 +43,11 @@ from hookdepth.training.wrapping import gather, unwrap
 
 SCRIPT = runpy.run_path(str(Path(__file__).resolve().parents[1] / "scripts" / "build_docs.py"))
 snippets, fenced, modules = SCRIPT["snippets"], SCRIPT["fenced"], SCRIPT["modules"]
+
+
+def snippets_of_page(name):
+    text = (Path(__file__).resolve().parents[1] / "scripts" / "pages" / f"{name}.md").read_text(encoding="utf-8")
+    return re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
 def owned():
@@ -94,7 +101,10 @@ NOT_RUN = {
     "hookdepth.training.wrapping.unwrap": "DDP needs a process group: tests/test_training_processes.py",
 }
 READS_HISTORY = ["report.drawing.over_training", "training.history"]
+HALF_MLP = next(code for code in snippets_of_page("analyses") if "class HalfMlp" in code)
 READS_RESULTS = [
+    "analyses.contract",
+    "runs.reporting",
     "cli",
     "report.compare",
     "report.curves",
@@ -111,23 +121,6 @@ READS_RESULTS = [
     "report.drawing.tokens",
     "results",
 ]
-
-
-class HalfMlp(hookdepth.Analysis):
-    """The example of the pages."""
-
-    name = "half-mlp"
-    question = "which layers could do with half of their MLP"
-    measurements = (hookdepth.OutputEffect(),)
-    tensors = {"output": "layer"}
-    figures = (Bars("output", "A bar a layer."),)
-
-    def branches(self, subject, item):
-        layers = range(subject.model.n_layers)
-        return [hookdepth.Branch((hookdepth.Scale("mlp_out", layer, 0.5),)) for layer in layers]
-
-    def collect(self, subject, item, measured):
-        return {"output": measured.output["output"]}
 
 
 def is_run(name):
@@ -148,9 +141,6 @@ def test_snippets_run(name, number, words, folder, tmp_path, monkeypatch, caplog
     (tmp_path / "probes.jsonl").write_text('{"prompt": "2 + 2 =", "answer": " 4"}\n')
     if where in READS_RESULTS:
         shutil.copytree(folder, tmp_path / "out")
-    if where == "runs.reporting":
-        for own in ("demo", "small", "large"):
-            shutil.copytree(folder, tmp_path / "out" / own)
     if where in READS_HISTORY:
         shutil.copytree(request.getfixturevalue("history"), tmp_path / "depth")
     tiny_config("llama").save_pretrained(tmp_path / "folder" / "with" / "config")
@@ -160,6 +150,10 @@ def test_snippets_run(name, number, words, folder, tmp_path, monkeypatch, caplog
     tiny = {name: words[name] for name in ("Settings", "load_model", "demo_folder")}
     if where.startswith("training") or where in READS_HISTORY:
         tiny |= request.getfixturevalue("training")
+    if where.startswith("analyses"):
+        tiny["measured"] = words["measured_of_branches"]
+        for file in ("half-skip.py", "my_analyses.py"):
+            (tmp_path / file).write_text(HALF_MLP.replace("HalfMlp", "HalfSkip").replace("half-mlp", "half-skip"))
     if where in ("metrics", "training.reading"):
         tiny["resid_pre"] = words["resid_pre"][0]
     if name == "hookdepth.engine.passes":
@@ -258,24 +252,40 @@ def words(tmp_path_factory):
     results = synthetic_results(n_layers=n_layers, n_tokens=9, parts=("layer", "attn", "mlp"))
     tensors = {key: value for one in results.values() for key, value in one.tensors.items()}
     result = Result("logit-lens", tensors, results["logit-lens"].metadata)
-    runs, values = {"one": results, "two": results}, kl
+    runs, values, others = {"one": results, "two": results}, kl, results
     figure, page = hookdepth.plot(results["logit-lens"])["logit-lens-kl"], "page"
     stats, effects = results["residual-stats"].tensors, results["skip-current"].tensors
     declaration = known()["logit-lens"]()
     picture = pictures_of(results["logit-lens"], declaration)[0][1][0]
     given = {name: value for name, value in locals().items() if name != "tensors"}
+    given |= own_analysis(model, ids)
     given["partial"] = partials[0]
     declaring = {"lookup": lookup, "Heatmap": Heatmap, "Bars": Bars, "Lines": Lines, "TokenMap": TokenMap}
     declaring["first_below_share"] = depth.first_below_share
-    declaring |= {"chosen": chosen, "find": find, "Subject": Subject, "groups_of": groups_of, "known": known}
-    declaring |= {
-        "subject": Subject(model, inputs, settings),
-        "others": results,
-        "HalfMlp": HalfMlp,
-        "HalfSkip": HalfMlp,
-    }
-    declaring |= {"kl_sums": torch.ones(n_layers + 1), "other_kl_sums": torch.ones(n_layers + 1)}
     return {**{name: getattr(hookdepth, name) for name in hookdepth.__all__}, **MODULES, **declaring, **given}
+
+
+def own_analysis(model, ids):
+    """What the snippets about analyses take for granted: the class of the page, and what the engine gives it."""
+    namespace = {"__name__": "own_analysis"}
+    exec(HALF_MLP, namespace)
+    analysis = checked(namespace["HalfMlp"]())
+    subject = Subject(model, Inputs((tuple(ids),), ((8, 16),)), analyses.Settings())
+    branches = analysis.branches(subject, 0)
+    found = hookdepth.run_branches(model, [ids], branches, [hookdepth.LayerEffect(), hookdepth.OutputEffect()])
+    return {
+        "HalfMlp": namespace["HalfMlp"],
+        "SkipCurrent": known()["skip-current"],
+        "SkipFuture": known()["skip-future"],
+        "find": find,
+        "analysis": analysis,
+        "subject": subject,
+        "item": 0,
+        "items": [{"kl": torch.ones(14), "topk_overlap": torch.ones(14)}],
+        "kl_sums": torch.ones(14),
+        "other_sums": torch.ones(14),
+        "measured_of_branches": Measured(branches, found.layer, found.output),
+    }
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,9 @@ def _subtract(source: int, layer: int, front: int) -> Subtract:
     return Subtract(source, layer, slice(front, None))
 
 
-class _Local(Analysis):
+class Direct(Analysis):
+    """What both have in common: which contributions are taken out of which inputs, and what is measured."""
+
     options = ("keep_front", "max_rows")
     keep_front = 1
     together = "local"
@@ -70,7 +72,7 @@ class _Local(Analysis):
         return {"layer.effect": effect}
 
 
-class LocalCurrent(_Local):
+class LocalCurrent(Direct):
     """Direct effects on all tokens: analyse(model, "local-current")["layer.effect"]."""
 
     name = "local-current"
@@ -90,7 +92,7 @@ class LocalCurrent(_Local):
     )
 
 
-class LocalFuture(_Local):
+class LocalFuture(Direct):
     """Direct effects on later tokens: analyse(model, "local-future")["layer.effect"]."""
 
     name = "local-future"

@@ -1,6 +1,6 @@
 """The options that change numbers, besides model and data. Nothing here needs torch, so that `--help` is fast.
 
-Settings(parts=("layer", "attn"), ig_method="riemann").ig_steps     # 256
+Settings(parts=("layer", "attn")).parts     # ('layer', 'attn')
 """
 
 from __future__ import annotations

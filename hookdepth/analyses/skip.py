@@ -55,7 +55,9 @@ def _skip(layer: int, part: str, front: int) -> Skip:
     return Skip(layer, part, slice(front, None))
 
 
-class _Skips(Analysis):
+class Skips(Analysis):
+    """What both have in common: which layers and parts are skipped, and what is measured."""
+
     options = ("parts", "keep_front", "max_rows")
     keep_front = 1
     together = "skip"
@@ -95,7 +97,7 @@ def largest(values: torch.Tensor) -> torch.Tensor:
     return values.amax(2) if values.shape[2] else values.new_full((*values.shape[:2], *values.shape[3:]), torch.nan)
 
 
-class SkipCurrent(_Skips):
+class SkipCurrent(Skips):
     """Layer skips seen from all tokens: analyse(model, "skip-current")["layer.effect"]."""
 
     name = "skip-current"
@@ -122,7 +124,7 @@ class SkipCurrent(_Skips):
     )
 
 
-class SkipFuture(_Skips):
+class SkipFuture(Skips):
     """Layer skips seen from later tokens only: analyse(model, "skip-future")["layer.effect"]."""
 
     name = "skip-future"

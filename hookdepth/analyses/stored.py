@@ -59,7 +59,7 @@ def _written(kind: Kind) -> dict[str, Any]:
 def read(data: Any) -> Analysis:
     """An analysis that cannot be run, from what a file says about it.
 
-        read(result.metadata["declaration"]).heading
+        read(written(HalfMlp())).heading
 
     Raises:
         HookdepthError: the data is no declaration.

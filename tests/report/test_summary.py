@@ -109,7 +109,7 @@ def test_depth_scores_by_part_and_kind():
 
 def test_largest_effect_looks_at_effects_only():
     tensors = {"layer.effect": torch.tensor([[0.5, 2.0]]), "layer.output": torch.tensor([1.0])}
-    tensors["layer.per_prompt_effect"] = torch.tensor([9.0])
+    tensors["per_prompt.layer.effect"] = torch.tensor([9.0])
     assert summary.largest_effect(Result("skip-current", tensors), lookup) == 2.0
     assert summary.largest_effect(Result("logit-lens", {"kl": torch.tensor([3.0])}), lookup) is None
     erasure = {"effect.0": torch.tensor([0.25]), "baseline": torch.tensor([50.0])}
