@@ -32,7 +32,7 @@ from hookdepth.analyses import Inputs, Subject, chosen, depth, groups_of
 from hookdepth.analyses.base import Measured
 from hookdepth.analyses.registry import checked, find, known
 from hookdepth.analyses.registry import declared as lookup
-from hookdepth.data import Probe
+from hookdepth.data import Probe, load_examples
 from hookdepth.engine.planner import make_plan
 from hookdepth.report.figures import Bars, Heatmap, Lines, TokenMap, pictures_of
 from hookdepth.results import Result
@@ -262,6 +262,7 @@ def words(tmp_path_factory):
     given["partial"] = partials[0]
     declaring = {"lookup": lookup, "Heatmap": Heatmap, "Bars": Bars, "Lines": Lines, "TokenMap": TokenMap}
     declaring["first_below_share"] = depth.first_below_share
+    declaring |= {"chosen": chosen, "small": model, "hidden": acts["resid_post", 0], "load_examples": load_examples}
     return {**{name: getattr(hookdepth, name) for name in hookdepth.__all__}, **MODULES, **declaring, **given}
 
 

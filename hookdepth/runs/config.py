@@ -88,7 +88,7 @@ class Config(Settings):
 def refuse_unread(given: Iterable[str], read: Iterable[str]) -> None:
     """Raise where an option was given that none of the chosen analyses reads: it would look as if it did something.
 
-        refuse_unread(["ig_steps"], ["parts", "keep_front"])   # HookdepthError
+        refuse_unread(["ig_steps"], ["parts", "keep_front"])   # HookdepthError: none of the chosen analyses reads …
 
     Args:
         given: names of options that somebody gave.
