@@ -33,6 +33,7 @@ from hookdepth.analyses.base import Measured
 from hookdepth.analyses.registry import checked, find, known
 from hookdepth.analyses.registry import declared as lookup
 from hookdepth.data import Probe, load_examples
+from hookdepth.engine.passes import plan_for
 from hookdepth.engine.planner import make_plan
 from hookdepth.report.figures import Bars, Heatmap, Lines, TokenMap, pictures_of
 from hookdepth.results import Result
@@ -94,6 +95,7 @@ RUNNABLE = [(name, number) for name, (value, _) in OWNED.items() for number in r
 # What is not run, and why not: the arguments are a module's own, made from one another; or a snippet needs a network,
 # a GPU or a launcher of several processes. A module stands for what is in it.
 NOT_RUN = {
+    "hookdepth.engine.results.on_host": "a pass's result, which only the engine makes: tests/engine/test_gradients.py",
     "hookdepth.engine.forward": "the engine's own arguments: tests/engine/test_passes.py",
     "hookdepth.engine.output": "the engine's own arguments: tests/engine/test_passes.py",
     "hookdepth.engine.measured": "the engine's own arguments: tests/engine/test_measured.py",
@@ -263,6 +265,7 @@ def words(tmp_path_factory):
     declaring = {"lookup": lookup, "Heatmap": Heatmap, "Bars": Bars, "Lines": Lines, "TokenMap": TokenMap}
     declaring["first_below_share"] = depth.first_below_share
     declaring |= {"chosen": chosen, "small": model, "hidden": acts["resid_post", 0], "load_examples": load_examples}
+    declaring |= {"plan_for": plan_for, "find": find}
     return {**{name: getattr(hookdepth, name) for name in hookdepth.__all__}, **MODULES, **declaring, **given}
 
 

@@ -116,7 +116,9 @@ class Measured:
 
 
 class Analysis:
-    """Base of all analyses. See the module for an example.
+    """Base of all analyses. See the module for an example of one's own.
+
+        find("logit-lens").question     # 'when the prediction is there'
 
     A subclass gives `branches` and `collect`, and the engine runs them; or, where nothing branches, `measure`.
 
