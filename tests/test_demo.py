@@ -1,7 +1,8 @@
 """The demo model: the notebook's own numbers where shared/ is there, the naive reference where it is not.
 
-`pytest -m demo`. Through the runner, so that what is compared is what `hookdepth run` writes. Exact here means
-exact on one thread of a CPU: elsewhere a matrix product may add in another order.
+`pytest -m demo`. Through the runner, so that what is compared is what `hookdepth run` writes. On the kind of CPU that
+gave the notebook's numbers skip-current is theirs to the last bit; another kind adds in another order, and the plain
+model itself is then a millionth of the largest effect away.
 """
 
 import naive
@@ -14,6 +15,7 @@ from hookdepth.analyses import Inputs, Settings
 from hookdepth.data import make_probe
 from hookdepth.model.demo import demo_folder
 from hookdepth.model.loading import load_model
+from hookdepth.results import read_log
 from hookdepth.runs.runner import Run
 
 pytestmark = pytest.mark.demo
@@ -34,7 +36,12 @@ def run(model, gsm8k_texts, tmp_path_factory):
     prompts = tuple(tuple(model.tokenizer(text)["input_ids"]) for text in gsm8k_texts)
     inputs = Inputs(prompts[:2], ((), ()), prompts, (make_probe(model.tokenizer, *PROBE),))
     one = Run(model, inputs, Settings(), {"name": "gsm8k_head"}, 123, tmp_path_factory.mktemp("demo"))
-    return lambda name: one.execute([name])[0]
+
+    def run(name):
+        return one.execute([name])[0]
+
+    run.passes = lambda name: read_log(one.out)[name]["passes"]
+    return run
 
 
 def near(ours, expected, scale):
@@ -42,12 +49,12 @@ def near(ours, expected, scale):
     assert (ours - expected).abs().max().item() <= scale * expected.abs().max().item()
 
 
-def test_skip_current_is_the_notebooks_to_the_last_bit(run, golden):
+def test_skip_current_is_the_notebooks(run, golden):
     result = run("skip-current")
     assert result.metadata["null_effect"] == 0
-    assert result.metadata["passes"] == 2, "one for each prompt"
+    assert run.passes("skip-current") == 2, "one for each prompt"
     for name, expected in golden("skip-current").items():
-        assert torch.equal(result.tensors[name], expected), (result.tensors[name] - expected).abs().max()
+        near(result.tensors[name], expected, 1e-5)
 
 
 def test_residual_stats_are_the_notebooks(run, golden):

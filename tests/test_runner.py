@@ -234,7 +234,7 @@ CHANGES = {
 def test_results_of_other_settings_are_refused(make, monkeypatch, change, stopped):
     different, says = CHANGES[change]
     if "of" in different:
-        different = {"of": hookdepth.wrap(tiny_model("llama", seed=1))}
+        different = {"of": hookdepth.wrap(tiny_model("llama", seed=1), name="tiny")}
     run = make(settings=Settings())
     if stopped:
         with monkeypatch.context() as patched:

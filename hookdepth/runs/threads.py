@@ -45,12 +45,20 @@ def threads_of(groups: Iterable[Sequence[str]], out: Path, chunks: Path, fresh: 
 
 
 def _own() -> int:
-    """This process's number; among several, which their launcher may have given one thread each, that of one alone."""
-    if environment_number("WORLD_SIZE", 1, 1) == 1 or os.environ.get("OMP_NUM_THREADS") != "1":
+    """This process's number; among several that their launcher gave one thread each, the number of one alone."""
+    if environment_number("WORLD_SIZE", 1, 1) == 1 or os.environ.get("OMP_NUM_THREADS") != "1" or _user_asked_for_one():
         return torch.get_num_threads()
     # As torch counts where nobody has said anything: cores, not their hyperthreads, and only those it may use.
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(allowed, psutil.cpu_count(logical=False) or allowed)
+
+
+def _user_asked_for_one() -> bool:
+    """Whether OMP_NUM_THREADS=1 stood in the environment that the launcher itself was started in."""
+    try:
+        return psutil.Process().parent().environ().get("OMP_NUM_THREADS") == "1"
+    except (psutil.Error, AttributeError):  # no parent, or one of another user: then the launcher's habit is likelier
+        return False
 
 
 def _of_result(path: Path) -> int | None:
