@@ -1,8 +1,8 @@
 """The demo model: the notebook's own numbers where shared/ is there, the naive reference where it is not.
 
 `pytest -m demo`. Through the runner, so that what is compared is what `hookdepth run` writes. On the kind of CPU that
-gave the notebook's numbers skip-current is theirs to the last bit; another kind adds in another order, and the plain
-model itself is then a millionth of the largest effect away.
+gave the notebook's numbers skip-current is theirs to the last bit; another kind adds in another order, and 30 layers
+turn that into some hundred-thousandths of the largest effect.
 """
 
 import naive
@@ -54,7 +54,7 @@ def test_skip_current_is_the_notebooks(run, golden):
     assert result.metadata["null_effect"] == 0
     assert run.passes("skip-current") == 2, "one for each prompt"
     for name, expected in golden("skip-current").items():
-        near(result.tensors[name], expected, 1e-5)
+        near(result.tensors[name], expected, 1e-4)
 
 
 def test_residual_stats_are_the_notebooks(run, golden):
