@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from hookdepth.analyses.base import Analysis
     from hookdepth.analyses.contract import load_folder
     from hookdepth.api import analyse, plot
+    from hookdepth.engine.ablation import Ablate, Clamp
     from hookdepth.engine.branches import Branch
     from hookdepth.engine.interventions import AddVector, Erase, Identity, Intervention, Patch, Scale, Skip, Subtract
     from hookdepth.engine.measurements import (
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from hookdepth.engine.reading import Activations, capture
     from hookdepth.model.checking import wrap
     from hookdepth.model.decoder import Decoder
+    from hookdepth.model.families import Family
     from hookdepth.model.loading import load_model
     from hookdepth.results import Result
 
@@ -44,6 +46,7 @@ _HOME = {
     "engine.branches": "Branch",
     "engine.passes": "BranchResults run_branches",
     "engine.reading": "Activations capture",
+    "engine.ablation": "Ablate Clamp",
     "engine.interventions": "AddVector Erase Identity Intervention Patch Scale Skip Subtract",
     "model.loading": "load_model",
     "engine.measurements": (
@@ -51,6 +54,7 @@ _HOME = {
     ),
     "model.checking": "wrap",
     "model.decoder": "Decoder",
+    "model.families": "Family",
     "results": "Result",
 }
 
@@ -67,14 +71,17 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "Ablate",
     "Activations",
     "AddVector",
     "Analysis",
     "Branch",
     "BranchResults",
+    "Clamp",
     "Custom",
     "Decoder",
     "Erase",
+    "Family",
     "HookdepthError",
     "Identity",
     "Intervention",

@@ -21,8 +21,10 @@ from torch import Tensor
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.interventions import Intervention
 from hookdepth.engine.plan import CLEAN, CONTROL, ForwardPass, Span, family_of
+from hookdepth.model.sites import ORDER
 
 Key = tuple[int, ...]
+_AT_OUTPUT = len(ORDER) - 1
 Edits = list[tuple[int, list[Intervention]]]
 
 
@@ -31,9 +33,9 @@ class LayerRows:
     """Row ids at one layer; a list's order is the order of the batch.
 
     Attributes:
-        born_pre, born_attn, born_post: join at the layer's input; there, but without attention of their own;
-            at its output.
-        inside: all that the layer's MLP computes; outside: all at its output; staying: those that go on.
+        born: site → those that join there, in the order of the sites. One that joins inside the layer is there from its
+            input on, but what comes before its site is its clean run's, and not computed.
+        inside: all but those that join at its output; outside: all at its output; staying: those that go on.
         clean: the places of the clean runs, in the order of the pass's prompts, wherever in the layer.
         slots: for each of `outside`, which of the clean runs is its own; None where there is only one.
         places: [2, row], for every row of the pass, here or not: the place of its value at the layer's output (its
@@ -41,9 +43,7 @@ class LayerRows:
         keep: the places of `staying` in `outside`; None where all stay.
     """
 
-    born_pre: list[int]
-    born_attn: list[int]
-    born_post: list[int]
+    born: dict[str, list[int]]
     inside: list[int]
     outside: list[int]
     staying: list[int]
@@ -56,10 +56,15 @@ class LayerRows:
         """The place of the clean run of one of the pass's prompts."""
         return self.clean.start + slot
 
+    def before(self, site: str) -> int:
+        """How many of `inside` are computed before a site: the first ones, since the others join there or later."""
+        later = ORDER[ORDER.index(site) : -1]
+        return len(self.inside) - sum(len(self.born[other]) for other in later)
+
     @property
     def attending(self) -> list[int]:
         """Rows whose attention is computed."""
-        return self.inside[: len(self.inside) - len(self.born_attn)]
+        return self.inside[: self.before("z")]
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,7 @@ class RowTable:
         self.slot = [0] * self.n_rows
         self.keys: list[Key] = [()] * self.n_rows
         self.last = [n_layers - 1] * self.n_rows
+        self.edited_until: list[int | None] = [None] * self.n_rows
         for ids, kind in ((self.clean_ids, CLEAN), (self.control_ids, CONTROL)):
             for slot, (id_, prompt) in enumerate(zip(ids, pass_.prompts, strict=True)):
                 self.slot[id_], self.keys[id_] = slot, (prompt, kind)
@@ -109,6 +115,9 @@ class RowTable:
         for id_, row in self.branch_rows():
             self.slot[id_], self.keys[id_] = slot_of[branches[row].prompt], family_of(branches[row])
             self.last[id_] = spans[row].last
+            if pass_.prefix == "none" and row in pass_.measured:
+                # Measured right of its cut in the pass that changes what is left of it, where no other can go on.
+                self.edited_until[id_] = branches[row].cut
             joining.setdefault(self._joins(spans[row].joins), []).append(id_)
         self.edits = self._edits(branches)
         self.layers: list[LayerRows] = []
@@ -162,14 +171,14 @@ class RowTable:
         # Right of a cut nothing is changed: what tells the branch from its clean run are the keys and values
         # left of it, and those of a layer whose attention or MLP output is changed are still the clean run's.
         layer, order = joins
-        return (layer, 2) if self.pass_.prefix == "own" and order == 1 else joins
+        return (layer, _AT_OUTPUT) if self.pass_.prefix == "own" and order else joins
 
     def _layer(
         self, layer: int, alive: list[int], joining: dict[tuple[int, int], list[int]], device: torch.device
     ) -> LayerRows:
-        born = [joining.get((layer, order), []) for order in range(3)]
-        inside = alive + born[0] + born[1]
-        outside = inside + born[2]
+        born = {site: joining.get((layer, order), []) for order, site in enumerate(ORDER)}
+        inside = alive + [id_ for site in ORDER[:-1] for id_ in born[site]]
+        outside = inside + born["resid_post"]
         staying = [id_ for id_ in outside if self.last[id_] > layer or self.last[id_] == self.n_layers - 1]
         keep = None
         if len(staying) < len(outside):
@@ -183,7 +192,7 @@ class RowTable:
         clean = [place[self.clean_id(id_)] for id_ in range(self.n_rows)]
         places = torch.tensor([[place.get(id_, own) for id_, own in enumerate(clean)], clean], device=device)
         side_by_side = slice(first, first + len(self.clean_ids))
-        return LayerRows(born[0], born[1], born[2], inside, outside, staying, side_by_side, slots, places, keep)
+        return LayerRows(born, inside, outside, staying, side_by_side, slots, places, keep)
 
     def prefix_rows(self, layer: int, recorded: RowTable) -> list[int]:
         """For each attending row, the row of `recorded` whose keys and values lie left of it."""
