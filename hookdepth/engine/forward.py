@@ -71,6 +71,7 @@ def run_pass(
     *,
     parent: PassResult | None = None,
     logit_elements: int | None = None,
+    on_hidden: Callable[[Tensor], object] | None = None,
 ) -> PassResult:
     """Run one pass and measure it.
 
@@ -84,9 +85,11 @@ def run_pass(
         lengths: tokens of the pass's prompts.
         parent: the pass whose keys and values lie left of this one.
         logit_elements: most logits held at once; default `most_logits`.
+        on_hidden: gets the last hidden states, of the rows of `table.final`; keys and values are then recorded.
     """
     pass_ = table.pass_
-    cache = PrefixCache(pass_.start, _prefix(table, parent) if parent else None, pass_.record)
+    record = pass_.record or on_hidden is not None
+    cache = PrefixCache(pass_.start, _prefix(table, parent) if parent else None, record)
     wanted = measurements if pass_.measured else ()
     forward = _Pass(model, table, branches, lengths, [m for m in wanted if isinstance(m, LayerMeasurement)])
     with ExitStack() as hooks:
@@ -94,6 +97,8 @@ def run_pass(
         forward.leave_out_unread(hooks)
         # The longest prompt has the pass's whole width; the planner puts only prompts of equal factors together.
         hidden = model.forward(token_ids[:, pass_.start : pass_.stop], cache, token_ids.shape[1])
+    if on_hidden is not None:
+        on_hidden(hidden)
     outputs, most = [m for m in wanted if isinstance(m, OutputMeasurement)], logit_elements or most_logits(model.device)
     output = measure_output(model, hidden, token_ids, table, branches, lengths, outputs, most)
     return PassResult(table, *_own_and_clean(forward.layer_results()), *_own_and_clean(output), cache.recorded)
