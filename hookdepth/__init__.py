@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         OutputMeasurement,
         TargetProbability,
     )
+    from hookdepth.engine.paths import LayerPath
     from hookdepth.engine.passes import BranchResults, run_branches
     from hookdepth.engine.reading import Activations, capture
     from hookdepth.model.checking import wrap
@@ -43,6 +44,7 @@ _HOME = {
     "api": "analyse plot",
     "engine.branches": "Branch",
     "engine.passes": "BranchResults run_branches",
+    "engine.paths": "LayerPath",
     "engine.reading": "Activations capture",
     "engine.interventions": "AddVector Erase Identity Intervention Patch Scale Skip Subtract",
     "model.loading": "load_model",
@@ -80,6 +82,7 @@ __all__ = [
     "Intervention",
     "LayerEffect",
     "LayerMeasurement",
+    "LayerPath",
     "LogitDifference",
     "OutputEffect",
     "OutputMeasurement",
