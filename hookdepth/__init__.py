@@ -30,8 +30,8 @@ if TYPE_CHECKING:
         OutputMeasurement,
         TargetProbability,
     )
-    from hookdepth.engine.paths import LayerPath
     from hookdepth.engine.passes import BranchResults, run_branches
+    from hookdepth.engine.paths import LayerPath
     from hookdepth.engine.reading import Activations, capture
     from hookdepth.model.checking import wrap
     from hookdepth.model.decoder import Decoder

@@ -97,7 +97,10 @@ def run_pass(
         forward.leave_out_unread(hooks)
         # The longest prompt has the pass's whole width; the planner puts only prompts of equal factors together.
         hidden = model.forward(token_ids[:, pass_.start : pass_.stop], cache, token_ids.shape[1])
-    outputs, most = [m for m in measurements if isinstance(m, OutputMeasurement) and pass_.measured], logit_elements or most_logits(model.device)
+    outputs, most = (
+        [m for m in measurements if isinstance(m, OutputMeasurement) and pass_.measured],
+        logit_elements or most_logits(model.device),
+    )
     output = measure_output(model, hidden, token_ids, table, branches, lengths, outputs, most)
     return PassResult(table, *_own_and_clean(forward.layer_results()), *_own_and_clean(output), cache.recorded)
 
@@ -265,7 +268,7 @@ class _Pass:
         return self._apply(layer, site, self._clean(layer, values, id_), id_, self._clean(layer, self.pre, id_))
 
     def _start(self, layer: int, order: int, values: Tensor, id_: int) -> Tensor:
-        """What a row joins with at a layer's input or output: its clean run's, or a state from elsewhere on its path."""
+        """What a row joins with at a layer's input or output: its clean run's, or a state of its path."""
         return self.travel.arrival(layer, order, id_, self._clean(layer, values, id_))
 
     def _clean(self, layer: int, values: Tensor, id_: int) -> Tensor:

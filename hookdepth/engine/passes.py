@@ -155,10 +155,10 @@ def run_top(
     for pass_ in top.walk():
         lengths = [len(prompts[prompt]) for prompt in pass_.prompts]
         token_ids = _pad([prompts[prompt] for prompt in pass_.prompts], model.device)
-        kind = RowTable if travel is None else SweepTable
-        table = kind(pass_, branches, plan.spans, model.n_layers, model.layer_device)
-        if travel is not None:
-            travel.begin(table)
+        if travel is None:
+            table = RowTable(pass_, branches, plan.spans, model.n_layers, model.layer_device)
+        else:
+            table = travel.begin(SweepTable(pass_, branches, plan.spans, model.n_layers, model.layer_device))
         result = run_pass(model, token_ids, table, branches, measurements, lengths, parent=parent, travel=travel)
         if pass_.record:
             parent = result

@@ -9,7 +9,7 @@ ascend (a *sweep*): over a gap the state is held and put back. Where a path desc
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from itertools import pairwise
@@ -23,6 +23,7 @@ from hookdepth.errors import HookdepthError, shown, whole_number
 
 Stage = tuple[int, ...]
 """Layers that read the same input, in rising order; nearly always one."""
+Piece = tuple[int, int, Stage]
 _REMEDY = "give layers in the order of the visits, e.g. '0-9,4-9,10-29' ('3+4': both on the same input)"
 _MOST_STAGES = 100_000
 
@@ -57,6 +58,7 @@ class LayerPath(Intervention):
     stages: tuple[Stage, ...] = ()
     mean: bool = False
     keep_front: int = 0
+    _pieces: tuple[Piece, ...] = ()
 
     def __init__(self, path: str | Sequence[Any], mean: bool = False, keep_front: int = 0) -> None:
         if not isinstance(mean, bool):
@@ -64,6 +66,7 @@ class LayerPath(Intervention):
         object.__setattr__(self, "stages", parsed(path) if isinstance(path, str) else _stages(path))
         object.__setattr__(self, "mean", mean)
         object.__setattr__(self, "keep_front", whole_number("LayerPath: keep_front", keep_front, 0))
+        object.__setattr__(self, "_pieces", tuple(_pieces(self.stages)))
         self._place("resid_pre", 0, slice(self.keep_front, None))
 
     def __str__(self) -> str:
@@ -73,12 +76,20 @@ class LayerPath(Intervention):
         more = ", mean=True" * self.mean + f", keep_front={self.keep_front}" * bool(self.keep_front)
         return f"LayerPath({str(self)!r}{more})"
 
-    def clean_stages(self, most: int) -> int:
-        """How many stages, at most so many, are those of the clean run."""
-        for number, stage in enumerate(self.stages[:most]):
-            if stage != (number,):
-                return number
-        return min(len(self.stages), most)
+    def clean_layers(self, most: int) -> int:
+        """How many of the model's layers, at most so many, it visits first as the clean run does."""
+        first, last, together = self._pieces[0] if self._pieces else (0, -1, ())
+        return 0 if first or together else min(last + 1, most)
+
+    def pieces(self, begin: int, apart: Container[int] = ()) -> Iterator[Piece]:
+        """What follows the first `begin` stages: layers in a row, those of `apart` alone."""
+        for first, last, together in self._pieces:
+            first, begin = first + begin, 0
+            while first <= last:
+                stop = next((n for n in range(first, last) if n in apart or n + 1 in apart), last) if apart else last
+                stop = last if together else stop
+                yield first, stop, together
+                first = stop + 1
 
     def layers(self) -> set[int]:
         """All layers that it visits."""
@@ -123,6 +134,22 @@ def parsed(text: str) -> tuple[Stage, ...]:
         else:
             stages.append(_stage(layers, text))
     return tuple(stages)
+
+
+def _pieces(stages: Iterable[Stage]) -> Iterator[Piece]:
+    """Stages as layers in a row, (first, last, ()), and as several together, (first, last, layers)."""
+    first, last = 0, -1
+    for stage in stages:
+        if len(stage) == 1 and stage[0] == last + 1 and first <= last:
+            last += 1
+            continue
+        if first <= last:
+            yield first, last, ()
+        first, last = (0, -1) if len(stage) > 1 else (stage[0], stage[0])
+        if len(stage) > 1:
+            yield stage[0], stage[-1], stage
+    if first <= last:
+        yield first, last, ()
 
 
 def _stages(given: Any) -> tuple[Stage, ...]:

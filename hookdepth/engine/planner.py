@@ -152,7 +152,7 @@ class _Builder:
         for index in indices:
             whole.add(index, self.branches[index])
         # Paths of few sweeps first: the others then share their many.
-        order = sorted(indices, key=lambda i: (whole.ways[i][-1].sweep, self.branches[i].prompt, i))
+        order = sorted(indices, key=lambda i: (whole.ends[i][0].sweep, self.branches[i].prompt, i))
         for prompt, visits in whole.visits_by_prompt().items():
             self.on_paths += visits * max(self.spans[i].stop for i in indices if self.branches[i].prompt == prompt)
         trie = whole if whole.most <= size and len(order) <= _HELD * size else Trie(self.n_layers)
@@ -168,8 +168,8 @@ class _Builder:
     def _chain(self, trie: Trie, stop: int) -> ForwardPass:
         passes: list[ForwardPass] = []
         for number in range(trie.n_sweeps):
-            rows = tuple(i for i, way in trie.ways.items() if way[-1].sweep >= number)
-            ending = frozenset(i for i in rows if trie.ways[i][-1].sweep == number)
+            rows = tuple(i for i, (run, _) in trie.ends.items() if run.sweep >= number)
+            ending = frozenset(i for i in rows if trie.ends[i][0].sweep == number)
             passes.append(ForwardPass(self._prompts(rows), 0, stop, rows, ending, sweep=Sweep(trie, number)))
         return replace(passes[0], suffixes=tuple(passes[1:]))
 

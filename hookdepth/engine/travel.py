@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from torch import Tensor
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.plan import ForwardPass, Span
 from hookdepth.engine.rows import RowTable
-from hookdepth.engine.trie import Node, Trie
+from hookdepth.engine.trie import Run, State, Trie
 
 
 class SweepTable(RowTable):
@@ -38,15 +39,15 @@ class SweepTable(RowTable):
     ) -> None:
         assert pass_.sweep is not None
         self.sweep, trie, number = pass_.sweep, pass_.sweep.trie, pass_.sweep.number
-        ids = dict(zip(pass_.rows, self._layout(len(pass_.prompts), len(pass_.rows))[2], strict=True))
+        self.ids = ids = dict(zip(pass_.rows, self._layout(len(pass_.prompts), len(pass_.rows))[2], strict=True))
         self.takes = {id_: trie.takes(row, number) for row, id_ in ids.items()}
         self.seen = {id_: {n: ids[own] for n, own in trie.seen(row, number).items()} for row, id_ in ids.items()}
         self.keep_front = {id_: path.keep_front for row, id_ in ids.items() if (path := branches[row].path)}
-        self.nodes: dict[int, list[tuple[int, Node]]] = {}  # layer → (id, state) of rows that compute a stage with it
+        self.together: dict[int, list[tuple[int, Run]]] = {}  # layer → (id, run) of rows that read one input there
         for row, id_ in ids.items():
-            for node in trie.parts[row].get(number, ()):
-                for layer in node.layers if node.owner == row else ():
-                    self.nodes.setdefault(layer, []).append((id_, node))
+            for run in trie.own(row, number):
+                for layer in run.together:
+                    self.together.setdefault(layer, []).append((id_, run))
         super().__init__(pass_, branches, spans, n_layers, device)
 
     def observed_rows(self) -> list[tuple[int, int]]:
@@ -88,32 +89,37 @@ class Travel:
         self.sums: dict[int, Tensor] = {}
         self.found: dict[str, Tensor] = {}
         self.uses: Counter[Hashable] = Counter()
-        for index in trie.ways if trie else ():
-            for sweep in trie.parts[index]:
-                self.uses.update(trie.takes(index, sweep).values())
-        self.roots = [node for node in self.uses if isinstance(node, Node) and node.parent is None]
+        if trie is not None:
+            taken = [trie.takes(index, sweep) for index, way in trie.ways.items() for sweep in way]
+            self.uses.update(state for own in taken for state in own.values())
+        self.needed: dict[tuple[int, int], list[State]] = {}  # (sweep, layer) → states that are there then
+        for key in self.uses:
+            run, layer = cast(State, key)
+            self.needed.setdefault((run.sweep, layer), []).append((run, layer))
 
-    def begin(self, table: SweepTable) -> None:
+    def begin(self, table: SweepTable) -> SweepTable:
         """The next sweep."""
         before, self.table = self.table, table
         if before is not None:
             place = {row: n for n, row in enumerate(before.pass_.rows)}
-            rows = torch.tensor([place[row] for row in table.pass_.rows])
+            rows = torch.tensor([place[row] for row in table.pass_.rows], dtype=torch.long)
             self.found = {name: own.index_select(1, rows.to(own.device)) for name, own in self.found.items()}
         later = [suffix.prompts for suffix in table.pass_.suffixes]
         self.uses.update(prompt for prompts in later for prompt in prompts)
         self.sums = {}
+        return table
 
     def holds_at(self, layer: int) -> bool:
         """Whether a state from a layer's output is needed beside those that go on: then the layer is needed whole."""
-        return any(isinstance(node, Node) and node.ready == layer for node in self.uses)
+        return self.table is not None and (self.table.sweep.number, layer) in self.needed
 
     def before(self, layer: int, hidden: Tensor) -> None:
         """At a layer's input: keep the states of clean runs and controls from which paths go on."""
         if self.table is None or self.table.sweep.number:
             return
         rows = self.table.layers[layer]
-        self._keep_clean(layer - 1, hidden)
+        if layer == 0:  # all other states are kept where they arise, at a layer's output
+            self._keep(-1, hidden, {})
         if layer == self.table.n_layers // 2:
             place = {id_: n for n, id_ in enumerate(rows.inside)}
             for slot, prompt in enumerate(self.table.pass_.prompts):
@@ -137,19 +143,15 @@ class Travel:
         if self.table is None:
             return after
         table, rows = self.table, self.table.layers[layer]
-        place = {id_: n for n, id_ in enumerate(rows.outside)}
-        for id_, node in table.nodes.get(layer, ()):
+        place = {id_: n for n, id_ in enumerate(rows.inside)}
+        for id_, run in table.together.get(layer, ()):
             here = place[id_]
-            if len(node.layers) > 1:
-                added = after[here].float() - pre[here].float()
-                self.sums[id_] = added if layer == node.layers[0] else self.sums[id_].to(added.device) + added
-                if layer == node.ready:
-                    after = after.clone()
-                    after[here] = self._summed(id_, node, pre[here], after[rows.clean_place(table.slot[id_])])
-            if layer == node.ready:
-                self._put(node, after[here])
-        if layer == table.n_layers - 1 and not table.sweep.number:
-            self._keep_clean(layer, after)
+            added = after[here].float() - pre[here].float()
+            self.sums[id_] = added if layer == run.first else self.sums[id_].to(added.device) + added
+            if layer == run.last:
+                after = after.clone()
+                after[here] = self._summed(id_, run, pre[here], after[rows.clean_place(table.slot[id_])])
+        self._keep(layer, after, place)
         return after
 
     def merged(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -166,22 +168,24 @@ class Travel:
             found[name] = torch.cat([values[:, : ids.start], own], dim=1)
         return found
 
-    def _summed(self, id_: int, node: Node, pre: Tensor, clean: Tensor) -> Tensor:
+    def _summed(self, id_: int, run: Run, pre: Tensor, clean: Tensor) -> Tensor:
         """The state after parallel layers; `pre` is what they all have read."""
         table = self.table
         assert table is not None
-        total = self.sums.pop(id_) / (len(node.layers) if node.mean else 1)
+        total = self.sums.pop(id_) / (len(run.together) if run.mean else 1)
         state = (pre.float() + total).to(pre.dtype)
         front = table.keep_front[id_]
         return torch.cat([clean[:front], state[front:]])
 
-    def _keep_clean(self, ready: int, values: Tensor) -> None:
+    def _keep(self, layer: int, values: Tensor, place: dict[int, int]) -> None:
         table = self.table
         assert table is not None
-        for root in self.roots:
-            if root.ready == ready:
-                # Clean runs never leave: in the order of the prompts they are the first of the batch.
-                self._put(root, values[table.pass_.prompts.index(root.prompt)])
+        for state in self.needed.get((table.sweep.number, layer), ()):
+            run, pass_ = state[0], table.pass_
+            # Clean runs never leave: in the order of the prompts they are the first of the batch.
+            root = run.parent is None
+            here = pass_.prompts.index(run.prompt) if root else place[table.ids[run.owner]]
+            self._put(state, values[here])
 
     def _put(self, key: Hashable, state: Tensor) -> None:
         if self.uses[key]:

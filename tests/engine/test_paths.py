@@ -69,7 +69,7 @@ def run(model, given, measurements, ids, **limits):
 
 def test_random_paths_are_layers_called_by_hand(family):
     hf, model = family
-    ids, given = prompts(1, T)[0], paths(200)
+    ids, given = prompts(1, T)[0], paths(40)
     found = run(model, given, [OutputEffect(), *LOGIT, LayerEffect()], ids)
     assert found.null_effect == 0
     assert found.passes > 3
@@ -104,13 +104,13 @@ def test_the_identity_is_the_clean_run_to_the_bit(family):
 
 def test_packing_changes_nothing(llama):
     _, model = llama
-    several, given = prompts(3, (20, 13, 24)), paths(40, seed=1)
+    several, given = prompts(3, (20, 13, 24)), paths(12, seed=1)
     branches = [Branch((LayerPath(stages),), prompt=p) for stages, _ in given for p in range(3)]
     branches += [Branch((Skip(layer),), prompt=1) for layer in range(L)]
     measurements = [LayerEffect(), OutputEffect(), *LOGIT]
     together = run_branches(model, several, branches, measurements)
     small = run_branches(model, several, branches, measurements, max_rows=9)
-    assert small.passes > 3 * together.passes
+    assert small.passes > 2 * together.passes
     one = [run_branches(model, [several[b.prompt]], [Branch(b.interventions)], measurements) for b in branches]
     for name in together.output:
         alone = torch.stack([found.output[name][0] for found in one])
@@ -144,7 +144,7 @@ def test_a_layer_left_out_is_a_skipped_layer(llama):
 
 
 def test_the_first_tokens_stay_clean(llama):
-    hf, model = llama
+    _hf, model = llama
     ids = prompts(1, T)[0]
     branches = [Branch((LayerPath(stages, keep_front=4),), measured=range(4)) for stages, _ in paths(40, seed=3)]
     found = run_branches(model, [ids], branches, [OutputEffect(), LayerEffect()])
@@ -210,19 +210,8 @@ def test_work_is_near_the_least_and_paths_that_begin_alike_share_rows():
     assert make_plan(shared, [1], 30).least == 30 + 6 + sum(30 - n for n in range(10, 20))
 
 
-def test_eighty_layers_are_planned_at_once():
-    import time
-
-    spans = [(a, b) for a in range(80) for b in range(a, 80)]
-    branches = [Branch((LayerPath([*range(a), *range(b + 1, 80)]),)) for a, b in spans]
-    branches += [Branch((LayerPath([*range(b + 1), *range(a, 80)]),)) for a, b in spans]
-    begin = time.perf_counter()
-    plan = make_plan(branches, [180], 80)
-    print(time.perf_counter() - begin, plan.n_passes, plan.work / plan.least)
-
-
 @pytest.mark.parametrize(
-    "text, stages",
+    ("text", "stages"),
     [
         ("0-2,1", (0, 1, 2, 1)),
         ("3", (3,)),
@@ -238,7 +227,7 @@ def test_what_a_text_means(text, stages):
 
 
 @pytest.mark.parametrize(
-    "given, says",
+    ("given", "says"),
     [
         ("", "names no layers"),
         ("0-", "names no layers"),
@@ -275,7 +264,12 @@ def test_what_does_not_go_together(llama):
     for branch, says in (
         (Branch((path,), cut=4), "has cut=4"),
         (Branch((path,), until=4), "has until=4"),
-        (Branch((path, LayerPath("0")),), "another path"),
+        (
+            Branch(
+                (path, LayerPath("0")),
+            ),
+            "another path",
+        ),
         (Branch((LayerPath("0-2,4"), Skip(3))), "never visits"),
         (Branch((LayerPath("0-5"),)), "visits layer 5 of a model of 5"),
         (Branch((LayerPath("0", keep_front=T),)), "changes nothing"),
