@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         TargetProbability,
     )
     from hookdepth.engine.passes import BranchResults, run
+    from hookdepth.engine.paths import LayerPath
     from hookdepth.engine.reading import Activations, capture
     from hookdepth.engine.texts import Generated, Generations
     from hookdepth.model.checking import wrap
@@ -45,6 +46,7 @@ _HOME = {
     "api": "analyse plot",
     "engine.branches": "Branch",
     "engine.passes": "BranchResults run",
+    "engine.paths": "LayerPath",
     "engine.reading": "Activations capture",
     "engine.decoding": "generate",
     "engine.texts": "Generated Generations",
@@ -86,6 +88,7 @@ __all__ = [
     "Intervention",
     "LayerEffect",
     "LayerMeasurement",
+    "LayerPath",
     "LogitDifference",
     "OutputEffect",
     "OutputMeasurement",
