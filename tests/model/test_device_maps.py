@@ -16,7 +16,7 @@ from hookdepth.data import Probe
 from hookdepth.errors import HookdepthError
 from hookdepth.model.loading import load_model
 
-NAMES = tuple(known())
+NAMES = tuple(name for name, kind in known().items() if kind.in_all)
 
 FAMILIES = ("llama-untied", "gemma2")
 PROMPTS = tuple(tuple(ids) for ids in prompts(2, (30, 21)))
