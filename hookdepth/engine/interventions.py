@@ -7,7 +7,7 @@
     branches += [Branch((Skip(3, "attn"), AddVector("resid_pre", 9, steer)))]  # two at once
 
 An intervention acts at one site of one layer on some tokens; one or more of them make a branch (`branches`),
-and `passes` runs any list of branches in shared passes. Setting to zero, to a mean, and single neurons: `ablation`.
+and `hookdepth.run` runs any list of branches in shared passes. Heads, neurons, and what is set to zero: `ablation`.
 """
 
 from __future__ import annotations

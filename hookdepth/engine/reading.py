@@ -49,7 +49,7 @@ def capture(model: Decoder, *sites: str, layers: Iterable[int] | None = None) ->
         acts["mlp_out", 7]
 
     Args:
-        model: from `load_model` or `wrap`.
+        model: from `load` or `wrap`.
         sites: at least one of `model.sites.ORDER`, and of q, k, v and pattern, which can only be read.
         layers: default all that have the sites.
 

@@ -30,6 +30,8 @@ SITES = ("resid_pre", "z", "attn_out", "resid_mid", "neurons", "mlp_out", "resid
 """Sites of a layer of attention and MLP, in the order in which a forward pass meets them."""
 ORDER = ("resid_pre", "mixer_out", "z", "attn_out", "resid_mid", "neurons", "mlp_out", "extra_out", "resid_post")
 """Those of any layer."""
+AT_OUTPUT = len(ORDER) - 1
+"""The place of the last site: what joins there does not run through the layer."""
 READ_ONLY = ("q", "k", "v", "pattern")
 """What can be read besides: before positions are applied [row, token, head, head_dim]; and [row, head, query, key]."""
 PARTS = ("layer", "attn", "mlp", "mixer", "extra")
