@@ -167,6 +167,8 @@ def _branches(model: Decoder, kind: str, n: int, source: random.Random) -> Itera
     where = [(site, layer) for layer in range(model.n_layers) for site in model.sites.of(layer)]
     having = {"heads": "z", "neurons": "neurons"}.get(kind)
     where = [place for place in where if having in (None, place[0])]
+    if kind == "cuts":  # a later layer must be there to see it
+        where = [place for place in where if 2 * place[1] < model.n_layers]
     if kind in ("sites", "tokens"):  # every site at least once
         source.shuffle(where)
         first = list({site: (site, layer) for site, layer in where}.values())

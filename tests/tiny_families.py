@@ -90,7 +90,15 @@ FAMILIES: dict[str, tuple[str, dict]] = {
         | {"expert_layer_offset": 1, "mamba_d_state": 8, "use_mamba_kernels": False},
     ),
     "gemma": ("gemma", DENSE),
-    "gemma3n": ("gemma3n_text", {**GEMMA4, "activation_sparsity_pattern": [0.0] * 4, "intermediate_size": [48] * 4}),
+    "gemma3n": (
+        "gemma3n_text",
+        {
+            **GEMMA4,
+            "hidden_size_per_layer_input": 8,
+            "activation_sparsity_pattern": [0.0] * 4,
+            "intermediate_size": [48] * 4,
+        },
+    ),
     "gemma4": ("gemma4_text", GEMMA4),
     "gemma4-embeddings": (
         "gemma4_text",
