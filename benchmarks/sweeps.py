@@ -19,7 +19,7 @@ from torch import Tensor
 from benchmarks.contest import OURS, RMS_IN_BFLOAT16, largest, rms
 from benchmarks.measure import seconds
 from benchmarks.models import SHAPES, random_model, random_prompts
-from benchmarks.peer_hooks import HookLoop
+from benchmarks.peers.hooks import HookLoop
 from hookdepth import Branch, Decoder, LayerEffect, OutputEffect, Skip, wrap
 from hookdepth.analyses import erasure
 from hookdepth.data import Probe

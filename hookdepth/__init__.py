@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from hookdepth.analyses.contract import load_folder
     from hookdepth.api import analyse, plot, run
     from hookdepth.engine.branches import Branch
+    from hookdepth.engine.decoding import generate
     from hookdepth.engine.interventions import AddVector, Erase, Identity, Intervention, Patch, Scale, Skip, Subtract
     from hookdepth.engine.measurements import (
         KL,
@@ -35,7 +36,9 @@ if TYPE_CHECKING:
         TargetProbability,
         Top1,
     )
+    from hookdepth.engine.paths import LayerPath
     from hookdepth.engine.reading import Activations, capture
+    from hookdepth.engine.texts import Generated, Generations
     from hookdepth.model.checking import wrap
     from hookdepth.model.decoder import Decoder
     from hookdepth.model.loading import load
@@ -46,7 +49,10 @@ _HOME = {
     "analyses.contract": "load_folder",
     "api": "analyse plot run",
     "engine.branches": "Branch",
+    "engine.paths": "LayerPath",
     "engine.reading": "Activations capture",
+    "engine.decoding": "generate",
+    "engine.texts": "Generated Generations",
     "engine.interventions": "AddVector Erase Identity Intervention Patch Scale Skip Subtract",
     "model.loading": "load",
     "engine.measurements": (
@@ -79,11 +85,14 @@ __all__ = [
     "Custom",
     "Decoder",
     "Erase",
+    "Generated",
+    "Generations",
     "HookdepthError",
     "Identity",
     "Intervention",
     "LayerEffect",
     "LayerMeasurement",
+    "LayerPath",
     "LogitDifference",
     "Loss",
     "Norm",
@@ -100,6 +109,7 @@ __all__ = [
     "__version__",
     "analyse",
     "capture",
+    "generate",
     "load",
     "load_folder",
     "plot",

@@ -31,6 +31,7 @@ from hookdepth.engine.plan import ForwardPass, Plan
 from hookdepth.engine.planner import make_plan
 from hookdepth.engine.results import Gathered, Outcome
 from hookdepth.engine.rows import RowTable
+from hookdepth.engine.travel import SweepTable, Travel
 from hookdepth.errors import HookdepthError, shown
 from hookdepth.model.decoder import Decoder
 
@@ -148,11 +149,15 @@ def run_top(
     Gradients flow where the caller enabled them; its graph lives until the caller lets go of a result.
     """
     parent: PassResult | None = None
+    travel = None if top.sweep is None else Travel(top.sweep.trie)
     for pass_ in top.walk():
         lengths = [len(prompts[prompt]) for prompt in pass_.prompts]
-        token_ids = _pad([prompts[prompt] for prompt in pass_.prompts], model.device)
-        table = RowTable(pass_, branches, plan.spans, model.n_layers, model.layer_device)
-        result = run_pass(model, token_ids, table, branches, measurements, lengths, parent=parent)
+        token_ids = padded([prompts[prompt] for prompt in pass_.prompts], model.device)
+        if travel is None:
+            table = RowTable(pass_, branches, plan.spans, model.n_layers, model.layer_device)
+        else:
+            table = travel.begin(SweepTable(pass_, branches, plan.spans, model.n_layers, model.layer_device))
+        result = run_pass(model, token_ids, table, branches, measurements, lengths, parent=parent, travel=travel)
         if pass_.record:
             parent = result
         yield result
@@ -215,7 +220,8 @@ def plan_for(
     )
 
 
-def _pad(prompts: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+def padded(prompts: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """Prompts as one tensor: padded([[5, 6], [7]], model.device)."""
     longest = max(len(prompt) for prompt in prompts)
     # On the right, any token serves: causal attention never looks there, so no mask is needed.
     return torch.tensor([[*prompt, *[prompt[-1]] * (longest - len(prompt))] for prompt in prompts], device=device)

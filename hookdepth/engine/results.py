@@ -91,6 +91,9 @@ def on_host(part: PassResult, name: str) -> HostValues:
     read = [*(table.clean_ids[slot] for slot in slots), *controls, *sources]
     for host in (here, there):
         _check_finite(host[read], table.pass_, name in part.layer)
+    if name in part.layer:
+        for source, row in measured:
+            here[source, table.unvisited(row)] = torch.nan  # a path that never came there has no value
     difference = (here[controls] - there[controls]).abs()
     floor = difference.max().item() if len(controls) else 0.0
     where = _describe(difference, table.pass_, slots, name in part.layer) if floor else None

@@ -9,7 +9,7 @@ Importing this imports no matplotlib: analyses declare their figures, and who on
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -126,7 +126,7 @@ class Kind(ABC):
     def pictures(self, result: Result, declaration: Declaration) -> list[Picture]:
         """Its figures of a result, one for each assignment of the placeholders: kind.pictures(result, declaration)."""
         found = []
-        for values in assignments(self.patterns[0], result.tensors):
+        for values in assignments(self.patterns[0], self._meant(result.tensors, declaration)):
             drawing = self.drawing(result, declaration, values)
             found.append(self._picture(result, values, drawing, _prompts(result, values), floor_of(result.metadata)))
         return found
@@ -138,7 +138,7 @@ class Kind(ABC):
         """
         names = {name: None for result in results.values() for name in result.tensors}
         found = []
-        for values in assignments(self.patterns[0], names):
+        for values in assignments(self.patterns[0], self._meant(names, declaration)):
             first = fill(self.patterns[0], values)
             own = {label: result for label, result in results.items() if series(first, result.tensors)}
             if "i" in values:
@@ -149,6 +149,10 @@ class Kind(ABC):
                 drawing = self.together(own, declaration, values)
                 found.append(self._picture(next(iter(own.values())), values, drawing))
         return found
+
+    def _meant(self, names: Iterable[str], declaration: Declaration) -> list[str]:
+        """Without those that are declared in full and merely look like this pattern: "score.output" is no level's."""
+        return [name for name in names if "{" not in self.patterns[0] or name not in declaration.tensors]
 
     def _picture(
         self, result: Result, values: Assignment, drawing: Drawing, prompts: str = "", floor: str = ""
@@ -174,8 +178,8 @@ class Kind(ABC):
         high = getattr(norm, "vmax", None) if high is None else high
         return self if norm is None and low is None and high is None else self._limited(low, high)
 
-    @abstractmethod
-    def _limited(self, low: float | None, high: float | None) -> Kind: ...
+    def _limited(self, low: float | None, high: float | None) -> Kind:
+        raise HookdepthError(f"{type(self).__name__} take no limits", "leave out vmin, vmax and norm")
 
     def _caption(self, result: Result, values: Assignment) -> str:
         """The part, the kind of value, the probe."""

@@ -20,7 +20,7 @@ from hookdepth.results import LOG, Result, read_log
 from hookdepth.runs import runner
 from hookdepth.runs.runner import UNITS
 
-NAMES = tuple(known())
+NAMES = tuple(name for name, kind in known().items() if kind.in_all)
 
 PROMPTS = tuple(tuple(ids) for ids in prompts(3, (300, 310, 305)))  # too long to share a chunk
 CUTS = ((64,), (128, 8), (16,))
@@ -257,6 +257,20 @@ def test_results_of_other_settings_are_refused(make, monkeypatch, change, stoppe
     make(**{"settings": Settings(), **different}, overwrite=True).execute(["skip-future"])
     assert {path.name for path in run.out.iterdir()} == {"skip-future.safetensors", LOG}
     assert (run.out / "skip-future.safetensors").read_bytes() not in content.values()
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_the_same_weights_by_another_name_are_the_same_run(make, monkeypatch, stopped):
+    if stopped:
+        with monkeypatch.context() as patched:
+            Stop(patched, after=1)
+            with pytest.raises(KeyboardInterrupt):
+                make(settings=Settings()).execute(["skip-future"])
+    else:
+        make(settings=Settings()).execute(["skip-future"])
+    stop = Stop(monkeypatch)
+    make(settings=Settings(), of=hookdepth.wrap(tiny_model("llama"), name="moved")).execute(["skip-future"])
+    assert len(stop.ran) == (len(PROMPTS) - 1 if stopped else 0)
 
 
 def test_settings_that_change_nothing_are_no_difference(make):

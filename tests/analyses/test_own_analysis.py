@@ -25,7 +25,7 @@ from hookdepth.engine.passes import measure
 from hookdepth.errors import HookdepthError
 from hookdepth.training import DepthMonitor
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "scripts" / "pages" / "analyses.md").read_text(encoding="utf-8")
 SOURCE = next(code for code in re.findall(r"^```python\n(.*?)^```$", PAGE, re.M | re.S) if "class HalfMlp" in code)
 TEXTS = ["Anna has 12 apples and eats 3 of them.", "The basket is full."]
