@@ -13,12 +13,13 @@ from collections.abc import Sequence
 
 import torch
 
+import hookdepth
 from benchmarks.entries import Outcome, Tensors, Workload, contestants_of, prompts_of, run_analyses
 from benchmarks.limits import Need
 from benchmarks.models import Subject
 from benchmarks.peers import Peer, Peers
-from hookdepth import Decoder, OutputEffect, run_branches
-from hookdepth.analyses import Settings, chosen, erasure, gradients, groups_of
+from hookdepth import Decoder, OutputEffect
+from hookdepth.analyses import Settings, chosen, erasure, groups_of, integrals
 from hookdepth.analyses import Subject as On
 from hookdepth.engine.passes import plan_for
 
@@ -136,7 +137,7 @@ def residual_erasure(subject: Subject, peers: Peers) -> Workload:
     points = model.n_layers + 1
 
     def ours() -> Outcome:
-        result = run_branches(model, [probe.token_ids], branches, [OutputEffect()])
+        result = hookdepth.run(model, [probe.token_ids], branches, [OutputEffect()])
         return Outcome({"effect": result.output["output"].view(points, -1)}, result.null_effect)
 
     def run(peer: Peer, chunks: Sequence[int]) -> Tensors:
@@ -160,9 +161,9 @@ def gradients_riemann(subject: Subject, peers: Peers) -> Workload:
     ids = torch.tensor([probe.token_ids], device=model.device)
 
     def ours(count: int = steps) -> Outcome:
-        path = gradients.Path(model, probe, "layer")
+        path = integrals.Path(model, probe, "layer")
         settings = Settings(ig_method="riemann", ig_steps=count)
-        found = gradients.attribute(path, settings, subject.layers)
+        found = integrals.attribute(path, settings, subject.layers)
         return Outcome({"attribution": found["attribution"]}, path.null_effect)
 
     def run(peer: Peer, _chunks: Sequence[int]) -> Tensors:
@@ -188,9 +189,9 @@ def gradients_adaptive(subject: Subject, peers: Peers) -> Workload:
     (probe,) = subject.inputs.probes
 
     def ours() -> Outcome:
-        path = gradients.Path(model, probe, "layer")
-        settings = Settings(ig_tolerance=gradients.default_tolerance(model))
-        found = gradients.attribute(path, settings, subject.layers)
+        path = integrals.Path(model, probe, "layer")
+        settings = Settings(ig_tolerance=integrals.default_tolerance(model))
+        found = integrals.attribute(path, settings, subject.layers)
         return Outcome({"attribution": found["attribution"], "evaluations": found["evaluations"]}, path.null_effect)
 
     return Workload(

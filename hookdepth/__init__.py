@@ -2,7 +2,7 @@
 
     import hookdepth
 
-    model = hookdepth.load_model("demo")
+    model = hookdepth.load("demo")
     results = hookdepth.analyse(model, ["residual-stats"], limit=1)
     results["residual-stats"].tensors["cosine.layer"]     # [L]
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from hookdepth.analyses.contract import load_folder
     from hookdepth.api import analyse, plot
     from hookdepth.engine.branches import Branch
+    from hookdepth.engine.decoding import generate
     from hookdepth.engine.interventions import AddVector, Erase, Identity, Intervention, Patch, Scale, Skip, Subtract
     from hookdepth.engine.measurements import (
         Custom,
@@ -30,11 +31,13 @@ if TYPE_CHECKING:
         OutputMeasurement,
         TargetProbability,
     )
-    from hookdepth.engine.passes import BranchResults, run_branches
+    from hookdepth.engine.passes import BranchResults, run
+    from hookdepth.engine.paths import LayerPath
     from hookdepth.engine.reading import Activations, capture
+    from hookdepth.engine.texts import Generated, Generations
     from hookdepth.model.checking import wrap
     from hookdepth.model.decoder import Decoder
-    from hookdepth.model.loading import load_model
+    from hookdepth.model.loading import load
     from hookdepth.results import Result
 
 _HOME = {
@@ -42,10 +45,13 @@ _HOME = {
     "analyses.contract": "load_folder",
     "api": "analyse plot",
     "engine.branches": "Branch",
-    "engine.passes": "BranchResults run_branches",
+    "engine.passes": "BranchResults run",
+    "engine.paths": "LayerPath",
     "engine.reading": "Activations capture",
+    "engine.decoding": "generate",
+    "engine.texts": "Generated Generations",
     "engine.interventions": "AddVector Erase Identity Intervention Patch Scale Skip Subtract",
-    "model.loading": "load_model",
+    "model.loading": "load",
     "engine.measurements": (
         "Custom LayerEffect LayerMeasurement LogitDifference OutputEffect OutputMeasurement TargetProbability"
     ),
@@ -75,11 +81,14 @@ __all__ = [
     "Custom",
     "Decoder",
     "Erase",
+    "Generated",
+    "Generations",
     "HookdepthError",
     "Identity",
     "Intervention",
     "LayerEffect",
     "LayerMeasurement",
+    "LayerPath",
     "LogitDifference",
     "OutputEffect",
     "OutputMeasurement",
@@ -92,9 +101,10 @@ __all__ = [
     "__version__",
     "analyse",
     "capture",
+    "generate",
+    "load",
     "load_folder",
-    "load_model",
     "plot",
-    "run_branches",
+    "run",
     "wrap",
 ]

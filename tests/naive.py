@@ -117,6 +117,35 @@ def run_with(model: nn.Module, token_ids: Tokens | Tensor, edits: Sequence[Edit]
     return Run(logits, *map(gather, ("resid_pre", "attn_out", "mlp_out", "resid_post")))
 
 
+@torch.no_grad()
+def visit(model: nn.Module, prompt: Tokens, stages: Sequence[Sequence[int]], mean: bool = False) -> list[Tensor]:
+    """`visit(model, ids, [(0,), (1,), (1,), (2, 3)])[-1]`: the layers called by hand, in this order.
+
+    Layers of one stage read the same input, and what they add is summed (or averaged). Gives what each visit added, in
+    order, and at last the logits.
+    """
+    given: dict[int, dict] = {}
+    with ExitStack() as stack:
+        for i, layer in enumerate(model.model.layers):
+
+            def note(_module, args, kwargs, i=i):
+                hidden = args[0] if args else kwargs.pop("hidden_states")
+                given[i] = {"hidden_states": hidden, "args": args[1:], "kwargs": kwargs}
+
+            stack.callback(layer.register_forward_pre_hook(note, with_kwargs=True).remove)
+        model(input_ids=torch.tensor([list(prompt)]), use_cache=False)
+    hidden, added = given[0]["hidden_states"], []
+    for stage in stages:
+        outputs = []
+        for i in stage:
+            output = model.model.layers[i](hidden, *given[i]["args"], **given[i]["kwargs"])
+            outputs.append(output[0] if isinstance(output, tuple) else output)
+            added.append(outputs[-1] - hidden)
+        total = sum(output - hidden for output in outputs) / (len(stage) if mean else 1)
+        hidden = outputs[0] if len(stage) == 1 else hidden + total
+    return [*added, unembed(model, hidden)]
+
+
 def overwrite(tokens: slice | int, value: Tensor | float) -> Callable[[Tensor], Tensor]:
     """`("resid_pre", 3, overwrite(slice(1, 8), 0.0))`: an edit's function that sets x[:, tokens] to the value."""
 

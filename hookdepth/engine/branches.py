@@ -2,7 +2,7 @@
 
     Branch((Skip(4),), cut=16)     # skipped on tokens < 16, measured at tokens ≥ 16
 
-`branching.run_branches` runs any list of branches in shared passes.
+`hookdepth.run` runs any list of branches in shared passes.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hookdepth.engine.interventions import Intervention
+from hookdepth.engine.paths import LayerPath
 from hookdepth.engine.tokens import Tokens, as_tokens, positions
 from hookdepth.errors import HookdepthError, shown, whole_number
 from hookdepth.model.decoder import SITES
@@ -37,7 +38,7 @@ class Branch:
 
     Raises:
         HookdepthError: no interventions, or what is none; a prompt, cut or layer that is no whole number; what does
-            not fit model or prompt is refused by `run_branches`.
+            not fit model or prompt is refused by `run`.
     """
 
     interventions: tuple[Intervention, ...]
@@ -65,6 +66,11 @@ class Branch:
         if self.measured is not None:
             object.__setattr__(self, "measured", as_tokens(self.measured, "where a branch is measured"))
 
+    @property
+    def path(self) -> LayerPath | None:
+        """The sequence of layers that it visits; None for the model's own."""
+        return next((one for one in self.interventions if isinstance(one, LayerPath)), None)
+
     def joins(self) -> tuple[int, str]:
         """(layer, site) of its first intervention: before that the branch is the clean run."""
         first = min(self.interventions, key=lambda i: (i.layer, SITES.index(i.site)))
@@ -74,6 +80,8 @@ class Branch:
         """Raise where the branch does not fit the model or the prompt."""
         for intervention in self.interventions:
             intervention.check(n_layers, length, width)
+        if self.path is not None:
+            self._check_path(self.path)
         if self.cut is not None and not 0 < self.cut < length:
             raise HookdepthError(f"a cut at {self.cut} in a prompt of {length} tokens", f"give 1 to {length - 1}")
         last = max(i.layer for i in self.interventions)
@@ -84,6 +92,20 @@ class Branch:
             )
         if not self.measured_positions(length):
             raise HookdepthError("a branch that is measured nowhere", "measure at least one token, from its cut on")
+
+    def _check_path(self, path: LayerPath) -> None:
+        others = [one for one in self.interventions if one is not path]
+        if any(isinstance(one, LayerPath) for one in others):
+            raise HookdepthError(f"a branch along {path!r} and another path", "give each a branch of its own")
+        if self.cut is not None or self.until is not None:
+            name = "until" if self.cut is None else "cut"
+            remedy = "give none: a path runs to the end, over all tokens (LayerPath's keep_front leaves the first out)"
+            raise HookdepthError(f"a branch along {path!r} has {name}={getattr(self, name)}", remedy)
+        visited = path.layers()
+        for one in others:
+            if one.layer not in visited:
+                problem = f"{type(one).__name__} at layer {one.layer}, which {path!r} never visits"
+                raise HookdepthError(problem, "intervene at a layer of the path")
 
     def measured_positions(self, length: int) -> list[int]:
         """The positions at which it is measured, in a prompt of `length` tokens."""

@@ -26,6 +26,7 @@ from hookdepth.engine.measurements import LayerMeasurement, LayerView, Measureme
 from hookdepth.engine.output import measure_output
 from hookdepth.engine.rows import RowTable
 from hookdepth.engine.tokens import Where, locate
+from hookdepth.engine.travel import Travel
 from hookdepth.model.decoder import Decoder
 from hookdepth.model.turns import in_this_thread
 from hookdepth.model.unembedding import most_logits
@@ -70,7 +71,9 @@ def run_pass(
     lengths: Sequence[int],
     *,
     parent: PassResult | None = None,
+    travel: Travel | None = None,
     logit_elements: int | None = None,
+    on_hidden: Callable[[Tensor], object] | None = None,
 ) -> PassResult:
     """Run one pass and measure it.
 
@@ -83,17 +86,23 @@ def run_pass(
         measurements: what to measure on branches that the pass measures.
         lengths: tokens of the pass's prompts.
         parent: the pass whose keys and values lie left of this one.
+        travel: of branches with a path, the states that they left in earlier sweeps.
         logit_elements: most logits held at once; default `most_logits`.
+        on_hidden: gets the last hidden states, of the rows of `table.final`; keys and values are then recorded.
     """
     pass_ = table.pass_
-    cache = PrefixCache(pass_.start, _prefix(table, parent) if parent else None, pass_.record)
+    record = pass_.record or on_hidden is not None
+    cache = PrefixCache(pass_.start, _prefix(table, parent) if parent else None, record)
     wanted = measurements if pass_.measured else ()
-    forward = _Pass(model, table, branches, lengths, [m for m in wanted if isinstance(m, LayerMeasurement)])
+    layered = [m for m in wanted if isinstance(m, LayerMeasurement) and table.observed_rows()]
+    forward = _Pass(model, table, branches, lengths, layered, travel or Travel())
     with ExitStack() as hooks:
         forward.register(hooks)
         forward.leave_out_unread(hooks)
         # The longest prompt has the pass's whole width; the planner puts only prompts of equal factors together.
         hidden = model.forward(token_ids[:, pass_.start : pass_.stop], cache, token_ids.shape[1])
+    if on_hidden is not None:
+        on_hidden(hidden)
     outputs, most = [m for m in wanted if isinstance(m, OutputMeasurement)], logit_elements or most_logits(model.device)
     output = measure_output(model, hidden, token_ids, table, branches, lengths, outputs, most)
     return PassResult(table, *_own_and_clean(forward.layer_results()), *_own_and_clean(output), cache.recorded)
@@ -151,9 +160,11 @@ class _Pass:
         branches: Sequence[Branch],
         lengths: Sequence[int],
         measurements: Sequence[LayerMeasurement],
+        travel: Travel,
     ) -> None:
         self.model, self.table, self.lengths, self.measurements = model, table, lengths, measurements
-        self.measured = measured_tokens(table, branches, lengths)
+        self.travel = travel
+        self.measured = measured_tokens(table, table.observed_rows(), branches, lengths)
         self.measured_here = self.measured.to(model.device)
         self.values: dict[str, list[Tensor]] = {m.name: [] for m in measurements}
         self.pre = self.attn = self.mlp = torch.empty(0)
@@ -190,7 +201,7 @@ class _Pass:
         edits = [self.table.edits.get((last, site), []) for site in ("mlp_out", "resid_post")]
         tokenwise = all(i.tokenwise for site in edits for _, own in site for i in own)
         read = self.measured.mask.any(0)
-        if self.measurements or not tokenwise or read.all():
+        if self.measurements or not tokenwise or read.all() or self.travel.holds_at(last):
             return
         tokens = read.nonzero().flatten() if read.any() else torch.zeros(1, dtype=torch.long)
         for handle in self.model.mlp_only_at(last, tokens.to(self.model.layer_device(last))):
@@ -199,6 +210,7 @@ class _Pass:
     def resid_pre(self, layer: int, hidden: Tensor) -> Tensor | None:
         """A layer's input: branches born here or in the attention join."""
         rows = self.table.layers[layer]
+        self.travel.before(layer, hidden)
         edited = self._edit_rows(layer, "resid_pre", hidden, rows.inside)
         born = [self._born(layer, "resid_pre", hidden, id_) for id_ in rows.born_pre]
         born += [self._clean(layer, hidden, id_) for id_ in rows.born_attn]
@@ -229,20 +241,24 @@ class _Pass:
         if layer in self.sources:
             self.contributions[layer] = hidden[rows.clean].float() - self.pre[rows.clean].float()
         edited = self._edit_rows(layer, "resid_post", hidden, rows.inside)
-        after = _append(edited, [self._born_post(layer, hidden, id_) for id_ in rows.born_post])
+        states = self.travel.after(layer, self.pre, edited)
+        born = [self._born_post(layer, hidden, id_) for id_ in rows.born_post]
+        after = _append(edited, born)
         if self.measurements:
             before = _append(self.pre, [self._clean(layer, self.pre, id_) for id_ in rows.born_post])
             view = LayerView(layer, before, after, rows.slots, rows.clean)
             for measurement in self.measurements:
                 values = checked(measurement, view, (after.shape[0], after.shape[1]))
                 self.values[measurement.name].append(self.measured_here.reduce(measurement, values, rows.places))
+        if states is not edited:
+            after = _append(states, born)
         self.pre = self.attn = self.mlp = torch.empty(0)
         if rows.keep is not None:
             after = after.index_select(0, rows.keep)
         return None if after is hidden else after
 
     def _born_post(self, layer: int, hidden: Tensor, id_: int) -> Tensor:
-        row, pre = self._clean(layer, hidden, id_), self._clean(layer, self.pre, id_)
+        row, pre = self._start(layer, 2, hidden, id_), self._clean(layer, self.pre, id_)
         if any(owner == id_ for owner, _ in self.table.edits.get((layer, "mlp_out"), ())):
             mlp = self._born(layer, "mlp_out", self.mlp, id_)
             row = (pre + self._clean(layer, self.attn, id_)) + mlp  # the layer's own order of adding
@@ -250,8 +266,13 @@ class _Pass:
 
     def _born(self, layer: int, site: str, values: Tensor, id_: int) -> Tensor:
         """A new row: its clean run's, with what its branch changes here."""
-        pre = self._clean(layer, self.pre, id_) if site != "resid_pre" else None
-        return self._apply(layer, site, self._clean(layer, values, id_), id_, pre)
+        if site == "resid_pre":
+            return self._apply(layer, site, self._start(layer, 0, values, id_), id_, None)
+        return self._apply(layer, site, self._clean(layer, values, id_), id_, self._clean(layer, self.pre, id_))
+
+    def _start(self, layer: int, order: int, values: Tensor, id_: int) -> Tensor:
+        """What a row joins with at a layer's input or output: its clean run's, or a state of its path."""
+        return self.travel.arrival(layer, order, id_, self._clean(layer, values, id_))
 
     def _clean(self, layer: int, values: Tensor, id_: int) -> Tensor:
         """What the layer's values are on a row's clean run."""
@@ -292,7 +313,9 @@ class _Pass:
     def layer_results(self) -> dict[str, Tensor]:
         """Measurement → [2, row, L], the rows' and their clean runs', gathered on the first device."""
         device = self.model.device
-        return {name: torch.stack([v.to(device) for v in values], dim=-1) for name, values in self.values.items()}
+        return self.travel.merged(
+            {name: torch.stack([v.to(device) for v in values], dim=-1) for name, values in self.values.items()}
+        )
 
 
 def _append(rows: Tensor, born: list[Tensor]) -> Tensor:

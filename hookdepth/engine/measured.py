@@ -1,6 +1,6 @@
 """Where the rows of a pass are measured, and how their values there become one number.
 
-    measured = measured_tokens(table, branches, lengths)
+    measured = measured_tokens(table, table.measured_rows(), branches, lengths)
     measured.mask                                      # [row, token of the pass]
     values = checked(measurement, view, shape)         # [row, token]: what the measurement gave
     own, clean = measured.reduce(measurement, values, places)     # [row] each: the row's, and its clean run's
@@ -11,7 +11,7 @@ and the branch is its clean run at these tokens, so that their values are 0: the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -67,19 +67,24 @@ class MeasuredTokens:
 
 
 def measured_tokens(
-    table: RowTable, branches: Sequence[Branch], lengths: Sequence[int], targets: bool = False
+    table: RowTable,
+    rows: Iterable[tuple[int, int]],
+    branches: Sequence[Branch],
+    lengths: Sequence[int],
+    targets: bool = False,
 ) -> MeasuredTokens:
     """Work out, on the host, where each row of a pass is measured.
 
     Args:
         table: the rows of the pass.
+        rows: those that are measured: (id, index of the branch).
         branches: of the whole plan.
         lengths: tokens of the pass's prompts.
         targets: leave out the last token of each prompt, which has no next one.
     """
     pass_ = table.pass_
     positions: list[set[int]] = [set() for _ in range(table.n_rows)]
-    for id_, row in table.measured_rows():
+    for id_, row in rows:
         length = lengths[table.slot[id_]]
         positions[id_] = {p for p in branches[row].measured_positions(length) if not targets or p + 1 < length}
         for whole_prompt in (table.clean_id(id_), table.control_ids[table.slot[id_]]):

@@ -47,7 +47,7 @@ def measure_output(
         return {}
     # Where a measurement compares with the token that follows, the prompt's last token has nothing to compare with.
     tokens_of = {
-        needs_target: measured_tokens(table, branches, lengths, targets=needs_target)
+        needs_target: measured_tokens(table, table.measured_rows(), branches, lengths, needs_target)
         for needs_target in {m.needs_target for m in measurements}
     }
     found: dict[str, list[tuple[list[int], Tensor]]] = {m.name: [] for m in measurements}

@@ -1,9 +1,9 @@
 """The engine: run any branches of any prompts in shared passes, in bounded memory.
 
-    from hookdepth import Branch, LayerEffect, OutputEffect, Skip, run_branches
+    from hookdepth import Branch, LayerEffect, OutputEffect, Skip, run
 
     branches = [Branch((Skip(s),)) for s in range(model.n_layers)]
-    result = run_branches(model, [token_ids], branches, [LayerEffect(), OutputEffect()])
+    result = run(model, [token_ids], branches, [LayerEffect(), OutputEffect()])
     result.layer["effect"]     # [branch, L]: row s skipped, column i measured
     result.null_effect         # the noise floor of this run
 
@@ -33,13 +33,14 @@ from hookdepth.engine.plan import ForwardPass, Plan
 from hookdepth.engine.planner import make_plan
 from hookdepth.engine.results import BranchResults, Gathered
 from hookdepth.engine.rows import RowTable
+from hookdepth.engine.travel import SweepTable, Travel
 from hookdepth.errors import HookdepthError, shown
 from hookdepth.model.decoder import Decoder
 
 T = TypeVar("T")
 
 
-def run_branches(
+def run(
     model: Decoder,
     prompts: Sequence[Sequence[int]],
     branches: Sequence[Branch],
@@ -51,10 +52,10 @@ def run_branches(
 ) -> BranchResults:
     """Run branches and measure them against their clean runs.
 
-        run_branches(model, [ids], [Branch((Skip(4, "attn"),))], [OutputEffect()]).output["output"]   # [1]
+        run(model, [ids], [Branch((Skip(4, "attn"),))], [OutputEffect()]).output["output"]   # [1]
 
     Args:
-        model: from `load_model` or `wrap`.
+        model: from `load` or `wrap`.
         prompts: token ids, one list a prompt, unpadded; a flat list is one prompt.
         branches: counterfactual runs; each names its prompt.
         measurements: what to read off them.
@@ -67,7 +68,7 @@ def run_branches(
             values of a wrong shape or that are not finite, or a device on which not even one branch fits.
     """
     if not isinstance(model, Decoder):
-        raise HookdepthError(f"the model is {shown(model)}", "give what load_model or wrap gave")
+        raise HookdepthError(f"the model is {shown(model)}", "give what load or wrap gave")
     prompts = as_prompts(model, prompts)
     branches = as_branches(model, branches, prompts)
     measurements = as_measurements(model, measurements)
@@ -150,11 +151,15 @@ def run_top(
     Gradients flow where the caller enabled them; its graph lives until the caller lets go of a result.
     """
     parent: PassResult | None = None
+    travel = None if top.sweep is None else Travel(top.sweep.trie)
     for pass_ in top.walk():
         lengths = [len(prompts[prompt]) for prompt in pass_.prompts]
-        token_ids = _pad([prompts[prompt] for prompt in pass_.prompts], model.device)
-        table = RowTable(pass_, branches, plan.spans, model.n_layers, model.layer_device)
-        result = run_pass(model, token_ids, table, branches, measurements, lengths, parent=parent)
+        token_ids = padded([prompts[prompt] for prompt in pass_.prompts], model.device)
+        if travel is None:
+            table = RowTable(pass_, branches, plan.spans, model.n_layers, model.layer_device)
+        else:
+            table = travel.begin(SweepTable(pass_, branches, plan.spans, model.n_layers, model.layer_device))
+        result = run_pass(model, token_ids, table, branches, measurements, lengths, parent=parent, travel=travel)
         if pass_.record:
             parent = result
         yield result
@@ -195,7 +200,7 @@ def plan_for(
     changes_only: bool = True,
     only: set[int] | None = None,
 ) -> Plan:
-    """The plan that `run_branches` would follow; `changes_only` as in `make_plan`.
+    """The plan that `run` would follow; `changes_only` as in `make_plan`.
 
     print(plan_for(model, branches, [180]).table())
     """
@@ -217,7 +222,8 @@ def plan_for(
     )
 
 
-def _pad(prompts: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+def padded(prompts: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """Prompts as one tensor: padded([[5, 6], [7]], model.device)."""
     longest = max(len(prompt) for prompt in prompts)
     # On the right, any token serves: causal attention never looks there, so no mask is needed.
     return torch.tensor([[*prompt, *[prompt[-1]] * (longest - len(prompt))] for prompt in prompts], device=device)

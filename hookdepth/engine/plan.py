@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.tokens import positions
+from hookdepth.engine.trie import Trie
 
 CLEAN, CONTROL = -2, -1
 """Row numbers of a prompt's clean run and null branch, where other rows carry a branch's index."""
@@ -76,6 +77,19 @@ def family_of(branch: Branch) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
+class Sweep:
+    """Which of the passes of branches with a path: the `number`-th through the layers, of the paths of a trie."""
+
+    trie: Trie = field(repr=False)
+    number: int
+
+    @property
+    def control_joins(self) -> int:
+        """The layer at which controls join: in later sweeps halfway, with a state of the first one, as paths do."""
+        return self.trie.n_layers // 2 if self.number else 0
+
+
+@dataclass(frozen=True)
 class ForwardPass:
     """One forward call.
 
@@ -85,7 +99,8 @@ class ForwardPass:
         rows: indices of branches, in the order in which they join.
         measured: those of `rows` whose measurements are wanted; the others only lend keys and values.
         prefix: "none", "clean" or "own" (see the module).
-        suffixes: passes that start from what this one recorded.
+        suffixes: passes that start from what this one recorded; of a sweep, the later ones.
+        sweep: of branches with a path: which part of their ways this is; None for all others.
     """
 
     prompts: tuple[int, ...]
@@ -95,11 +110,12 @@ class ForwardPass:
     measured: frozenset[int]
     prefix: str = "none"
     suffixes: tuple[ForwardPass, ...] = ()
+    sweep: Sweep | None = None
 
     @property
     def record(self) -> bool:
         """Whether other passes start from its keys and values."""
-        return bool(self.suffixes)
+        return bool(self.suffixes) and self.sweep is None
 
     def walk(self) -> Iterator[ForwardPass]:
         """This pass and those that start from it, in the order in which they run."""
@@ -147,7 +163,8 @@ class Plan:
 
     def rows_of(self, pass_: ForwardPass) -> int:
         """Most rows that a pass has at any layer: clean runs, null branches and branches."""
-        return ROWS_PER_PROMPT * len(pass_.prompts) + peak_rows([self.spans[row] for row in pass_.rows])
+        own = pass_.sweep.trie.peak(pass_.sweep.number) if pass_.sweep else peak_rows(self.spans[r] for r in pass_.rows)
+        return ROWS_PER_PROMPT * len(pass_.prompts) + own
 
     def table(self) -> str:
         """One line a pass, then the totals.
@@ -186,5 +203,9 @@ def kept_tokens(pass_: ForwardPass, spans: Sequence[Span]) -> int:
 
 def pass_work(pass_: ForwardPass, spans: Sequence[Span], n_layers: int) -> int:
     """Token-layers that a pass computes."""
-    layers = ROWS_PER_PROMPT * len(pass_.prompts) * n_layers + sum(spans[row].layers for row in pass_.rows)
+    layers = ROWS_PER_PROMPT * len(pass_.prompts) * n_layers
+    if pass_.sweep is None:
+        layers += sum(spans[row].layers for row in pass_.rows)
+    else:
+        layers += pass_.sweep.trie.visits(pass_.sweep.number) - len(pass_.prompts) * pass_.sweep.control_joins
     return layers * (pass_.stop - pass_.start)

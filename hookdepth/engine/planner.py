@@ -18,11 +18,23 @@ where they first differ from their clean run. There are three kinds of pass:
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hookdepth.engine.branches import Branch
-from hookdepth.engine.plan import ROWS_PER_PROMPT, ForwardPass, Plan, Span, family_of, pass_work, peak_rows, span_of
+from hookdepth.engine.plan import (
+    ROWS_PER_PROMPT,
+    ForwardPass,
+    Plan,
+    Span,
+    Sweep,
+    family_of,
+    pass_work,
+    peak_rows,
+    span_of,
+)
+from hookdepth.engine.trie import Trie
 
+_HELD = 8  # states that wait for a later sweep, for each row that runs: one takes a tenth of its room or less
 _MIN_SAVING = 0.9  # starting right of token 0 must do at most this share of the whole pass's work
 
 
@@ -91,6 +103,7 @@ class _Builder:
     n_layers: int
     limits: _Limits
     keys: Sequence[Hashable]
+    on_paths: int = 0  # token-layers of branches with a path, each stage that they share once
 
     def packs(self, by_prompt: dict[int, list[int]]) -> Iterator[dict[int, list[int]]]:
         """Group short prompts, of similar length and equal key, so that they fill a pass together."""
@@ -113,6 +126,11 @@ class _Builder:
 
     def passes(self, pack: dict[int, list[int]]) -> list[ForwardPass]:
         """All passes of a pack of prompts."""
+        paths = [i for indices in pack.values() for i in indices if self.branches[i].path is not None]
+        found = list(self._sweeps(paths))
+        pack = {p: [i for i in indices if self.branches[i].path is None] for p, indices in pack.items()}
+        if not any(pack.values()):
+            return found
         cut_families = set()
         for indices in pack.values():
             cut_families |= {self._family(i) for i in indices if self.branches[i].cut is not None}
@@ -121,8 +139,39 @@ class _Builder:
         # With gradients all passes are whole: keys and values handed on would hold on to the graph that made them.
         shared = self._clean_prefixed(free) if free and self.limits.kept_tokens is None else None
         if shared is None:
-            return self._whole(tied + free)
-        return ([*self._whole(tied)] if tied else []) + [shared]
+            return found + self._whole(tied + free)
+        return found + ([*self._whole(tied)] if tied else []) + [shared]
+
+    def _sweeps(self, indices: Sequence[int]) -> Iterator[ForwardPass]:
+        """Of branches with a path: the first sweep of as many as fit, with the later ones as its suffixes."""
+        if not indices:
+            return
+        stop = max(self.spans[i].stop for i in indices)
+        size = self.limits.branches(stop, len({self.branches[i].prompt for i in indices}))
+        whole = Trie(self.n_layers)
+        for index in indices:
+            whole.add(index, self.branches[index])
+        # Paths of few sweeps first: the others then share their many.
+        order = sorted(indices, key=lambda i: (whole.ends[i][0].sweep, self.branches[i].prompt, i))
+        for prompt, visits in whole.visits_by_prompt().items():
+            self.on_paths += visits * max(self.spans[i].stop for i in indices if self.branches[i].prompt == prompt)
+        trie = whole if whole.most <= size and len(order) <= _HELD * size else Trie(self.n_layers)
+        for index in order if trie is not whole else ():
+            trie.add(index, self.branches[index])
+            if len(trie.ways) > 1 and (trie.most > size or len(trie.ways) > _HELD * size):
+                trie.remove(index)
+                yield self._chain(trie, stop)
+                trie = Trie(self.n_layers)
+                trie.add(index, self.branches[index])
+        yield self._chain(trie, stop)
+
+    def _chain(self, trie: Trie, stop: int) -> ForwardPass:
+        passes: list[ForwardPass] = []
+        for number in range(trie.n_sweeps):
+            rows = tuple(i for i, (run, _) in trie.ends.items() if run.sweep >= number)
+            ending = frozenset(i for i in rows if trie.ends[i][0].sweep == number)
+            passes.append(ForwardPass(self._prompts(rows), 0, stop, rows, ending, sweep=Sweep(trie, number)))
+        return replace(passes[0], suffixes=tuple(passes[1:]))
 
     def _family(self, index: int) -> tuple[int, ...]:
         return family_of(self.branches[index])
@@ -248,9 +297,10 @@ class _Builder:
 
     def least(self, by_prompt: dict[int, list[int]]) -> int:
         """Token-layers in which states can differ from the clean run's, and each clean run once."""
-        total = 0
+        total = self.on_paths
         for indices in by_prompt.values():
             total += self.n_layers * max(self.spans[i].stop for i in indices)
+            indices = [i for i in indices if self.branches[i].path is None]
             for group in self._families(indices).values():
                 for index in group:
                     span, cut = self.spans[index], self.branches[index].cut

@@ -105,11 +105,12 @@ class RowTable:
                 self.slot[id_], self.keys[id_] = slot, (prompt, kind)
         slot_of = {prompt: slot for slot, prompt in enumerate(pass_.prompts)}
         # Controls join as a branch does, at the first place where one can: they meet the same code.
-        joining: dict[tuple[int, int], list[int]] = {(0, 0): list(self.control_ids)}
+        joining: dict[tuple[int, int], list[int]] = {self._control_joins(): list(self.control_ids)}
         for id_, row in self.branch_rows():
             self.slot[id_], self.keys[id_] = slot_of[branches[row].prompt], family_of(branches[row])
             self.last[id_] = spans[row].last
-            joining.setdefault(self._joins(spans[row].joins), []).append(id_)
+            for place in self._joins(id_, row, spans[row]):
+                joining.setdefault(place, []).append(id_)
         self.edits = self._edits(branches)
         self.layers: list[LayerRows] = []
         alive = list(self.clean_ids)  # the decoder's own embedding made them; all others join by a hook
@@ -133,6 +134,14 @@ class RowTable:
         """(id, index of the branch) of those whose measurements are wanted."""
         return [(id_, row) for id_, row in self.branch_rows() if row in self.pass_.measured]
 
+    def observed_rows(self) -> list[tuple[int, int]]:
+        """(id, index of the branch) of those whose layers are measured here."""
+        return self.measured_rows()
+
+    def unvisited(self, row: int) -> list[int]:
+        """Layers that a branch never visits."""
+        return []
+
     def clean_id(self, id_: int) -> int:
         """The clean run of a row."""
         return self.clean_ids[self.slot[id_]]
@@ -151,6 +160,8 @@ class RowTable:
         # Right of a cut a branch changes nothing: what it changed reaches it through keys and values.
         for id_, row in self.branch_rows() if self.pass_.prefix != "own" else ():
             for intervention in branches[row].interventions:
+                if not self._visits(id_, intervention.layer):
+                    continue
                 site = edits.setdefault((intervention.layer, intervention.site), [])
                 if site and site[-1][0] == id_:
                     site[-1][1].append(intervention)
@@ -158,11 +169,24 @@ class RowTable:
                     site.append((id_, [intervention]))
         return edits
 
-    def _joins(self, joins: tuple[int, int]) -> tuple[int, int]:
+    def _control_joins(self) -> tuple[int, int]:
+        return 0, 0
+
+    def _visits(self, id_: int, layer: int) -> bool:
+        return True
+
+    def _stays(self, id_: int, layer: int) -> bool:
+        return self.last[id_] > layer or self.last[id_] == self.n_layers - 1
+
+    def _measured_as(self, id_: int, layer: int) -> int:
+        """The row whose value at a layer is this one's."""
+        return id_
+
+    def _joins(self, id_: int, row: int, span: Span) -> list[tuple[int, int]]:
         # Right of a cut nothing is changed: what tells the branch from its clean run are the keys and values
         # left of it, and those of a layer whose attention or MLP output is changed are still the clean run's.
-        layer, order = joins
-        return (layer, 2) if self.pass_.prefix == "own" and order == 1 else joins
+        layer, order = span.joins
+        return [(layer, 2 if self.pass_.prefix == "own" and order == 1 else order)]
 
     def _layer(
         self, layer: int, alive: list[int], joining: dict[tuple[int, int], list[int]], device: torch.device
@@ -170,7 +194,7 @@ class RowTable:
         born = [joining.get((layer, order), []) for order in range(3)]
         inside = alive + born[0] + born[1]
         outside = inside + born[2]
-        staying = [id_ for id_ in outside if self.last[id_] > layer or self.last[id_] == self.n_layers - 1]
+        staying = [id_ for id_ in outside if self._stays(id_, layer)]
         keep = None
         if len(staying) < len(outside):
             going_on = set(staying)
@@ -181,7 +205,8 @@ class RowTable:
         place = {id_: n for n, id_ in enumerate(outside)}
         first = place[self.clean_ids[0]]  # clean runs never leave, so they stay side by side
         clean = [place[self.clean_id(id_)] for id_ in range(self.n_rows)]
-        places = torch.tensor([[place.get(id_, own) for id_, own in enumerate(clean)], clean], device=device)
+        own = [place.get(self._measured_as(id_, layer), there) for id_, there in enumerate(clean)]
+        places = torch.tensor([own, clean], device=device)
         side_by_side = slice(first, first + len(self.clean_ids))
         return LayerRows(born[0], born[1], born[2], inside, outside, staying, side_by_side, slots, places, keep)
 

@@ -113,7 +113,8 @@ def work_of_plan(
     outputs = any(isinstance(one, OutputMeasurement) for one in measurements)
     last, total = plan.n_layers - 1, Work()
     for pass_ in plan.walk():
-        alive = [row for row in pass_.rows if plan.spans[row].last == last]
+        ending = pass_.measured if pass_.sweep else pass_.rows
+        alive = [row for row in ending if plan.spans[row].last == last]
         read: set[int] = set()
         positions = 0
         for prompt in pass_.prompts:
@@ -135,7 +136,7 @@ def work_of_plan(
             positions if outputs else 0,
             backward=work - untouched if gradients else 0,
             width=pass_.start + pass_.stop,  # a token looks back at half of this
-            unread=0 if by_layer and pass_.measured else unread,
+            unread=0 if pass_.sweep or (by_layer and pass_.measured) else unread,
         )
     if gradients:
         return replace(total, bytes=plan.peak_kept_tokens * kept_bytes(model))
