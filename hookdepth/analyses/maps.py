@@ -24,7 +24,7 @@ from hookdepth.analyses.ridge import refuse_few, split_prompts, stream_of
 from hookdepth.engine.work import Work, plain_work
 from hookdepth.model.decoder import Decoder
 from hookdepth.model.identity import identity_of
-from hookdepth.model.loading import load_model
+from hookdepth.model.loading import load
 from hookdepth.report.figures import Heatmap
 
 _MEASURED = ("relative_error", "r2", "permuted_error")
@@ -128,7 +128,7 @@ def target_of(subject: Subject) -> Decoder:
         return given or subject.model
     if "target" not in subject.shared:
         dtype = str(subject.model.dtype).removeprefix("torch.")
-        subject.shared["target"] = load_model(given, dtype=dtype, device=str(subject.model.device))
+        subject.shared["target"] = load(given, dtype=dtype, device=str(subject.model.device))
     model: Decoder = subject.shared["target"]
     return model
 
