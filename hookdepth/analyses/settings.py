@@ -5,9 +5,11 @@ Settings(parts=("layer", "attn")).parts     # ('layer', 'attn')
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from typing import Any
 
-from hookdepth.options import Options, between, one_of, option, some_of, whole
+from hookdepth.options import Options, between, one_of, option, some_of, text, whole
 
 PARTS = ("layer", "attn", "mlp")
 METHODS = ("adaptive", "riemann", "gauss-legendre")
@@ -15,6 +17,12 @@ _ALSO_PARTS = {"all": ",".join(PARTS), "both": "attn,mlp", "ffn": "mlp", "block"
 _ALSO_METHODS = {"gauss": "gauss-legendre", "paper": "riemann"}
 _GRADIENTS = "integrated gradients"
 _LEVELS = "depth by level"
+_MAPS = "linear maps"
+
+
+def _a_model(given: Any) -> Any:
+    """What `load_model` takes, or a model that is loaded."""
+    return text(given) if isinstance(given, str | os.PathLike) else given
 
 
 @dataclass(frozen=True)
@@ -27,6 +35,7 @@ class Settings(Options):
         parts: what is skipped or attributed.
         keep_front: first tokens that are neither changed nor measured; None for what the analysis itself says.
         cut: where the answers of examples with a level are cut.
+        target: the model whose residual stream linear maps predict: a name, or one that is loaded.
         max_rows: most rows of a pass; None for as many as fit.
         ig_method, ig_steps, ig_tolerance, ig_max_evaluations: of integrated gradients; steps of the methods
             that have a fixed number, tolerance and most evaluations per layer of the adaptive one. Without a
@@ -46,6 +55,9 @@ class Settings(Options):
         one_of("cut", "answer", "question"),
         "NAME",
         group=_LEVELS,
+    )
+    target: Any = option(
+        None, "predict the residual stream of this model (default: the model itself)", _a_model, "MODEL", group=_MAPS
     )
     max_rows: int | None = option(None, "most rows of a pass (default: as many as fit)", whole(3), "N", group="how")
     ig_method: str = option(

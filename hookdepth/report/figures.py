@@ -44,12 +44,14 @@ class Heatmap(Kind):
         rows, columns: what they are, beside the axes.
         limits: where the colours end; None for the largest value.
         signed: white at zero; None where there are values below it.
+        path: a line through the smallest value of each column.
     """
 
     rows: str = "Layer"
     columns: str = "Layer"
     limits: tuple[float, float] | None = None
     signed: bool | None = None
+    path: bool = False
 
     def drawing(self, result: Result, declaration: Declaration, values: Assignment) -> Drawing:
         """One map: kind.drawing(result, declaration, {"part": "layer"})."""
@@ -66,7 +68,7 @@ class Heatmap(Kind):
     def _draw(self, maps: Mapping[str, Tensor], scale: Scale) -> Figure:
         from hookdepth.report.drawing.layers import maps_figure
 
-        return maps_figure(maps, scale, self.rows, self.columns)
+        return maps_figure(maps, scale, self.rows, self.columns, self.path)
 
 
 @dataclass(frozen=True)
