@@ -14,6 +14,7 @@ METHODS = ("adaptive", "riemann", "gauss-legendre")
 _ALSO_PARTS = {"all": ",".join(PARTS), "both": "attn,mlp", "ffn": "mlp", "block": "layer"}
 _ALSO_METHODS = {"gauss": "gauss-legendre", "paper": "riemann"}
 _GRADIENTS = "integrated gradients"
+_LEVELS = "depth by level"
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Settings(Options):
     Attributes:
         parts: what is skipped or attributed.
         keep_front: first tokens that are neither changed nor measured; None for what the analysis itself says.
+        cut: where the answers of examples with a level are cut.
         max_rows: most rows of a pass; None for as many as fit.
         ig_method, ig_steps, ig_tolerance, ig_max_evaluations: of integrated gradients; steps of the methods
             that have a fixed number, tolerance and most evaluations per layer of the adaptive one. Without a
@@ -37,6 +39,13 @@ class Settings(Options):
     parts: tuple[str, ...] = option(("layer",), "of layer,attn,mlp", some_of("part", *PARTS, also=_ALSO_PARTS), "P,…")
     keep_front: int | None = option(
         None, "first tokens neither changed nor measured (default: 1 where layers are skipped, else 0)", whole(0), "N"
+    )
+    cut: str = option(
+        "answer",
+        "answer: before each answer token that is cut at; question: one earlier, where it is predicted",
+        one_of("cut", "answer", "question"),
+        "NAME",
+        group=_LEVELS,
     )
     max_rows: int | None = option(None, "most rows of a pass (default: as many as fit)", whole(3), "N", group="how")
     ig_method: str = option(
