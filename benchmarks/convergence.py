@@ -17,7 +17,7 @@ sys.path.insert(0, str(FilePath(__file__).resolve().parents[1]))
 
 from torch import Tensor
 
-from hookdepth import load_model
+import hookdepth
 from hookdepth.analyses.base import Settings
 from hookdepth.analyses.gradients import Path, attribute
 from hookdepth.data import DEFAULT_PROBES, make_probe
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--layers", default="28,20,3")
     parser.add_argument("--steps", type=int, default=16384)
     options = parser.parse_args()
-    model = load_model("demo", dtype="float32", device="cpu")
+    model = hookdepth.load("demo", dtype="float32", device="cpu")
     path = Path(model, make_probe(model.tokenizer, *DEFAULT_PROBES[0]), "layer")
 
     def row(layer: int, settings: Settings) -> tuple[Tensor, float, float]:

@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
+import hookdepth
 from benchmarks.output import environment
-from hookdepth import load_model
 from hookdepth.analyses import Settings, chosen
 from hookdepth.data import load_examples
 from hookdepth.runs.dry_run import estimate
@@ -51,7 +51,7 @@ def main() -> None:
     estimates = estimate(outline, analyses, inputs, settings, clock=clock)
     print(f"estimated in {clock() - begin:.1f} s")
 
-    model = load_model("demo", dtype=options.dtype)
+    model = hookdepth.load("demo", dtype=options.dtype)
     rows: list[dict[str, Any]] = []
     worst = 1.0
     for one in estimates:

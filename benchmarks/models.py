@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from hookdepth import Decoder, load_model, wrap
+import hookdepth
+from hookdepth import Decoder, wrap
 from hookdepth.analyses import Inputs
 from hookdepth.data import DEFAULT_PROBES, Probe, encode, load_examples, make_probe, sample_cuts
 
@@ -168,7 +169,7 @@ def _cuts(prompts: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
 
 
 def _demo(dtype: str, device: torch.device) -> Subject:
-    model = load_model("demo", dtype=dtype, device=str(device))
+    model = hookdepth.load("demo", dtype=dtype, device=str(device))
     rounded(model.hf)
     texts: list[list[int]] = [encode(model.tokenizer, example.text) for example in load_examples("demo").examples]
     prompts = tuple(tuple(_nearest(texts, wanted)) for wanted in (180, 120))

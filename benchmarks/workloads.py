@@ -13,11 +13,12 @@ from collections.abc import Sequence
 
 import torch
 
+import hookdepth
 from benchmarks.entries import Outcome, Tensors, Workload, contestants_of, prompts_of, run_analyses
 from benchmarks.limits import Need
 from benchmarks.models import Subject
 from benchmarks.peers import Peer, Peers
-from hookdepth import Decoder, OutputEffect, run_branches
+from hookdepth import Decoder, OutputEffect
 from hookdepth.analyses import Settings, chosen, erasure, gradients, groups_of
 from hookdepth.analyses import Subject as On
 from hookdepth.engine.passes import plan_for
@@ -136,7 +137,7 @@ def residual_erasure(subject: Subject, peers: Peers) -> Workload:
     points = model.n_layers + 1
 
     def ours() -> Outcome:
-        result = run_branches(model, [probe.token_ids], branches, [OutputEffect()])
+        result = hookdepth.run(model, [probe.token_ids], branches, [OutputEffect()])
         return Outcome({"effect": result.output["output"].view(points, -1)}, result.null_effect)
 
     def run(peer: Peer, chunks: Sequence[int]) -> Tensors:

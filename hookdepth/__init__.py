@@ -2,7 +2,7 @@
 
     import hookdepth
 
-    model = hookdepth.load_model("demo")
+    model = hookdepth.load("demo")
     results = hookdepth.analyse(model, ["residual-stats"], limit=1)
     results["residual-stats"].tensors["cosine.layer"]     # [L]
 
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
         OutputMeasurement,
         TargetProbability,
     )
-    from hookdepth.engine.passes import BranchResults, run_branches
+    from hookdepth.engine.passes import BranchResults, run
     from hookdepth.engine.paths import LayerPath
     from hookdepth.engine.reading import Activations, capture
     from hookdepth.model.checking import wrap
     from hookdepth.model.decoder import Decoder
-    from hookdepth.model.loading import load_model
+    from hookdepth.model.loading import load
     from hookdepth.results import Result
 
 _HOME = {
@@ -43,11 +43,11 @@ _HOME = {
     "analyses.contract": "load_folder",
     "api": "analyse plot",
     "engine.branches": "Branch",
-    "engine.passes": "BranchResults run_branches",
+    "engine.passes": "BranchResults run",
     "engine.paths": "LayerPath",
     "engine.reading": "Activations capture",
     "engine.interventions": "AddVector Erase Identity Intervention Patch Scale Skip Subtract",
-    "model.loading": "load_model",
+    "model.loading": "load",
     "engine.measurements": (
         "Custom LayerEffect LayerMeasurement LogitDifference OutputEffect OutputMeasurement TargetProbability"
     ),
@@ -95,9 +95,9 @@ __all__ = [
     "__version__",
     "analyse",
     "capture",
+    "load",
     "load_folder",
-    "load_model",
     "plot",
-    "run_branches",
+    "run",
     "wrap",
 ]

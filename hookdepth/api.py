@@ -21,7 +21,7 @@ from hookdepth.analyses.base import Analysis
 from hookdepth.data import texts_as_dataset
 from hookdepth.errors import HookdepthError
 from hookdepth.model.decoder import Decoder
-from hookdepth.model.loading import load_model
+from hookdepth.model.loading import load
 from hookdepth.options import refuse_unknown
 from hookdepth.results import Result
 from hookdepth.runs.config import Config
@@ -44,7 +44,7 @@ def analyse(
         results["logit-lens"]["kl"]     # [L+1]
 
     Args:
-        model: from `load_model` or `wrap`, with a tokenizer; or what `load_model` takes.
+        model: from `load` or `wrap`, with a tokenizer; or what `load` takes.
         analyses: a name, an `Analysis` of one's own, or several of them; "all" are the notebook's eight.
         texts: prompts, instead of a data set.
         options: those of `hookdepth run`, with the same names and defaults (`hookdepth run --help`, `Config`): limit,
@@ -69,7 +69,7 @@ def analyse(
     data = read_dataset(config, notes.append) if texts is None else texts_as_dataset(texts)
     if texts is not None:
         config = replace(config, limit=len(data.examples))
-    decoder = model if isinstance(model, Decoder) else load_model(os.fspath(model), **config.of_model)
+    decoder = model if isinstance(model, Decoder) else load(os.fspath(model), **config.of_model)
     if decoder.tokenizer is None:
         raise HookdepthError("this model has no tokenizer", "give one to wrap(model, tokenizer)")
     try:

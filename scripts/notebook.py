@@ -31,7 +31,7 @@ FIGURES = {  # figure of the paper → figure of hookdepth
 
 
 def main(folder: Path, name: str) -> None:
-    model = hookdepth.load_model(name)
+    model = hookdepth.load(name)
     print(f"{model.name}: {model.n_layers} layers of width {model.d_model}")
     figures: dict[str, matplotlib.figure.Figure] = {}
 

@@ -17,7 +17,7 @@ from tiny_models import tiny_model
 from tiny_tokenizer import tiny_tokenizer
 
 import hookdepth
-from hookdepth import Branch, LayerEffect, Patch, Skip, results, run_branches
+from hookdepth import Branch, LayerEffect, Patch, Skip, results
 from hookdepth.analyses.contract import load_folder
 from hookdepth.cli import main
 from hookdepth.errors import HookdepthError
@@ -433,7 +433,7 @@ SKIPS = [Branch((Skip(2),))]
 
 
 def effect(model, ids=(5, 6, 7, 8, 9, 10)):
-    return run_branches(model, [list(ids)], SKIPS, [LayerEffect()]).layer["effect"]
+    return hookdepth.run(model, [list(ids)], SKIPS, [LayerEffect()]).layer["effect"]
 
 
 API = {
@@ -443,13 +443,13 @@ API = {
     "fractions of ids": (lambda m: effect(m, [5.5, 3]), "has the token id 5.5"),
     "no ids": (lambda m: effect(m, []), "prompt 0 has no tokens"),
     "beyond the context": (lambda m: effect(m, [5] * 600), "has 600 tokens, the model's context 512"),
-    "no such layer": (lambda m: run_branches(m, [[5, 6]], [Branch((Skip(9),))], []), "layer 9 of a model of 5"),
+    "no such layer": (lambda m: hookdepth.run(m, [[5, 6]], [Branch((Skip(9),))], []), "layer 9 of a model of 5"),
     "no such part": (
-        lambda m: run_branches(m, [[5, 6]], [Branch((Skip(1, "mpl"),))], []),
+        lambda m: hookdepth.run(m, [[5, 6]], [Branch((Skip(1, "mpl"),))], []),
         "did you mean mlp?",
     ),
     "no such site": (
-        lambda m: run_branches(m, [[5, 6]], [Branch((Patch("resid_pots", 1, torch.zeros(64)),))], []),
+        lambda m: hookdepth.run(m, [[5, 6]], [Branch((Patch("resid_pots", 1, torch.zeros(64)),))], []),
         "did you mean resid_post?",
     ),
     "not a model": (lambda m: hookdepth.wrap(torch.nn.Linear(3, 3)), "is not supported: it has no model.layers"),

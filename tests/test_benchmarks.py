@@ -11,8 +11,8 @@ from benchmarks.contest import OURS, Effort, contest, spread
 from benchmarks.limits import Machine, Meter, Need, Size, floor, model_size, typical
 from benchmarks.measure import once
 from benchmarks.models import in_float32, make, twin
-from benchmarks.peer_hooks import HookLoop
 from benchmarks.peers import LISTED, Peers
+from benchmarks.peers.hooks import HookLoop
 from benchmarks.sweeps import exponent, run_sweeps
 from benchmarks.workloads import residual_erasure, skip_both, skip_current
 
@@ -25,7 +25,7 @@ def steady():
     return MACHINE
 
 
-ALONE = [listed for listed in LISTED if listed.module in ("benchmarks.peer_hooks", "benchmarks.peer_batch")]
+ALONE = [listed for listed in LISTED if listed.module in ("benchmarks.peers.hooks", "benchmarks.peers.batch")]
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +133,7 @@ def test_a_peer_that_is_not_installed_keeps_its_line(tiny, monkeypatch):
     real = peers_module.importlib.import_module
 
     def without(name):
-        if name == "benchmarks.peer_nnsight":
+        if name == "benchmarks.peers.nnsight_":
             raise ModuleNotFoundError("No module named 'nnsight'", name="nnsight")
         return real(name)
 

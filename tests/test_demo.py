@@ -10,11 +10,10 @@ import pytest
 import torch
 
 import hookdepth
-from hookdepth import Branch, LayerEffect, OutputEffect, Skip, run_branches
+from hookdepth import Branch, LayerEffect, OutputEffect, Skip
 from hookdepth.analyses import Inputs, Settings
 from hookdepth.data import make_probe
 from hookdepth.model.demo import demo_folder
-from hookdepth.model.loading import load_model
 from hookdepth.results import read_log
 from hookdepth.runs.runner import Run
 
@@ -107,7 +106,7 @@ def plain_skip(hf, ids, skip, clean, cut=None):
 def test_skips_are_plain_passes(model, ids, skips):
     cut = 8
     branches = [Branch((skip,), cut=at) for skip in skips for at in (None, cut)]
-    results = run_branches(model, [ids], branches, [LayerEffect(), OutputEffect()])
+    results = hookdepth.run(model, [ids], branches, [LayerEffect(), OutputEffect()])
     assert results.passes == 2
     with torch.no_grad():
         clean = naive.run_with(model.hf, ids)
@@ -119,11 +118,11 @@ def test_skips_are_plain_passes(model, ids, skips):
 
 
 def test_bfloat16_has_no_noise_between_equal_rows(model, ids, skips):
-    half = load_model("demo", dtype="bfloat16", device="cpu")
+    half = hookdepth.load("demo", dtype="bfloat16", device="cpu")
     branches = [Branch((skip,), cut=at) for skip in skips for at in (None, 8)]
-    results = run_branches(half, [ids], branches, [LayerEffect(), OutputEffect()])
+    results = hookdepth.run(half, [ids], branches, [LayerEffect(), OutputEffect()])
     assert (results.null_effect, results.null_where) == (0, None)
-    full = run_branches(model, [ids], branches, [LayerEffect(), OutputEffect()])
+    full = hookdepth.run(model, [ids], branches, [LayerEffect(), OutputEffect()])
     # The two precisions tell the same story: what matters to whom.
     both = torch.stack([results.layer["effect"].flatten(), full.layer["effect"].flatten()])
     assert torch.corrcoef(both.log1p())[0, 1] > 0.98
@@ -137,8 +136,8 @@ def test_the_demo_folder_is_made_once(demo_model):
     assert not any(name.endswith((".bin", ".gguf")) for name in before)
 
 
-def test_load_model_gives_the_demo_model(model, ids):
-    loaded = load_model(device="cpu")
+def test_load_gives_the_demo_model(model, ids):
+    loaded = hookdepth.load(device="cpu")
     assert (loaded.name, loaded.dtype, loaded.n_layers) == ("SmolLM2-135M-Instruct", torch.float32, 30)
     with torch.no_grad():
         assert torch.equal(loaded.forward(torch.tensor([ids])), model.forward(torch.tensor([ids])))

@@ -147,9 +147,9 @@ def test_snippets_run(name, number, words, folder, tmp_path, monkeypatch, caplog
         shutil.copytree(request.getfixturevalue("history"), tmp_path / "depth")
     tiny_config("llama").save_pretrained(tmp_path / "folder" / "with" / "config")
     monkeypatch.setattr("hookdepth.runs.outline.demo_folder", lambda: tmp_path / "folder" / "with" / "config")
-    for place in ("hookdepth.load_model", "hookdepth.api.load_model", "hookdepth.runs.start.load_model"):
+    for place in ("hookdepth.load", "hookdepth.api.load", "hookdepth.runs.start.load"):
         monkeypatch.setattr(place, lambda name="demo", **options: words["model"])
-    tiny = {name: words[name] for name in ("Settings", "load_model", "demo_folder")}
+    tiny = {name: words[name] for name in ("Settings", "load", "demo_folder")}
     if where.startswith("training") or where in READS_HISTORY:
         tiny |= request.getfixturevalue("training")
     if where.startswith("analyses"):
@@ -218,7 +218,7 @@ def words(tmp_path_factory):
     tokenizer, config, folder = tiny_tokenizer(), tiny_config("granite"), "demo"
     model = hookdepth.wrap(hf_model, tokenizer, name="tiny")
     AutoModelForCausalLM = types.SimpleNamespace(from_pretrained=lambda folder: hf_model)
-    load_model, demo_folder = (lambda name="demo", **options: model), (lambda: "demo")
+    load, demo_folder = (lambda name="demo", **options: model), (lambda: "demo")
     options = cli._parser().parse_args(["run", "--limit", "1", "--dataset", "probes.jsonl", "--out", "made"])
     n_layers, width, device = model.n_layers, model.d_model, model.layer_device
 
@@ -276,7 +276,7 @@ def own_analysis(model, ids):
     analysis = checked(namespace["HalfMlp"]())
     subject = Subject(model, Inputs((tuple(ids),), ((8, 16),)), analyses.Settings())
     branches = analysis.branches(subject, 0)
-    found = hookdepth.run_branches(model, [ids], branches, [hookdepth.LayerEffect(), hookdepth.OutputEffect()])
+    found = hookdepth.run(model, [ids], branches, [hookdepth.LayerEffect(), hookdepth.OutputEffect()])
     return {
         "HalfMlp": namespace["HalfMlp"],
         "SkipCurrent": known()["skip-current"],

@@ -53,7 +53,7 @@ def test_transformers_is_asked_for_safetensors_and_for_no_code(tmp_path, monkeyp
     for name in ("AutoModelForCausalLM", "AutoTokenizer"):
         auto = getattr(transformers, name)
         monkeypatch.setattr(auto, "from_pretrained", note(auto.from_pretrained))
-    hookdepth.load_model(str(folder))
+    hookdepth.load(str(folder))
     assert len(asked) == 2
     assert all(options["trust_remote_code"] is False for options in asked)
     assert asked[0]["use_safetensors"] is True
@@ -67,7 +67,7 @@ def test_a_pickle_is_not_opened(tmp_path):
     code = f"cposix\nsystem\n(S'touch {trace}'\ntR.".encode()
     (folder / "pytorch_model.bin").write_bytes(code)
     with pytest.raises(hookdepth.HookdepthError):
-        hookdepth.load_model(str(folder))
+        hookdepth.load(str(folder))
     assert not trace.exists()
 
 

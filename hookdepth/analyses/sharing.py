@@ -17,7 +17,7 @@ from hookdepth.analyses.asking import branches_of, collected, measured_by, reduc
 from hookdepth.analyses.base import Analysis, Measured, OnPass, Partial, Subject, Tensors, stacked
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.measurements import Measurement
-from hookdepth.engine.passes import run_branches
+from hookdepth.engine.passes import run
 from hookdepth.engine.plan import family_of, peak_rows, span_of
 
 _SHORT = 4096  # rows × tokens up to which short prompts share a chunk
@@ -115,7 +115,7 @@ class Group:
         prompts = [self.members[0].tokens(self.subject, item) for item in self.chunks[chunk]]
         listed = list(self._listed(chunk))
         branches = [branch for _, _, own in listed for branch in own]
-        found = run_branches(model, prompts, branches, self.measurements, max_rows=limit, on_pass=on_pass)
+        found = run(model, prompts, branches, self.measurements, max_rows=limit, on_pass=on_pass)
         given: dict[str, list[Tensors]] = {member.name: [] for member in self.members}
         begin = 0
         for member, item, own in listed:

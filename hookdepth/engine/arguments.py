@@ -1,4 +1,4 @@
-"""What a user hands to `run_branches`, made plain, or refused in one line before anything runs.
+"""What a user hands to `run`, made plain, or refused in one line before anything runs.
 
 prompts = as_prompts(model, [[5, 6, 7]])                          # lists of ints
 branches = as_branches(model, [Branch((Skip(4),))], prompts)

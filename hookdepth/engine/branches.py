@@ -2,7 +2,7 @@
 
     Branch((Skip(4),), cut=16)     # skipped on tokens < 16, measured at tokens ≥ 16
 
-`branching.run_branches` runs any list of branches in shared passes.
+`hookdepth.run` runs any list of branches in shared passes.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Branch:
 
     Raises:
         HookdepthError: no interventions, or what is none; a prompt, cut or layer that is no whole number; what does
-            not fit model or prompt is refused by `run_branches`.
+            not fit model or prompt is refused by `run`.
     """
 
     interventions: tuple[Intervention, ...]

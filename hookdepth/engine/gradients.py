@@ -5,7 +5,7 @@
     for part in differentiate(model, ids, branches, TargetProbability(), points, lambda rows, gradient: gradient):
         part.branches, part.values, part.reduced      # numbers, [branch] and [branch, token, width]
 
-Branches are planned, packed, measured, checked and retried by the same code as those of `run_branches`. What differs is
+Branches are planned, packed, measured, checked and retried by the same code as those of `run`. What differs is
 the memory: a backward pass keeps the activations of all layers (`memory.kept_bytes`), so the budget counts these too.
 Parameters are frozen: gradients flow to the given values and end there.
 """
@@ -86,7 +86,7 @@ def differentiate(
         next(found).reduced     # [branch, token]
 
     Args:
-        model: from `load_model` or `wrap`.
+        model: from `load` or `wrap`.
         token_ids: of the one prompt.
         branches: each with one `Given`, on all tokens, and no cut.
         measurement: one value a branch, of the layers or the output; layers' are added up.

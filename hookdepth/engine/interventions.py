@@ -7,7 +7,7 @@
     branches += [Branch((Skip(3, "attn"), AddVector("resid_pre", 9, steer)))]  # two at once
 
 An intervention acts at one site of one layer on some tokens; one or more of them make a branch (`branches`),
-and `branching.run_branches` runs any list of branches in shared passes.
+and `hookdepth.run` runs any list of branches in shared passes.
 """
 
 from __future__ import annotations

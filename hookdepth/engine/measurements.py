@@ -1,6 +1,6 @@
 """What is read off a pass: functions of rows that end as one number per branch.
 
-    run_branches(model, [ids], branches, [LayerEffect(), OutputEffect()])
+    run(model, [ids], branches, [LayerEffect(), OutputEffect()])
 
 A measurement gives a value per row and token; the engine reduces it over the tokens at which the branch is
 measured, and over no others. `LayerMeasurement`s are asked at every layer, `OutputMeasurement`s at the unembedding,
@@ -103,7 +103,7 @@ class LayerMeasurement:
     change: bool = False
 
     def bind(self, model: Decoder) -> LayerMeasurement:
-        """What measures on this model: `run_branches` asks once, before anything runs. Default: itself.
+        """What measures on this model: `run` asks once, before anything runs. Default: itself.
 
         For measurements that need the model or its tokenizer to know what they measure.
         """
@@ -132,7 +132,7 @@ class OutputMeasurement:
     needs_target: bool = False
 
     def bind(self, model: Decoder) -> OutputMeasurement:
-        """What measures on this model: `run_branches` asks once, before anything runs. Default: itself."""
+        """What measures on this model: `run` asks once, before anything runs. Default: itself."""
         return self
 
     def values(self, view: OutputView) -> Float[Tensor, "row position"]:
@@ -143,7 +143,7 @@ class OutputMeasurement:
 class LayerEffect(LayerMeasurement):
     """max over tokens of ‖c_i − c̄_i‖ / ‖c_i‖ at every layer i (2505.13898, Fig. 3a and 3b).
 
-    run_branches(model, [ids], [Branch((Skip(4),))], [LayerEffect()]).layer["effect"]   # [branch, L], ≥ 0
+    run(model, [ids], [Branch((Skip(4),))], [LayerEffect()]).layer["effect"]   # [branch, L], ≥ 0
     """
 
     name = "effect"
@@ -165,7 +165,7 @@ class LayerEffect(LayerMeasurement):
 class OutputEffect(OutputMeasurement):
     """max over tokens of ‖softmax(z) − softmax(z̄)‖₂ (2505.13898): 0 to √2.
 
-    run_branches(model, [ids], [Branch((Skip(4),))], [OutputEffect()]).output["output"]   # [branch]
+    run(model, [ids], [Branch((Skip(4),))], [OutputEffect()]).output["output"]   # [branch]
     """
 
     name = "output"
@@ -189,7 +189,7 @@ class TargetProbability(OutputMeasurement):
     """Sum over positions of the probability of the prompt's own next token: Σ p(answer token).
 
         branch = Branch((Skip(4),), measured=slice(-4, -1))     # the answer: the last three tokens
-        run_branches(model, [ids], [branch], [TargetProbability()]).output["target_probability"]   # [branch]
+        run(model, [ids], [branch], [TargetProbability()]).output["target_probability"]   # [branch]
 
     The prompt's last token has no next one, and is left out.
     """
@@ -212,7 +212,7 @@ class LogitDifference(OutputMeasurement):
         LogitDifference(paris_id, rome_id)
 
     Args:
-        token_a, token_b: token ids; or words, which `run_branches` looks up in the model's own tokenizer, without the
+        token_a, token_b: token ids; or words, which `run` looks up in the model's own tokenizer, without the
             special tokens that it may put in front of a text. Most tokenizers want the space in front of a word.
         name, reduce: as in every measurement.
 

@@ -1,9 +1,9 @@
 """The engine: run any branches of any prompts in shared passes, in bounded memory.
 
-    from hookdepth import Branch, LayerEffect, OutputEffect, Skip, run_branches
+    from hookdepth import Branch, LayerEffect, OutputEffect, Skip, run
 
     branches = [Branch((Skip(s),)) for s in range(model.n_layers)]
-    result = run_branches(model, [token_ids], branches, [LayerEffect(), OutputEffect()])
+    result = run(model, [token_ids], branches, [LayerEffect(), OutputEffect()])
     result.layer["effect"]     # [branch, L]: row s skipped, column i measured
     result.null_effect         # the noise floor of this run
 
@@ -40,7 +40,7 @@ from hookdepth.model.decoder import Decoder
 T = TypeVar("T")
 
 
-def run_branches(
+def run(
     model: Decoder,
     prompts: Sequence[Sequence[int]],
     branches: Sequence[Branch],
@@ -52,10 +52,10 @@ def run_branches(
 ) -> BranchResults:
     """Run branches and measure them against their clean runs.
 
-        run_branches(model, [ids], [Branch((Skip(4, "attn"),))], [OutputEffect()]).output["output"]   # [1]
+        run(model, [ids], [Branch((Skip(4, "attn"),))], [OutputEffect()]).output["output"]   # [1]
 
     Args:
-        model: from `load_model` or `wrap`.
+        model: from `load` or `wrap`.
         prompts: token ids, one list a prompt, unpadded; a flat list is one prompt.
         branches: counterfactual runs; each names its prompt.
         measurements: what to read off them.
@@ -68,7 +68,7 @@ def run_branches(
             values of a wrong shape or that are not finite, or a device on which not even one branch fits.
     """
     if not isinstance(model, Decoder):
-        raise HookdepthError(f"the model is {shown(model)}", "give what load_model or wrap gave")
+        raise HookdepthError(f"the model is {shown(model)}", "give what load or wrap gave")
     prompts = as_prompts(model, prompts)
     branches = as_branches(model, branches, prompts)
     measurements = as_measurements(model, measurements)
@@ -200,7 +200,7 @@ def plan_for(
     changes_only: bool = True,
     only: set[int] | None = None,
 ) -> Plan:
-    """The plan that `run_branches` would follow; `changes_only` as in `make_plan`.
+    """The plan that `run` would follow; `changes_only` as in `make_plan`.
 
     print(plan_for(model, branches, [180]).table())
     """

@@ -48,7 +48,7 @@ def capture(model: Decoder, *sites: str, layers: Iterable[int] | None = None) ->
         acts["mlp_out", 7]
 
     Args:
-        model: from `load_model` or `wrap`.
+        model: from `load` or `wrap`.
         sites: of resid_pre, attn_out, mlp_out, resid_post; at least one.
         layers: default all.
 

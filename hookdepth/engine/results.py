@@ -1,6 +1,6 @@
 """What a list of branches gave: put together from the results of its passes.
 
-result = run_branches(model, [ids], [Branch((Skip(4),))], [LayerEffect(), OutputEffect()])
+result = run(model, [ids], [Branch((Skip(4),))], [LayerEffect(), OutputEffect()])
 result.output["output"], result.clean_output["output"]     # [branch] each
 """
 
@@ -25,9 +25,9 @@ _MOST_CHANGE_OF_THE_CLEAN_RUN = 1e-4  # of a `change`: far above rounding, far b
 
 @dataclass
 class BranchResults:
-    """What `run_branches` measured, in float32 on the CPU.
+    """What `run` measured, in float32 on the CPU.
 
-        result = run_branches(model, [ids], [Branch((Skip(4),)), Branch((Skip(5),))], [LayerEffect(), OutputEffect()])
+        result = run(model, [ids], [Branch((Skip(4),)), Branch((Skip(5),))], [LayerEffect(), OutputEffect()])
         result.layer["effect"][1]                          # [L], of layer 5 skipped
         result.output["output"]                            # [branch]
         result.clean_output["output"]                      # [branch], 0: changes are measured against the clean run

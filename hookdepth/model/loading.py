@@ -1,7 +1,7 @@
 """Load a model by name: the demo model, a hub id or a local folder.
 
-    model = hookdepth.load_model("demo")
-    model = hookdepth.load_model("meta-llama/Llama-3.2-1B", dtype="bfloat16", device="cuda")
+    model = hookdepth.load("demo")
+    model = hookdepth.load("meta-llama/Llama-3.2-1B", dtype="bfloat16", device="cuda")
 
 Weights are read from safetensors only, and code that comes with a checkpoint is never run.
 """
@@ -32,7 +32,7 @@ ALSO_DTYPE = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": 
 ALSO_BITS = {"8": "8bit", "int8": "8bit", "4": "4bit", "int4": "4bit", "nf4": "4bit", "fp4": "4bit", "no": "none"}
 
 
-def load_model(
+def load(
     name: str = "demo",
     *,
     dtype: str = "auto",
@@ -44,7 +44,7 @@ def load_model(
 ) -> Decoder:
     """Load a model and wrap it.
 
-        model = load_model("demo", dtype="float32")
+        model = load("demo", dtype="float32")
 
     Args:
         name: `demo`, a folder, or a hub id.

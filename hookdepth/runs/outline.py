@@ -103,7 +103,7 @@ def load_outline(
         load_outline("folder/with/config", dtype="bfloat16").n_layers
 
     Args:
-        name, dtype, device, quantize, attn_implementation, revision: as `load_model` takes them.
+        name, dtype, device, quantize, attn_implementation, revision: as `load` takes them.
 
     Raises:
         HookdepthError: unknown option, no config there, no such device, unsupported family.

@@ -15,7 +15,7 @@ from hookdepth.data import Dataset, load_examples
 from hookdepth.errors import HookdepthError
 from hookdepth.model.decoder import Decoder
 from hookdepth.model.demo import demo_folder
-from hookdepth.model.loading import load_model
+from hookdepth.model.loading import load
 from hookdepth.results import Result
 from hookdepth.runs.config import Config, refuse_unread
 from hookdepth.runs.inputs import make_inputs
@@ -60,7 +60,7 @@ def run(
         dataset = read_dataset(config, warn)
         model = config.model
         if not isinstance(model, Decoder):
-            model = load_model(model, device_map=config.device_map, **config.of_model)
+            model = load(model, device_map=config.device_map, **config.of_model)
         return run_of(config, analyses, dataset, model, warn, workers)
 
     if config.model == "demo":

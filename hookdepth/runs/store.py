@@ -17,19 +17,17 @@ import hashlib
 import json
 import platform
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from hookdepth.analyses import Partial
 from hookdepth.errors import DamagedError, HookdepthError
 from hookdepth.results import SUFFIX, Result, write_json
-
-if sys.platform != "win32":
-    import fcntl
 
 LOCK = "lock"
 _SETTINGS = "settings.json"
@@ -89,7 +87,8 @@ class Chunks:
         """
         stored = read_settings(self.settings)
         if self.count() and stored is not None:
-            refuse_other(self.settings, stored, self.identity)
+            for name, identity in self.identity.items():
+                refuse_other(self.settings, stored.get(name, {}), identity, f"{name}.")
             return
         if self.count():  # each of them names its run, so that none of another can be taken for this one's
             self.warn(f"{str(self.settings)!r} is missing or damaged; written again")
@@ -200,26 +199,24 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         HookdepthError: another run holds it (exit status 2), or the folder cannot be written (1).
     """
+    lock = FileLock(folder / LOCK)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / LOCK, "a", encoding="utf-8")  # noqa: SIM115 (closed below)
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise HookdepthError(
+            f"another run is at work in {str(folder.parent)!r}", "wait for it, or give another --out folder"
+        ) from error
     except OSError as error:
         raise HookdepthError(
             f"cannot write the folder {str(folder.parent)!r} ({error.strerror})",
             "give an --out folder you can write to",
             1,
         ) from error
-    with file:
-        if sys.platform != "win32":
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise HookdepthError(
-                    f"another run is at work in {str(folder.parent)!r}", "wait for it, or give another --out folder"
-                ) from error
-            except OSError:
-                pass  # a file system without locks: then nothing keeps two runs apart
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def appears(path: Path, patience: float) -> bool:
@@ -240,13 +237,13 @@ def unnamed(identity: dict[str, Any]) -> dict[str, Any]:
     return {**identity, "model": {key: value for key, value in model.items() if key != "id"}}
 
 
-def refuse_other(path: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
+def refuse_other(path: Path, stored: dict[str, Any], wanted: dict[str, Any], whose: str = "") -> None:
     """Raise, naming the first setting that differs, where a file belongs to another run."""
     difference = _first_difference(unnamed({key: stored.get(key) for key in wanted}), unnamed(wanted))
     if difference:
         where, old, new = difference
         raise HookdepthError(
-            f"{str(path)!r} was computed with {where} = {_short(old)}, this run has {_short(new)}",
+            f"{str(path)!r} was computed with {whose}{where} = {_short(old)}, this run has {_short(new)}",
             "give another --out folder, the same settings, or --overwrite",
         )
 

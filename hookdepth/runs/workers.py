@@ -86,7 +86,7 @@ class Workers:
     def together(self, run: Callable[[], T]) -> T:
         """Run something everywhere. Where it fails for anyone it fails for all, and the first process tells why.
 
-        model = workers.together(lambda: load_model("demo"))
+        model = workers.together(lambda: load("demo"))
         """
         if self.store is None:
             return run()

@@ -1,4 +1,4 @@
-"""What `run_branches` is given: nonsense ends in one line before anything runs, and never in a number."""
+"""What `hookdepth.run` is given: nonsense ends in one line before anything runs, and never in a number."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,6 @@ from hookdepth import (
     Scale,
     Skip,
     Subtract,
-    run_branches,
 )
 from hookdepth.engine.reading import capture
 from hookdepth.errors import whole_number
@@ -153,7 +152,7 @@ def test_what_can_fit_no_model_is_refused_where_it_is_made(case):
 def given(**changed):
     def call(model):
         arguments = {"prompts": [IDS], "branches": [Branch((Skip(1),))], "measurements": [OutputEffect()], **changed}
-        return run_branches(model, **arguments)
+        return hookdepth.run(model, **arguments)
 
     return call
 

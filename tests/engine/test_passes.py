@@ -32,7 +32,6 @@ from hookdepth import (
     Skip,
     Subtract,
     TargetProbability,
-    run_branches,
 )
 from hookdepth.engine import forward as launching
 from hookdepth.engine import passes as branching
@@ -63,7 +62,7 @@ def vectors(*shape, seed=0):
 
 
 def run(model, ids, branches, measurements=EFFECTS, **limits):
-    return run_branches(model, [ids] if isinstance(ids[0], int) else ids, branches, measurements, **limits)
+    return hookdepth.run(model, [ids] if isinstance(ids[0], int) else ids, branches, measurements, **limits)
 
 
 def largest(results):
@@ -572,7 +571,7 @@ def test_what_does_not_fit_is_refused_before_anything_runs(monkeypatch, llama, i
     _, model, _ = llama
     calls = counting_forward(monkeypatch, model)
     with pytest.raises(HookdepthError, match=says):
-        run_branches(model, ids, [branch], EFFECTS)
+        hookdepth.run(model, ids, [branch], EFFECTS)
     assert not calls
 
 

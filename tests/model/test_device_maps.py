@@ -14,7 +14,6 @@ import hookdepth
 from hookdepth.analyses import Inputs, Settings, Subject, chosen, groups_of, known
 from hookdepth.data import Probe
 from hookdepth.errors import HookdepthError
-from hookdepth.model.loading import load_model
 
 NAMES = tuple(known())
 
@@ -45,7 +44,7 @@ def folders(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def undivided(folders):
-    return {family: measure(load_model(str(folders / family))) for family in FAMILIES}
+    return {family: measure(hookdepth.load(str(folders / family))) for family in FAMILIES}
 
 
 def assert_same(found, expected):
@@ -60,7 +59,7 @@ MODULES = ("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head", *(
 @pytest.mark.parametrize("family", FAMILIES)
 def test_layers_on_disk(folders, undivided, family):
     places = {name: "disk" if name.endswith((".1", ".3")) else "cpu" for name in MODULES}
-    model = load_model(str(folders / family), device_map=places)
+    model = hookdepth.load(str(folders / family), device_map=places)
     assert any(parameter.device.type == "meta" for parameter in model.hf.parameters()), "it is not all in memory"
     assert {model.layer_device(layer).type for layer in range(5)} == {"cpu"}
     assert_same(measure(model), undivided[family])
@@ -106,8 +105,8 @@ def test_two_devices_do_not_mix():
 def test_maps_from_the_command_line(folders, tmp_path):
     path = tmp_path / "map.json"
     path.write_text(json.dumps({"": "cpu"}))
-    assert load_model(str(folders / "gemma2"), device_map=str(path)).device.type == "cpu"
-    assert load_model(str(folders / "gemma2"), device_map="auto").n_layers == 5
+    assert hookdepth.load(str(folders / "gemma2"), device_map=str(path)).device.type == "cpu"
+    assert hookdepth.load(str(folders / "gemma2"), device_map="auto").n_layers == 5
 
 
 @pytest.mark.parametrize(
@@ -125,10 +124,10 @@ def test_maps_that_do_not_work(folders, tmp_path, content, says):
     if content is not None:
         path.write_text(content)
     with pytest.raises(HookdepthError, match=says) as caught:
-        load_model(str(folders / "gemma2"), device_map=str(path))
+        hookdepth.load(str(folders / "gemma2"), device_map=str(path))
     assert caught.value.exit_status == 2
 
 
 def test_a_map_that_nobody_knows(folders):
     with pytest.raises(HookdepthError, match="unknown device map 'evenly'; use one of auto, balanced"):
-        load_model(str(folders / "gemma2"), device_map="evenly")
+        hookdepth.load(str(folders / "gemma2"), device_map="evenly")

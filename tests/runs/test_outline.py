@@ -9,9 +9,9 @@ import torch
 from tiny_models import FAMILIES, tiny_config, tiny_model
 from tiny_tokenizer import tiny_tokenizer
 
+import hookdepth
 from hookdepth.data import load_examples, make_probe
 from hookdepth.errors import HookdepthError
-from hookdepth.model.loading import load_model
 from hookdepth.runs.outline import Words, load_outline, miniature, weight_bytes
 
 
@@ -62,11 +62,11 @@ BAD_CONFIGS = {
 
 
 @pytest.mark.parametrize("case", BAD_CONFIGS)
-@pytest.mark.parametrize("load", [load_outline, load_model])
+@pytest.mark.parametrize("load", [load_outline, hookdepth.load])
 def test_configs_that_no_model_can_have(folder, tmp_path, case, load, capfd):
     changes, says = BAD_CONFIGS[case]
     shutil.copytree(folder, tmp_path / "model")
-    if load is load_model:
+    if load is hookdepth.load:
         tiny_model("llama", intermediate_size=128).save_pretrained(tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
     (tmp_path / "model" / "config.json").write_text(json.dumps({**config, **changes}))
@@ -137,6 +137,6 @@ def test_words_are_about_as_many_as_tokens(demo_model):
 
 @pytest.mark.demo
 def test_the_demo_models_outline_is_the_demo_model(demo_model):
-    outline, model = load_outline("demo"), load_model("demo", device="cpu")
+    outline, model = load_outline("demo"), hookdepth.load("demo", device="cpu")
     assert outline.name == model.name
     assert weight_bytes(outline) == sum(4 * tensor.numel() for tensor in model.hf.parameters())

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedTokenizerFast
 
-from benchmarks.peer_hooks import FRONT, all_logits_lens
+from benchmarks.peers.hooks import FRONT, all_logits_lens
 
 
 def merge_io(intervened: Tensor, orig: Tensor, t: int | None) -> Tensor:

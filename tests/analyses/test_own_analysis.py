@@ -17,14 +17,14 @@ from tiny_models import tiny_model
 from tiny_tokenizer import tiny_tokenizer
 
 import hookdepth
-from hookdepth import Branch, OutputEffect, Scale, cli, run_branches
+from hookdepth import Branch, OutputEffect, Scale, cli
 from hookdepth.analyses import registry, sharing
 from hookdepth.data import encode
 from hookdepth.engine import forward
 from hookdepth.errors import HookdepthError
 from hookdepth.training import DepthMonitor
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "scripts" / "pages" / "analyses.md").read_text(encoding="utf-8")
 SOURCE = next(code for code in re.findall(r"^```python\n(.*?)^```$", PAGE, re.M | re.S) if "class HalfMlp" in code)
 TEXTS = ["Anna has 12 apples and eats 3 of them.", "The basket is full."]
@@ -117,7 +117,7 @@ def test_from_python_it_gives_what_its_branches_give(model, half, tmp_path):
     for text in TEXTS:
         ids = list(encode(model.tokenizer, text))
         halves = [Branch((Scale("mlp_out", layer, 0.5),)) for layer in range(LAYERS)]
-        own.append(run_branches(model, [ids], halves, [OutputEffect()]).output["output"])
+        own.append(hookdepth.run(model, [ids], halves, [OutputEffect()]).output["output"])
     torch.testing.assert_close(result["per_prompt.output"], torch.stack(own), rtol=1e-4, atol=1e-6)
     assert torch.equal(result["output"], result["per_prompt.output"].amax(0))
     assert (result["output"] > 0).all()
@@ -269,7 +269,7 @@ import hookdepth
 {source}
 import warnings
 warnings.simplefilter("ignore")
-model = hookdepth.load_model({folder!r})
+model = hookdepth.load({folder!r})
 result = hookdepth.analyse(model, HalfMlp(), ["The basket is full."], out={out!r})
 print(result.metadata["settings"]["source_sha256"])
 """
@@ -341,7 +341,7 @@ def test_a_training_probes_it(half, tmp_path):
         hf(input_ids=ids, labels=ids).loss.backward()
     (file,) = (tmp_path / "depth").rglob("half-mlp.safetensors")
     halves = [Branch((Scale("mlp_out", layer, 0.5),)) for layer in range(LAYERS)]
-    plain = run_branches(hookdepth.wrap(hf), [[5, 7, 9, 11]], halves, [OutputEffect()]).output["output"]
+    plain = hookdepth.run(hookdepth.wrap(hf), [[5, 7, 9, 11]], halves, [OutputEffect()]).output["output"]
     torch.testing.assert_close(hookdepth.Result.load(file)["output"], plain, rtol=1e-4, atol=1e-6)
     elsewhere("report", file.parent)
     assert "Half of an MLP" in (file.parent / "report.html").read_text(encoding="utf-8")

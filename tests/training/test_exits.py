@@ -6,7 +6,7 @@ from functools import wraps
 
 import pytest
 import torch
-from test_training_callback import make_trainer
+from test_callback import make_trainer
 from training_runs import (
     assert_close,
     assert_same,

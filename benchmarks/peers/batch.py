@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.peer_hooks import FRONT, at_points, clean_run, hooked, relative_change
+from benchmarks.peers.hooks import FRONT, at_points, clean_run, hooked, relative_change
 
 
 class WholeBatch:

@@ -259,6 +259,20 @@ def test_results_of_other_settings_are_refused(make, monkeypatch, change, stoppe
     assert (run.out / "skip-future.safetensors").read_bytes() not in content.values()
 
 
+@pytest.mark.parametrize("stopped", [False, True])
+def test_the_same_weights_by_another_name_are_the_same_run(make, monkeypatch, stopped):
+    if stopped:
+        with monkeypatch.context() as patched:
+            Stop(patched, after=1)
+            with pytest.raises(KeyboardInterrupt):
+                make(settings=Settings()).execute(["skip-future"])
+    else:
+        make(settings=Settings()).execute(["skip-future"])
+    stop = Stop(monkeypatch)
+    make(settings=Settings(), of=hookdepth.wrap(tiny_model("llama"), name="moved")).execute(["skip-future"])
+    assert len(stop.ran) == (len(PROMPTS) - 1 if stopped else 0)
+
+
 def test_settings_that_change_nothing_are_no_difference(make):
     make(settings=Settings()).execute(["logit-lens", "skip-current"])
     make(settings=Settings(max_rows=9)).execute(["logit-lens"])

@@ -1,7 +1,7 @@
 """One of two processes that train together over gloo: `python training_processes.py RANK FOLDER`.
 
 Everything is checked here, by assertion; the process that started it looks at the exit status. Tests that need two
-processes are in test_training_processes.py, which starts them once.
+processes are in test_processes.py, which starts them once.
 """
 
 import logging

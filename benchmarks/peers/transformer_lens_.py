@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 
-from benchmarks.peer_hooks import FRONT, all_logits_lens, relative_change
+from benchmarks.peers.hooks import FRONT, all_logits_lens, relative_change
 
 
 class Lens:

@@ -140,7 +140,7 @@ def test_demo_lengths_are_moderate_and_varied(demo_model):
 
 
 def test_template_is_the_notebooks(tmp_path, gsm8k_texts):
-    shared = Path(__file__).resolve().parents[2] / "shared" / "data" / "gsm8k_head.jsonl"
+    shared = Path(__file__).resolve().parents[3] / "shared" / "data" / "gsm8k_head.jsonl"
     assert [e.text for e in load_examples(shared).examples] == gsm8k_texts
 
 
