@@ -5,8 +5,11 @@ Settings(parts=("layer", "attn")).parts     # ('layer', 'attn')
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from hookdepth.engine.stages import parsed, path_text
 from hookdepth.options import Options, between, one_of, option, some_of, whole
 
 PARTS = ("layer", "attn", "mlp")
@@ -14,6 +17,13 @@ METHODS = ("adaptive", "riemann", "gauss-legendre")
 _ALSO_PARTS = {"all": ",".join(PARTS), "both": "attn,mlp", "ffn": "mlp", "block": "layer"}
 _ALSO_METHODS = {"gauss": "gauss-legendre", "paper": "riemann"}
 _GRADIENTS = "integrated gradients"
+
+
+def _paths(given: Any) -> tuple[str, ...]:
+    listed = [given] if isinstance(given, str) else given
+    if not isinstance(listed, Sequence) or not all(isinstance(one, str) for one in listed):
+        raise ValueError("is no list of paths, such as '0-9,4-9,10-29'")
+    return tuple(dict.fromkeys(path_text(parsed(one)) for one in listed))
 
 
 @dataclass(frozen=True)
@@ -25,6 +35,8 @@ class Settings(Options):
     Attributes:
         parts: what is skipped or attributed.
         keep_front: first tokens that are neither changed nor measured; None for what the analysis itself says.
+        paths: sequences of layers to run along, beside those of the analysis itself.
+        keep: how many layers pruning leaves; None for half of them.
         max_rows: most rows of a pass; None for as many as fit.
         ig_method, ig_steps, ig_tolerance, ig_max_evaluations: of integrated gradients; steps of the methods
             that have a fixed number, tolerance and most evaluations per layer of the adaptive one. Without a
@@ -38,6 +50,10 @@ class Settings(Options):
     keep_front: int | None = option(
         None, "first tokens neither changed nor measured (default: 1 where layers are skipped, else 0)", whole(0), "N"
     )
+    paths: tuple[str, ...] = option(
+        (), "repeatable: layers in the order of the visits", _paths, "0-9,4-9,10-29", action="append"
+    )
+    keep: int | None = option(None, "layers that pruning leaves (default: half of them)", whole(1), "N")
     max_rows: int | None = option(None, "most rows of a pass (default: as many as fit)", whole(3), "N", group="how")
     ig_method: str = option(
         "adaptive",
