@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from hookdepth.analyses.contract import load_folder
     from hookdepth.api import analyse, plot
     from hookdepth.engine.branches import Branch
+    from hookdepth.engine.decoding import generate
     from hookdepth.engine.interventions import AddVector, Erase, Identity, Intervention, Patch, Scale, Skip, Subtract
     from hookdepth.engine.measurements import (
         Custom,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from hookdepth.engine.passes import BranchResults, run
     from hookdepth.engine.paths import LayerPath
     from hookdepth.engine.reading import Activations, capture
+    from hookdepth.engine.texts import Generated, Generations
     from hookdepth.model.checking import wrap
     from hookdepth.model.decoder import Decoder
     from hookdepth.model.loading import load
@@ -46,6 +48,8 @@ _HOME = {
     "engine.passes": "BranchResults run",
     "engine.paths": "LayerPath",
     "engine.reading": "Activations capture",
+    "engine.decoding": "generate",
+    "engine.texts": "Generated Generations",
     "engine.interventions": "AddVector Erase Identity Intervention Patch Scale Skip Subtract",
     "model.loading": "load",
     "engine.measurements": (
@@ -77,6 +81,8 @@ __all__ = [
     "Custom",
     "Decoder",
     "Erase",
+    "Generated",
+    "Generations",
     "HookdepthError",
     "Identity",
     "Intervention",
@@ -95,6 +101,7 @@ __all__ = [
     "__version__",
     "analyse",
     "capture",
+    "generate",
     "load",
     "load_folder",
     "plot",

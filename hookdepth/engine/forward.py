@@ -73,6 +73,7 @@ def run_pass(
     parent: PassResult | None = None,
     travel: Travel | None = None,
     logit_elements: int | None = None,
+    on_hidden: Callable[[Tensor], object] | None = None,
 ) -> PassResult:
     """Run one pass and measure it.
 
@@ -87,20 +88,22 @@ def run_pass(
         parent: the pass whose keys and values lie left of this one.
         travel: of branches with a path, the states that they left in earlier sweeps.
         logit_elements: most logits held at once; default `most_logits`.
+        on_hidden: gets the last hidden states, of the rows of `table.final`; keys and values are then recorded.
     """
     pass_ = table.pass_
-    cache = PrefixCache(pass_.start, _prefix(table, parent) if parent else None, pass_.record)
-    layered = [m for m in measurements if isinstance(m, LayerMeasurement) and table.observed_rows()]
+    record = pass_.record or on_hidden is not None
+    cache = PrefixCache(pass_.start, _prefix(table, parent) if parent else None, record)
+    wanted = measurements if pass_.measured else ()
+    layered = [m for m in wanted if isinstance(m, LayerMeasurement) and table.observed_rows()]
     forward = _Pass(model, table, branches, lengths, layered, travel or Travel())
     with ExitStack() as hooks:
         forward.register(hooks)
         forward.leave_out_unread(hooks)
         # The longest prompt has the pass's whole width; the planner puts only prompts of equal factors together.
         hidden = model.forward(token_ids[:, pass_.start : pass_.stop], cache, token_ids.shape[1])
-    outputs, most = (
-        [m for m in measurements if isinstance(m, OutputMeasurement) and pass_.measured],
-        logit_elements or most_logits(model.device),
-    )
+    if on_hidden is not None:
+        on_hidden(hidden)
+    outputs, most = [m for m in wanted if isinstance(m, OutputMeasurement)], logit_elements or most_logits(model.device)
     output = measure_output(model, hidden, token_ids, table, branches, lengths, outputs, most)
     return PassResult(table, *_own_and_clean(forward.layer_results()), *_own_and_clean(output), cache.recorded)
 

@@ -31,7 +31,7 @@ class PrefixCache(Cache):
     Args:
         start: number of tokens left of the pass_.
         prefix: layer → keys and values of these tokens, a row for each row of the pass at that layer.
-        record: keep what the pass's own tokens give, per layer, in `recorded`.
+        record: keep all of a layer's keys and values, from token 0 on, in `recorded`.
     """
 
     def __init__(self, start: int = 0, prefix: Callable[[int], KeysValues] | None = None, record: bool = False) -> None:
@@ -46,12 +46,12 @@ class PrefixCache(Cache):
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Called by every attention module: returns the keys and values that its queries see."""
+        if self.prefix is not None:
+            keys, values = self.prefix(layer_idx)
+            key_states, value_states = torch.cat([keys, key_states], dim=2), torch.cat([values, value_states], dim=2)
         if self.record:
             self.recorded[layer_idx] = (key_states, value_states)
-        if self.prefix is None:
-            return key_states, value_states
-        keys, values = self.prefix(layer_idx)
-        return torch.cat([keys, key_states], dim=2), torch.cat([values, value_states], dim=2)
+        return key_states, value_states
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens left of the pass: positions start here."""
@@ -70,3 +70,33 @@ class PrefixCache(Cache):
     def is_compileable(self) -> bool:
         """Never: its shapes change with every pass_."""
         return False
+
+
+class GrowingCache(PrefixCache):
+    """Room for the keys and values of rows that write token after token, filled in place.
+
+    cache = GrowingCache(recorded, start=12)     # layer → keys and values, with room on the right of token 12
+    model.forward(token_ids, cache)              # the tokens at 12
+    cache.start = 13
+    cache.keep(torch.tensor([0, 2]))             # the other rows are done
+    """
+
+    def __init__(self, room: dict[int, KeysValues], start: int) -> None:
+        super().__init__(start)
+        self.room = room
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Called by every attention module: puts the new ones in their place, and returns all up to them."""
+        stop = self.start + key_states.shape[2]
+        for room, new in zip(self.room[layer_idx], (key_states, value_states), strict=True):
+            room[:, :, self.start : stop] = new
+        keys, values = self.room[layer_idx]
+        return keys[:, :, :stop], values[:, :, :stop]
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with some of the rows."""
+        for layer, (keys, values) in self.room.items():
+            index = rows.to(keys.device)
+            self.room[layer] = (keys.index_select(0, index), values.index_select(0, index))

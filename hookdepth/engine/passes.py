@@ -154,7 +154,7 @@ def run_top(
     travel = None if top.sweep is None else Travel(top.sweep.trie)
     for pass_ in top.walk():
         lengths = [len(prompts[prompt]) for prompt in pass_.prompts]
-        token_ids = _pad([prompts[prompt] for prompt in pass_.prompts], model.device)
+        token_ids = padded([prompts[prompt] for prompt in pass_.prompts], model.device)
         if travel is None:
             table = RowTable(pass_, branches, plan.spans, model.n_layers, model.layer_device)
         else:
@@ -222,7 +222,8 @@ def plan_for(
     )
 
 
-def _pad(prompts: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+def padded(prompts: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """Prompts as one tensor: padded([[5, 6], [7]], model.device)."""
     longest = max(len(prompt) for prompt in prompts)
     # On the right, any token serves: causal attention never looks there, so no mask is needed.
     return torch.tensor([[*prompt, *[prompt[-1]] * (longest - len(prompt))] for prompt in prompts], device=device)

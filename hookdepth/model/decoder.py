@@ -132,7 +132,7 @@ class Decoder:
                 )
 
     def forward(
-        self, token_ids: Int[Tensor, "row token"], cache: Any = None, length: int | None = None
+        self, token_ids: Int[Tensor, "row token"], cache: Any = None, length: int | None = None, **more: Any
     ) -> Float[Tensor, "row token width"]:
         """Run the decoder once; hooks may have grown the rows of what comes back.
 
@@ -143,12 +143,13 @@ class Decoder:
             cache: keys and values to the left of the given tokens (`kv_cache.PrefixCache`).
             length: tokens of the whole prompts, where these are only some of them and the model's rotary factors
                 depend on the length (`rotary`); default up to the last given.
+            more: what the decoder's own call takes besides: position_ids, attention_mask.
         """
         # Whatever the user's config asks for: only the first value of the output is read, a named one or a tuple's.
         options = {"use_cache": False, "output_hidden_states": False, "output_attentions": False}
         start = 0 if cache is None else cache.get_seq_length()
         with self.rotary.of_length(length or start + token_ids.shape[1]):
-            return self.base(input_ids=token_ids, past_key_values=cache, **options)[0]
+            return self.base(input_ids=token_ids, past_key_values=cache, **options, **more)[0]
 
     def norm(self, resid: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
         """The final norm, as the logit lens applies it to any residual."""

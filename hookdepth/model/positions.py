@@ -89,9 +89,8 @@ class _OfLength(nn.Module):
             return self.module(x, position_ids, **options)
         whole = torch.arange(self.length, dtype=position_ids.dtype, device=position_ids.device)
         cos, sin = self.fresh(x, whole[None], **options)
-        # Without a mask the positions of all rows are the same.
-        here = position_ids[0].to(cos.device)
-        return cos.index_select(1, here), sin.index_select(1, here)
+        here = position_ids.to(cos.device)  # [1, token] where the positions of all rows are the same
+        return cos[0, here], sin[0, here]
 
 
 def _rope_types(module: nn.Module) -> dict[str | None, str]:

@@ -1,0 +1,262 @@
+"""Rows that write: token after token, each with keys and values of its own.
+
+    texts, null_effect = write(model, read, hidden, rows, 20, Choice.of(model, 0.0, None, 0, ()))
+
+The rows of a pass that has read the prompts are laid out anew: keys and values of prompts end at the same place, so
+that in every later pass the new token of every row is the last one. Left of a shorter prompt is a gap, which a mask
+hides; positions are counted from each prompt's own start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from math import inf, isfinite
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from hookdepth.engine.forward import PassResult
+from hookdepth.engine.interventions import Intervention
+from hookdepth.engine.kv_cache import GrowingCache, KeysValues
+from hookdepth.engine.rows import RowTable
+from hookdepth.engine.texts import CLOSE, Generated
+from hookdepth.engine.tokens import locate
+from hookdepth.errors import HookdepthError, NotFiniteError, shown, whole_number
+from hookdepth.model.decoder import SITES, Decoder
+from hookdepth.model.turns import in_this_thread
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How the next token is chosen, and after which a row ends: Choice.of(model, 0.0, None, 0, ())."""
+
+    temperature: float
+    top_k: int | None
+    seed: int
+    ends: frozenset[int]
+    texts: tuple[str, ...]
+
+    @classmethod
+    def of(cls, model: Decoder, temperature: Any, top_k: Any, seed: Any, stop: Any) -> Choice:
+        """What a user asks for, made plain."""
+        if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not 0 <= temperature < inf:
+            raise HookdepthError(f"the temperature is {shown(temperature)}", "give 0 (the likeliest token) or more")
+        if top_k is not None:
+            top_k = whole_number("top_k", top_k, 1, int(model.config.vocab_size))
+            if not temperature:
+                raise HookdepthError(f"top_k is {top_k} at temperature 0, which draws nothing", "set temperature=1.0")
+        listed = [stop] if isinstance(stop, str | int) else list(stop)
+        texts = tuple(one for one in listed if isinstance(one, str))
+        if "" in texts or (texts and model.tokenizer is None):
+            raise HookdepthError(
+                "an empty text to stop at" if "" in texts else "a text to stop at, for a model without a tokenizer",
+                "give token ids" if model.tokenizer is None else "give one with letters in it",
+            )
+        model.check_ids(own := [one for one in listed if not isinstance(one, str)], "stop")
+        known = getattr(getattr(model.hf, "generation_config", None), "eos_token_id", None)
+        known = model.config.eos_token_id if known is None else known
+        ends = known if isinstance(known, list | tuple) else [] if known is None else [known]
+        seed = whole_number("the seed", seed, 0, 1 << 40)
+        return cls(float(temperature), top_k, seed, frozenset([*ends, *map(int, own)]), texts)
+
+    def next(self, logits: Tensor, rows: Sequence[_Writing]) -> list[int]:
+        """The next token of each row, from its logits [row, vocab]."""
+        if not self.temperature:
+            best = logits.topk(2).values
+            chosen, margin = torch.stack([logits.argmax(-1).double(), (best[:, 0] - best[:, 1]).double()]).tolist()
+            for row, between in zip(rows, margin, strict=True):
+                if not isfinite(between):
+                    raise NotFiniteError("non-finite logits", "check the weights, or use a dtype of wider range", 1)
+                if between < CLOSE and row.close_call is None:
+                    row.close_call = len(row.tokens)
+            return [int(token) for token in chosen]
+        scores = logits.double() / self.temperature
+        if self.top_k is not None:
+            scores = scores.masked_fill(scores < scores.topk(self.top_k).values[:, -1:], -torch.inf)
+        sums = torch.softmax(scores, dim=-1).cumsum(-1)
+        if not torch.isfinite(sums).all():
+            raise NotFiniteError("non-finite logits", "check the weights, or use a dtype of wider range", 1)
+        drawn = torch.tensor([row.draw(self.seed) for row in rows], dtype=torch.float64, device=sums.device)[:, None]
+        return torch.searchsorted(sums, drawn * sums[:, -1:], right=True)[:, 0].clamp(max=sums.shape[1] - 1).tolist()
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a row is: which prompt it follows, what it changes on the tokens that it writes, and how long it may get."""
+
+    prompt: int
+    token_ids: Sequence[int]
+    interventions: tuple[Intervention, ...]
+    total: int
+
+
+@dataclass(eq=False)
+class _Writing:
+    """A row that writes."""
+
+    row: Row
+    number: int
+    tokens: list[int] = field(default_factory=list)
+    done: bool = False
+    close_call: int | None = None
+    generator: torch.Generator | None = None
+
+    @property
+    def position(self) -> int:
+        """Of its last token."""
+        return len(self.row.token_ids) + len(self.tokens) - 1
+
+    def add(self, token: int, choice: Choice, model: Decoder) -> None:
+        """Take a token, unless it has come to its end."""
+        if not self.done:
+            self.tokens.append(token)
+            self.done = token in choice.ends or any(text in self.decoded(model) for text in choice.texts)
+
+    def decoded(self, model: Decoder) -> str:
+        """All that it wrote."""
+        if model.tokenizer is None:
+            return " ".join(map(str, self.tokens))
+        text: str = model.tokenizer.decode(self.tokens, skip_special_tokens=True)
+        return text
+
+    def text(self, choice: Choice, model: Decoder) -> Generated:
+        """What it wrote, up to a text that it should stop at."""
+        text = self.decoded(model)
+        stop = min((text.find(one) for one in choice.texts if one in text), default=len(text))
+        return Generated(text[:stop], self.tokens, self.done, self.close_call)
+
+    def draw(self, seed: int) -> float:
+        """The row's next random number."""
+        if self.generator is None:
+            self.generator = torch.Generator().manual_seed((seed << 20) + self.row.prompt)
+        return torch.rand((), dtype=torch.float64, generator=self.generator).item()
+
+
+def write(
+    model: Decoder, read: PassResult, hidden: Tensor, rows: Sequence[Row], new: int, choice: Choice
+) -> tuple[dict[int, Generated], float]:
+    """Let the measured rows of a pass write: their texts by number, and the noise floor of the logits.
+
+    Args:
+        read: the pass that read the prompts; its keys and values are used up.
+        hidden: its last hidden states.
+        rows: of all branches of the plan.
+        new: most tokens to write.
+    """
+    table = read.table
+    measured = table.measured_rows()
+    everybody = going = [_Writing(rows[number], number) for _, number in measured]
+    last = _last_tokens(table, hidden, {row.row.prompt: row.position for row in everybody})
+    logits = model.unembed(last[[id_ for id_, _ in measured]]).float()
+    clean, control = (model.unembed(last[list(ids)]).float() for ids in (table.clean_ids, table.control_ids))
+    longest = max(len(row.row.token_ids) for row in everybody)
+    cache = GrowingCache(_laid_out(read, measured, everybody, longest, new), longest)
+    with ExitStack() as hooks:
+        edits = _Edits(model, going, hooks)
+        for step in range(new):
+            for row, token in zip(going, choice.next(logits, going), strict=True):
+                row.add(token, choice, model)
+            if step == new - 1 or all(row.done for row in going):
+                break
+            if 2 * sum(row.done for row in going) >= len(going):  # most are done: the others go on alone
+                keep = [n for n, row in enumerate(going) if not row.done]
+                cache.keep(torch.tensor(keep))
+                edits.going = going = [going[n] for n in keep]
+            cache.start = longest + step
+            logits = model.unembed(_read_last(model, going, cache, longest)).float()
+    return {row.number: row.text(choice, model) for row in everybody}, (clean - control).abs().max().item()
+
+
+def _last_tokens(table: RowTable, hidden: Tensor, ends: dict[int, int]) -> Tensor:
+    """The last hidden state of every row's prompt, [row, width]; a row that has not joined is its clean run."""
+    place = {id_: n for n, id_ in enumerate(table.final)}
+    rows = [place.get(id_, place[table.clean_id(id_)]) for id_ in range(table.n_rows)]
+    columns = [ends[table.pass_.prompts[slot]] - table.pass_.start for slot in table.slot]
+    return hidden[rows, columns]
+
+
+def _laid_out(
+    read: PassResult, measured: Sequence[tuple[int, int]], rows: Sequence[_Writing], longest: int, new: int
+) -> dict[int, KeysValues]:
+    """The keys and values of each row, ending at the same place, with room for new ones."""
+    room: dict[int, KeysValues] = {}
+    for layer, here in enumerate(read.table.layers):
+        if layer not in read.recorded:
+            raise HookdepthError(
+                f"layer {layer} of this model keeps no keys and values",
+                "generate with a model of attention layers alone",
+            )
+        place = {id_: n for n, id_ in enumerate(here.attending)}
+        sources = [place.get(id_, place[read.table.clean_id(id_)]) for id_, _ in measured]
+        keys, values = (_aligned(one, sources, rows, longest, new) for one in read.recorded.pop(layer))
+        room[layer] = keys, values
+    return room
+
+
+def _aligned(states: Tensor, sources: list[int], rows: Sequence[_Writing], longest: int, new: int) -> Tensor:
+    laid = states.new_zeros(len(rows), states.shape[1], longest + new, states.shape[3])
+    lengths = [len(row.row.token_ids) for row in rows]
+    for length in set(lengths):
+        mine = [n for n, own in enumerate(lengths) if own == length]
+        chosen = states.index_select(0, torch.tensor([sources[n] for n in mine], device=states.device))
+        laid[mine, :, longest - length : longest] = chosen[:, :, :length]
+    return laid
+
+
+def _read_last(model: Decoder, rows: Sequence[_Writing], cache: GrowingCache, longest: int) -> Tensor:
+    """One pass of one token a row: the last hidden states, [row, width]."""
+    token_ids = torch.tensor([[row.tokens[-1]] for row in rows], device=model.device)
+    positions = torch.tensor([[row.position] for row in rows], device=model.device)
+    gaps = torch.tensor([longest - len(row.row.token_ids) for row in rows], device=model.device)
+    mask = None
+    if gaps.any():
+        mask = (torch.arange(cache.start + 1, device=model.device) >= gaps[:, None]).long()
+    return model.forward(token_ids, cache, position_ids=positions, attention_mask=mask)[:, -1]
+
+
+class _Edits:
+    """What rows change on the tokens that they write: hooks on the sites where any does."""
+
+    def __init__(self, model: Decoder, going: Sequence[_Writing], hooks: ExitStack) -> None:
+        self.going, self.pre = going, torch.empty(0)
+        places = dict.fromkeys((one.layer, one.site) for row in going for one in row.row.interventions)
+        for site in SITES:  # a layer's input is noted after what changes it
+            for layer in (layer for layer, own in places if own == site):
+                self._add(hooks, getattr(model, f"on_{site}"), layer, partial(self._edit, layer, site))
+            for layer in {layer for layer, _ in places} if site == "resid_pre" else ():
+                self._add(hooks, model.on_resid_pre, layer, self._note)
+
+    @staticmethod
+    def _add(hooks: ExitStack, on: Callable[..., RemovableHandle], layer: int, body: Callable[[Tensor], Any]) -> None:
+        hooks.callback(on(layer, in_this_thread(body)).remove)
+
+    def _note(self, hidden: Tensor) -> None:
+        self.pre = hidden
+
+    def _edit(self, layer: int, site: str, value: Tensor) -> Tensor:
+        changed = value.clone()
+        for n, row in enumerate(self.going):
+            for one in row.row.interventions:
+                if (one.layer, one.site) == (layer, site):
+                    where = locate(one.tokens, row.row.total, row.position, row.position + 1)
+                    one.apply(changed[n], where, _Around(self.pre[n] if site != "resid_pre" else None))
+        return changed
+
+
+class _Around:
+    """What an intervention may read beside a new token: the layer's input, and no clean run, which wrote others."""
+
+    def __init__(self, resid_pre: Tensor | None) -> None:
+        self._resid_pre = resid_pre
+
+    def resid_pre(self) -> Tensor:
+        assert self._resid_pre is not None, "asked for resid_pre before the layer's input is complete"
+        return self._resid_pre
+
+    def contribution(self, layer: int) -> Tensor:
+        raise HookdepthError("a new token has no clean run", 'use where="prompt"')
