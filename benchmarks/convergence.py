@@ -19,7 +19,7 @@ from torch import Tensor
 
 import hookdepth
 from hookdepth.analyses.base import Settings
-from hookdepth.analyses.gradients import Path, attribute
+from hookdepth.analyses.integrals import Path, attribute
 from hookdepth.data import DEFAULT_PROBES, make_probe
 
 

@@ -19,7 +19,7 @@ from benchmarks.limits import Need
 from benchmarks.models import Subject
 from benchmarks.peers import Peer, Peers
 from hookdepth import Decoder, OutputEffect
-from hookdepth.analyses import Settings, chosen, erasure, gradients, groups_of
+from hookdepth.analyses import Settings, chosen, erasure, groups_of, integrals
 from hookdepth.analyses import Subject as On
 from hookdepth.engine.passes import plan_for
 
@@ -161,9 +161,9 @@ def gradients_riemann(subject: Subject, peers: Peers) -> Workload:
     ids = torch.tensor([probe.token_ids], device=model.device)
 
     def ours(count: int = steps) -> Outcome:
-        path = gradients.Path(model, probe, "layer")
+        path = integrals.Path(model, probe, "layer")
         settings = Settings(ig_method="riemann", ig_steps=count)
-        found = gradients.attribute(path, settings, subject.layers)
+        found = integrals.attribute(path, settings, subject.layers)
         return Outcome({"attribution": found["attribution"]}, path.null_effect)
 
     def run(peer: Peer, _chunks: Sequence[int]) -> Tensors:
@@ -189,9 +189,9 @@ def gradients_adaptive(subject: Subject, peers: Peers) -> Workload:
     (probe,) = subject.inputs.probes
 
     def ours() -> Outcome:
-        path = gradients.Path(model, probe, "layer")
-        settings = Settings(ig_tolerance=gradients.default_tolerance(model))
-        found = gradients.attribute(path, settings, subject.layers)
+        path = integrals.Path(model, probe, "layer")
+        settings = Settings(ig_tolerance=integrals.default_tolerance(model))
+        found = integrals.attribute(path, settings, subject.layers)
         return Outcome({"attribution": found["attribution"], "evaluations": found["evaluations"]}, path.null_effect)
 
     return Workload(

@@ -66,7 +66,7 @@ def analyse(
     config = Config(analyses=analyses, **options)
     wanted = analyses_of(config, [name for name in options if options[name] is not None])
     notes: list[str] = []
-    data = read_dataset(config, notes.append) if texts is None else texts_as_dataset(texts)
+    data = read_dataset(config, wanted, notes.append) if texts is None else texts_as_dataset(texts)
     if texts is not None:
         config = replace(config, limit=len(data.examples))
     decoder = model if isinstance(model, Decoder) else load(os.fspath(model), **config.of_model)

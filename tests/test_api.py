@@ -12,7 +12,7 @@ from hookdepth import cli
 from hookdepth.analyses import known
 from hookdepth.errors import HookdepthError
 
-NAMES = tuple(known())
+NAMES = tuple(name for name, kind in known().items() if kind.in_all)
 
 TEXT = ["Anna has 12 apples and eats 3 of them.", "Imagine all the people of the town.", "The basket is full."]
 PROBE = ("5 + 7 =", " 12")

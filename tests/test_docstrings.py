@@ -98,6 +98,8 @@ NOT_RUN = {
     "hookdepth.engine.results.on_host": "a pass's result, which only the engine makes: tests/engine/test_gradients.py",
     "hookdepth.engine.forward": "the engine's own arguments: tests/engine/test_passes.py",
     "hookdepth.engine.output": "the engine's own arguments: tests/engine/test_passes.py",
+    "hookdepth.engine.kv_cache.GrowingCache": "the engine's own arguments: tests/engine/test_decoding.py",
+    "hookdepth.engine.writing": "the engine's own arguments: tests/engine/test_decoding.py",
     "hookdepth.engine.measured": "the engine's own arguments: tests/engine/test_measured.py",
     "hookdepth.model.hub": "asks the model hub: tests/test_bad_input.py",
     "hookdepth.training.wrapping.unwrap": "DDP needs a process group: tests/test_training_processes.py",

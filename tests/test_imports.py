@@ -25,7 +25,7 @@ HEAVY = {
     | {"engine.kv_cache", "runs.runner", "runs.outline", "training.callback"},
     "accelerate": {"model.decoder", "model.loading", "engine.memory"},
     "bitsandbytes": {"model.loading"},
-    "datasets": {"data.examples"},
+    "datasets": {"data.hub"},
     "gguf": {"model.demo"},
     "huggingface_hub": {"model.hub"},
     "tqdm": {"runs.runner"},

@@ -35,7 +35,7 @@ from torch import Tensor
 
 from hookdepth.analyses.settings import Settings
 from hookdepth.analyses.source import own_values
-from hookdepth.data import Probe
+from hookdepth.data import Leveled, Probe
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.measurements import Measurement
 from hookdepth.engine.work import Work, plain_work
@@ -47,7 +47,7 @@ from hookdepth.results import Result
 Tensors = dict[str, Tensor]
 OnPass = Callable[[], object]
 
-NEEDS = ("prompts", "cuts", "probes")
+NEEDS = ("prompts", "cuts", "probes", "levels")
 BASELINE_PROMPTS = 10
 """So many of the first prompts make the baseline of residual erasure, as in the notebook."""
 
@@ -63,12 +63,14 @@ class Inputs:
         cuts: per prompt, where the analyses that need cuts cut it.
         baseline: prompts whose token mean is the uninformative residual.
         probes: prompt and answer, for the analyses of single answers.
+        levels: examples that carry a level, each with its cuts.
     """
 
     prompts: tuple[tuple[int, ...], ...]
     cuts: tuple[tuple[int, ...], ...] = ()
     baseline: tuple[tuple[int, ...], ...] = ()
     probes: tuple[Probe, ...] = ()
+    levels: tuple[Leveled, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,8 @@ class Analysis:
         heading, paper: of its section in the report, and where the paper has it.
         order: its place among the others, in a run and in the report.
         in_all: whether `--analyses all` means it, too.
-        needs: "prompts", "cuts" (prompts that are cut into tokens < t and ≥ t) or "probes" (prompts with an answer).
+        needs: "prompts", "cuts" (prompts that are cut into tokens < t and ≥ t), "probes" (prompts with an answer) or
+            "levels" (those with a level besides).
         baseline: whether the data set's first prompts matter besides.
         options: the fields of `Settings` that its numbers depend on.
         keep_front: what the option of that name is where nobody gives it.
@@ -160,12 +163,18 @@ class Analysis:
         return type(self).branches is not Analysis.branches
 
     def items(self, subject: Subject) -> Sequence[int]:
-        """What is measured one by one: numbers of prompts, or of probes."""
-        return range(len(subject.inputs.probes if self.needs == "probes" else subject.inputs.prompts))
+        """What is measured one by one: numbers of prompts, of probes, or of examples with a level."""
+        return range(len(self.texts(subject.inputs)))
 
     def tokens(self, subject: Subject, item: int) -> tuple[int, ...]:
         """The token ids that the branches of an item run on."""
-        return subject.inputs.probes[item].token_ids if self.needs == "probes" else subject.inputs.prompts[item]
+        return self.texts(subject.inputs)[item]
+
+    def texts(self, inputs: Inputs) -> Sequence[tuple[int, ...]]:
+        """The token ids of all items."""
+        if self.needs == "probes":
+            return [probe.token_ids for probe in inputs.probes]
+        return [one.probe.token_ids for one in inputs.levels] if self.needs == "levels" else inputs.prompts
 
     def branches(self, subject: Subject, item: int) -> list[Branch]:
         """The branches of one prompt or probe."""
@@ -227,8 +236,9 @@ class Analysis:
 
     def _refuse_front(self, subject: Subject, front: int) -> None:
         """A prompt of which nothing is changed or measured would look like one on which nothing matters."""
-        for number, prompt in enumerate(subject.inputs.prompts):
-            cut = min(subject.inputs.cuts[number], default=len(prompt)) if self.needs == "cuts" else len(prompt)
+        cuts = {"cuts": subject.inputs.cuts, "levels": [one.cuts for one in subject.inputs.levels]}.get(self.needs)
+        for number, prompt in enumerate(self.texts(subject.inputs)):
+            cut = min(cuts[number], default=len(prompt)) if cuts else len(prompt)
             if front >= cut:
                 what = f"{cut} tokens" if cut == len(prompt) else f"is cut at token {cut}"
                 raise HookdepthError(
@@ -257,7 +267,9 @@ class Analysis:
         if self.needs == "cuts":
             settings["cuts"] = inputs.cuts
         known: dict[str, Any] = {"settings": settings}
-        prompts = (inputs.baseline if self.baseline else ()) if self.needs == "probes" else inputs.prompts
+        if self.needs == "levels":
+            settings["levels"] = [(one.level, one.cuts) for one in inputs.levels]
+        prompts = (inputs.baseline if self.baseline else ()) if self.needs == "probes" else self.texts(inputs)
         known["data"] = {
             "n_prompts": len(prompts),
             "lengths": [len(prompt) for prompt in prompts],

@@ -126,9 +126,8 @@ def wrong_tensors(
     wrong_tensors({"kl": "point"}, {"kl": torch.zeros(31)}, n_layers=30)   # None
     """
     # Beside what is reduced over prompts stands what each prompt gave.
-    every = dict(declared_axes) | {
-        f"{PER_PROMPT}{pattern}": f"prompt {axes.removesuffix('?')}?" for pattern, axes in declared_axes.items()
-    }
+    every = {f"{PER_PROMPT}{pattern}": f"prompt {axes.removesuffix('?')}?" for pattern, axes in declared_axes.items()}
+    every |= declared_axes
     # A name that is written out comes last, and counts: it may fit a pattern as well.
     by_exactness = sorted(every.items(), key=lambda entry: -entry[0].count("{"))
     axes = {

@@ -17,6 +17,7 @@ METHODS = ("adaptive", "riemann", "gauss-legendre")
 _ALSO_PARTS = {"all": ",".join(PARTS), "both": "attn,mlp", "ffn": "mlp", "block": "layer"}
 _ALSO_METHODS = {"gauss": "gauss-legendre", "paper": "riemann"}
 _GRADIENTS = "integrated gradients"
+_LEVELS = "depth by level"
 
 
 def _paths(given: Any) -> tuple[str, ...]:
@@ -37,6 +38,7 @@ class Settings(Options):
         keep_front: first tokens that are neither changed nor measured; None for what the analysis itself says.
         paths: sequences of layers to run along, beside those of the analysis itself.
         keep: how many layers pruning leaves; None for half of them.
+        cut: where the answers of examples with a level are cut.
         max_rows: most rows of a pass; None for as many as fit.
         ig_method, ig_steps, ig_tolerance, ig_max_evaluations: of integrated gradients; steps of the methods
             that have a fixed number, tolerance and most evaluations per layer of the adaptive one. Without a
@@ -54,6 +56,13 @@ class Settings(Options):
         (), "repeatable: layers in the order of the visits", _paths, "0-9,4-9,10-29", action="append"
     )
     keep: int | None = option(None, "layers that pruning leaves (default: half of them)", whole(1), "N")
+    cut: str = option(
+        "answer",
+        "answer: before each answer token that is cut at; question: one earlier, where it is predicted",
+        one_of("cut", "answer", "question"),
+        "NAME",
+        group=_LEVELS,
+    )
     max_rows: int | None = option(None, "most rows of a pass (default: as many as fit)", whole(3), "N", group="how")
     ig_method: str = option(
         "adaptive",

@@ -7,6 +7,7 @@ cuts = sample_cuts([len(ids)])                       # [(80, 32, 72, 48)] for 13
 """
 
 from hookdepth.data.examples import NAMES, Dataset, Example, load_examples, texts_as_dataset
+from hookdepth.data.levels import Leveled, leveled_examples
 from hookdepth.data.tokens import DEFAULT_PROBES, Probe, encode, make_probe, readable_tokens, sample_cuts
 
 __all__ = [
@@ -14,8 +15,10 @@ __all__ = [
     "NAMES",
     "Dataset",
     "Example",
+    "Leveled",
     "Probe",
     "encode",
+    "leveled_examples",
     "load_examples",
     "make_probe",
     "readable_tokens",

@@ -1,13 +1,12 @@
-"""Data sets: `demo`, GSM8K, files; GSM8K's template."""
+"""Data sets: those that ship, those of the hub, files; GSM8K's template."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
+import re
 import stat
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
 from importlib import resources
@@ -15,24 +14,25 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from hookdepth.data.hub import HUB_SETS, hub_rows
 from hookdepth.data.lines import Lines
 from hookdepth.data.tokens import refuse_unusable
-from hookdepth.errors import HookdepthError, clipped, suggestion
-from hookdepth.model.hub import NOT_THERE, hub_or_cache, one_line
+from hookdepth.errors import HookdepthError, clipped, shown, suggestion
 
-NAMES = ("demo", "gsm8k")
-ROW = 'one JSON object a line, all with "question" and "answer", or all with "prompt" and, optionally, "answer"'
+SHIPPED = {"demo": "demo.jsonl", "demo-levels": "demo-levels.jsonl", "demo-text": "demo-text.txt"}
+NAMES = (*SHIPPED, *HUB_SETS)
+ROW = (
+    'one JSON object a line, all with "question" and "answer", or all with "prompt" and, optionally, "answer" '
+    'and "level"'
+)
 # As lm-evaluation-harness and the notebook have it, to the letter: the reasoning ends in a line break of its own.
 TEMPLATE = (
     "Given the following problem, reason and give a final answer to the problem.\nProblem: {question}\n"
     'Your response should end with "The final answer is [answer]" where [answer] is the response to the problem.\n'
     "\n{reasoning}The final answer is {final}"
 )
-GET_GSM8K = (
-    "check the network, or fetch test.jsonl of the GitHub repository openai/grade-school-math "
-    "(folder grade_school_math/data) elsewhere and give --dataset test.jsonl"
-)
-_KEYS = ("question", "prompt", "answer")
+_KEYS = ("question", "prompt", "answer", "level")
+_LEVEL = re.compile(r"[^\W_][\w-]{0,31}")  # it becomes part of names of tensors and files
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Example:
     text: str
     prompt: str | None = None
     answer: str | None = None
+    level: int | str | None = None
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class Dataset:
 
 
 def load_examples(name: str | os.PathLike[str], limit: int | None = None) -> Dataset:
-    """Read a data set: `demo`, `gsm8k`, a .jsonl file, or a text file with a prompt a line.
+    """Read a data set: one of `NAMES`, a .jsonl file, or a text file with a prompt a line.
 
         load_examples("probes.jsonl").examples[0].answer
 
@@ -88,14 +89,19 @@ def load_examples(name: str | os.PathLike[str], limit: int | None = None) -> Dat
         HookdepthError: no such data set or file, no `datasets` or hub, not UTF-8, a bad row; names file and line.
     """
     name = os.fspath(name)
-    if name == "gsm8k":
-        rows = _gsm8k_rows()
-        where = "row {} of openai/gsm8k"
-        examples = [_gsm8k_example(row, where.format(number)) for number, row in enumerate(rows[:limit], 1)]
-        return Dataset(name, tuple(examples), len(rows) - len(examples))
-    jsonl = name == "demo" or Path(name).suffix.lower() in (".jsonl", ".ndjson")
-    with Lines(name, _file(name)) as lines:
-        examples = _parse(islice(lines.filled(), limit), jsonl)
+    if name in HUB_SETS:
+        rows = hub_rows(name)
+        where = f"row {{}} of {HUB_SETS[name].path}"
+        parsed = _examples((where.format(number), row) for number, row in enumerate(rows[:limit], 1))
+        return Dataset(name, tuple(parsed), len(rows) - len(parsed))
+    path = _file(name)
+    with Lines(name, path) as lines:
+        filled = islice(lines.filled(), limit)
+        examples = (
+            _examples((where, _row(line, where)) for where, line in filled)
+            if path.suffix.lower() in (".jsonl", ".ndjson")
+            else [Example(line, prompt=line) for _, line in filled]
+        )
         more = lines.count_rest()
     if not examples:
         raise HookdepthError(f"{name!r} is empty", f"write a prompt a line, or in a .jsonl file {ROW}")
@@ -115,26 +121,9 @@ def texts_as_dataset(texts: str | Sequence[str]) -> Dataset:
     return Dataset("texts", tuple(Example(text, prompt=text) for text in listed))
 
 
-def _gsm8k_rows() -> list[dict[str, Any]]:
-    try:
-        import datasets
-    except ImportError as error:
-        raise HookdepthError("gsm8k needs datasets", "pip install 'hookdepth[gsm8k]', or give a JSONL file") from error
-    for name in ("huggingface_hub", "datasets"):  # what they warn of is said in the error's one line
-        logging.getLogger(name).setLevel(logging.ERROR)
-    if not sys.stderr.isatty():
-        datasets.disable_progress_bars()
-    online = False
-    try:
-        with hub_or_cache() as online:
-            return list(datasets.load_dataset("openai/gsm8k", "main", split="test"))
-    except Exception as error:  # what is raised without a network differs from release to release
-        raise HookdepthError(one_line("cannot load openai/gsm8k", error if online else NOT_THERE), GET_GSM8K) from error
-
-
 def _file(name: str) -> Path:
-    if name == "demo":
-        return Path(str(resources.files("hookdepth.data") / "demo.jsonl"))
+    if name in SHIPPED:
+        return Path(str(resources.files("hookdepth.data") / SHIPPED[name]))
     path = Path(os.path.expanduser(name))  # unlike the method of Path, it takes any string
     if not name or not os.path.exists(path):  # so does this one
         near = suggestion(name, NAMES)
@@ -151,13 +140,10 @@ def _file(name: str) -> Path:
     return path
 
 
-def _parse(lines: Iterable[tuple[str, str]], jsonl: bool) -> list[Example]:
-    if not jsonl:
-        return [Example(line, prompt=line) for _, line in lines]
+def _examples(rows: Iterable[tuple[str, dict[str, Any]]]) -> list[Example]:
     examples: list[Example] = []
     first: tuple[str, bool] | None = None
-    for where, line in lines:
-        row = _row(line, where)
+    for where, row in rows:
         questions = "question" in row
         first = first or (where, questions)
         if questions != first[1]:
@@ -197,7 +183,13 @@ def _gsm8k_example(row: dict[str, Any], where: str) -> Example:
 def _prompt_example(row: dict[str, Any], where: str) -> Example:
     prompt = _string(row, "prompt", where)
     answer = _string(row, "answer", where) if "answer" in row else None
-    return Example(prompt + (answer or ""), prompt, answer)
+    level = row.get("level")
+    level = int(level) if isinstance(level, str) and level.isdecimal() and level.isascii() else level
+    numbered = isinstance(level, int) and not isinstance(level, bool) and 0 <= level < 10**9
+    if not (level is None or numbered or (isinstance(level, str) and _LEVEL.fullmatch(level))):
+        what = f'the "level" of {where} is {shown(level)}'
+        raise HookdepthError(what, "give a whole number, or a short word of letters, digits and hyphens")
+    return Example(prompt + (answer or ""), prompt, answer, level)
 
 
 def _string(row: dict[str, Any], key: str, where: str) -> str:

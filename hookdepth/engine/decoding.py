@@ -1,8 +1,8 @@
 """Texts that branches write: one for every prompt and branch, all of them rows of the same decoding passes.
 
-    from hookdepth.engine.decoding import generate
+    from hookdepth import AddVector, Skip, generate
 
-    texts = generate(model, ["The capital of France is"], [Skip(9), AddVector("resid_post", 12, 4.0 * direction)])
+    texts = generate(model, [ids], [Skip(3), AddVector("resid_post", 4, 4.0 * torch.randn(model.d_model))])
     texts[0][1]                    # what the steered run wrote, a text; .tokens are its ids
     texts.clean[0]                 # what the model writes untouched
 
@@ -52,6 +52,7 @@ def generate(
 ) -> Generations:
     """What the model writes after each prompt, untouched and on every branch.
 
+        direction = torch.randn(model.d_model)
         steer = [AddVector("resid_post", 3, strength * direction) for strength in (1.0, 2.0, 4.0)]
         texts = generate(model, [ids, ids[:4]], steer, max_new_tokens=8, where="new")
         texts[0][2], texts[0][2].tokens, texts.clean[0]

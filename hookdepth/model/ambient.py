@@ -5,7 +5,10 @@
 
 Autocast, inference mode, gradient mode and a default device belong to the calling thread. The default dtype
 belongs to the process: another thread that makes tensors meanwhile sees float32. What decides how a
-kernel computes (deterministic algorithms, TF32, the number of threads) is the user's choice and stays.
+kernel computes (deterministic algorithms, TF32, the number of threads) is the user's choice and stays. The one
+exception is cuDNN's attention: it makes a plan for every shape that it has not met, batch included, and here every
+layer has another batch. For the shape of Llama-3.1-8B that is seconds at every new length of a prompt (PyTorch puts
+cuDNN first on Hopper). It is off while the engine works, unless the user has turned off all other kernels.
 """
 
 from __future__ import annotations
@@ -35,4 +38,19 @@ def plain_state(kinds: Iterable[str], grad: bool) -> Iterator[None]:
         if torch.get_default_dtype() != torch.float32:
             stack.callback(torch.set_default_dtype, torch.get_default_dtype())
             torch.set_default_dtype(torch.float32)
+        stack.enter_context(_attention_without_plans())
         yield
+
+
+@contextmanager
+def _attention_without_plans() -> Iterator[None]:
+    kernels = torch.backends.cuda
+    others = kernels.flash_sdp_enabled() or kernels.mem_efficient_sdp_enabled() or kernels.math_sdp_enabled()
+    if not (kernels.cudnn_sdp_enabled() and others):
+        yield
+        return
+    kernels.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        kernels.enable_cudnn_sdp(True)

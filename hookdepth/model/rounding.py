@@ -41,10 +41,11 @@ def rounding_of(device: torch.device) -> dict[str, Any]:
     """
     backends: Any = torch.backends
     cuda: Any = backends.cuda
+    kernels = [name for name in _ATTENTION if getattr(cuda, f"{name}_sdp_enabled", lambda: False)()]
     found: dict[str, Any] = {
         "threads": torch.get_num_threads(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "sdp": [name for name in _ATTENTION if getattr(cuda, f"{name}_sdp_enabled", lambda: False)()],
+        "sdp": [name for name in kernels if name != "cudnn"] or kernels,  # the engine turns cuDNN's off
         "environment": {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
     }
     if device.type == "cuda":

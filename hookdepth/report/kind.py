@@ -9,7 +9,7 @@ Importing this imports no matplotlib: analyses declare their figures, and who on
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -124,7 +124,7 @@ class Kind(ABC):
     def pictures(self, result: Result, declaration: Declaration) -> list[Picture]:
         """Its figures of a result, one for each assignment of the placeholders: kind.pictures(result, declaration)."""
         found = []
-        for values in assignments(self.patterns[0], result.tensors):
+        for values in assignments(self.patterns[0], self._meant(result.tensors, declaration)):
             drawing = self.drawing(result, declaration, values)
             found.append(self._picture(result, values, drawing, _prompts(result, values), floor_of(result.metadata)))
         return found
@@ -136,7 +136,7 @@ class Kind(ABC):
         """
         names = {name: None for result in results.values() for name in result.tensors}
         found = []
-        for values in assignments(self.patterns[0], names):
+        for values in assignments(self.patterns[0], self._meant(names, declaration)):
             first = fill(self.patterns[0], values)
             own = {label: result for label, result in results.items() if series(first, result.tensors)}
             if "i" in values:
@@ -147,6 +147,10 @@ class Kind(ABC):
                 drawing = self.together(own, declaration, values)
                 found.append(self._picture(next(iter(own.values())), values, drawing))
         return found
+
+    def _meant(self, names: Iterable[str], declaration: Declaration) -> list[str]:
+        """Without those that are declared in full and merely look like this pattern: "score.output" is no level's."""
+        return [name for name in names if "{" not in self.patterns[0] or name not in declaration.tensors]
 
     def _picture(
         self, result: Result, values: Assignment, drawing: Drawing, prompts: str = "", floor: str = ""

@@ -163,7 +163,10 @@ def _shortened(inputs: Inputs, tokens: int, vocabulary: int) -> Inputs:
     scaled = tuple(dict.fromkeys(min(tokens - 1, max(8, cut * tokens // length)) for cut in cuts))
     longest = sorted(inputs.probes, key=lambda one: len(one.token_ids))[-1:]
     probes = tuple(_end(probe, tokens, vocabulary) for probe in longest)
-    return Inputs((ids,), (scaled,), (ids,) if inputs.baseline else (), probes)
+    levels = [replace(one, probe=_end(one.probe, tokens, vocabulary)) for one in inputs.levels]
+    leveled = [replace(one, cuts=one.probe.answer_positions[: len(one.cuts)]) for one in levels]
+    most = sorted(leveled, key=lambda one: len(one.cuts))[-1:]
+    return Inputs((ids,), (scaled,), (ids,) if inputs.baseline else (), probes, tuple(most))
 
 
 def _end(probe: Probe, tokens: int, vocabulary: int) -> Probe:

@@ -10,9 +10,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from hookdepth.analyses.base import BASELINE_PROMPTS, Analysis, Inputs
-from hookdepth.data import DEFAULT_PROBES, Dataset, encode, make_probe, sample_cuts
+from hookdepth.data import DEFAULT_PROBES, Dataset, Leveled, encode, leveled_examples, make_probe, sample_cuts
 from hookdepth.errors import HookdepthError
 from hookdepth.model.decoder import Decoder
+
+DEFAULT_LIMIT, DEFAULT_PER_LEVEL = 10, 20
+"""So many prompts are taken where nobody says how many, and so many examples of each level."""
 
 
 def make_inputs(
@@ -21,7 +24,7 @@ def make_inputs(
     model: Decoder,
     warn: Callable[[str], None],
     *,
-    limit: int,
+    limit: int | None,
     seed: int,
     probes: Sequence[tuple[str, str]] | None = None,
 ) -> Inputs:
@@ -29,29 +32,38 @@ def make_inputs(
 
         make_inputs(chosen("logit-lens"), load_examples("demo"), model, print, limit=2, seed=123).prompts
 
+    Args:
+        limit: so many prompts, and so many examples of each level; None for the defaults.
+
     Raises:
         HookdepthError: prompts that are too short for what is asked, or too long for the model.
     """
     context = model.context_length
 
-    def tokens(count: int) -> tuple[tuple[int, ...], ...]:
-        encoded = tuple(tuple(encode(model.tokenizer, e.text, context)) for e in dataset.examples[:count])
+    def tokens(first: int) -> tuple[tuple[int, ...], ...]:
+        encoded = tuple(tuple(encode(model.tokenizer, e.text, context)) for e in dataset.examples[:first])
         for number, ids in enumerate(encoded):
             model.check_ids(ids, f"prompt {number} of the data set")
         return encoded
 
-    prompts = tokens(limit)
+    count = limit or DEFAULT_LIMIT
+    prompts = tokens(count)
     cuts = tuple(sample_cuts([len(prompt) for prompt in prompts], seed))
     _check_cuts([one.name for one in analyses if one.needs == "cuts"], cuts, warn)
+    levels: tuple[Leveled, ...] = ()
+    if any(one.needs == "levels" for one in analyses):
+        levels = leveled_examples(dataset, model.tokenizer, limit or DEFAULT_PER_LEVEL, seed, context)
+        for one in levels:
+            model.check_ids(one.probe.token_ids, f"the example {one.probe.prompt[:40]!r} of level {one.level}")
     needing = [one for one in analyses if one.needs == "probes"]
     if not needing:
-        return Inputs(prompts, cuts)
-    own = [(e.prompt, e.answer) for e in dataset.examples[:limit] if e.prompt is not None and e.answer]
+        return Inputs(prompts, cuts, levels=levels)
+    own = [(e.prompt, e.answer) for e in dataset.examples[:count] if e.prompt is not None and e.answer]
     texts = probes or own or DEFAULT_PROBES
     found = tuple(make_probe(model.tokenizer, prompt, answer, context) for prompt, answer in texts)
     # The first ten of the data set whatever the limit, so that baselines of different limits are the same.
     baseline = tokens(BASELINE_PROMPTS) if any(one.baseline for one in needing) else ()
-    return Inputs(prompts, cuts, baseline, found)
+    return Inputs(prompts, cuts, baseline, found, levels)
 
 
 def _check_cuts(names: Sequence[str], cuts: Sequence[Any], warn: Callable[[str], None]) -> None:

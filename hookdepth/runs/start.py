@@ -18,12 +18,9 @@ from hookdepth.model.demo import demo_folder
 from hookdepth.model.loading import load
 from hookdepth.results import Result
 from hookdepth.runs.config import Config, refuse_unread
-from hookdepth.runs.inputs import make_inputs
+from hookdepth.runs.inputs import DEFAULT_LIMIT, DEFAULT_PER_LEVEL, make_inputs
 from hookdepth.runs.runner import Run
 from hookdepth.runs.workers import Workers
-
-DEFAULT_LIMIT = 10
-"""So many prompts are taken where nobody says how many."""
 
 
 def analyses_of(config: Config, given: Sequence[str] = ()) -> list[Analysis]:
@@ -34,19 +31,25 @@ def analyses_of(config: Config, given: Sequence[str] = ()) -> list[Analysis]:
     analyses = chosen(config.analyses)
     read = {option for one in analyses for option in one.options}
     needed = {one.needs for one in analyses}
-    read |= {option for option, need in (("probes", "probes"), ("seed", "cuts")) if need in needed}
+    read |= {option for option, need in (("probes", "probes"), ("seed", "cuts"), ("seed", "levels")) if need in needed}
     refuse_unread(given, read)
     return analyses
 
 
-def read_dataset(config: Config, warn: Callable[[str], None]) -> Dataset:
-    """As much of a data set as a run takes, and a word about the rest where nobody has said how many prompts.
+def read_dataset(config: Config, analyses: Sequence[Analysis], warn: Callable[[str], None]) -> Dataset:
+    """As much of a data set as a run takes, and a word about the rest where nobody has said how much.
 
-    read_dataset(Config(dataset="demo", limit=2), print)
+    read_dataset(Config(dataset="demo", limit=2), chosen("logit-lens"), print)
     """
-    dataset = load_examples(config.dataset, max(config.limit or DEFAULT_LIMIT, BASELINE_PROMPTS))
-    if config.limit is None and (cut := dataset.left_out(DEFAULT_LIMIT)):
-        warn(f"{cut} of {dataset.name!r} are taken; --limit N takes as many as you like")
+    by_level = [one.needs == "levels" for one in analyses]
+    most = max(config.limit or DEFAULT_LIMIT, BASELINE_PROMPTS)
+    dataset = load_examples(config.dataset, None if any(by_level) else most)
+    if config.limit is None:
+        taken = [] if all(by_level) else [dataset.left_out(DEFAULT_LIMIT)]
+        taken += [f"at most {DEFAULT_PER_LEVEL} examples of each level"] if any(by_level) else []
+        if any(taken):
+            what = " and ".join(filter(None, taken))
+            warn(f"{what} of {dataset.name!r} are taken; --limit N takes as many as you like")
     return dataset
 
 
@@ -57,7 +60,7 @@ def run(
     workers = workers or Workers()
 
     def prepare() -> Run:
-        dataset = read_dataset(config, warn)
+        dataset = read_dataset(config, analyses, warn)
         model = config.model
         if not isinstance(model, Decoder):
             model = load(model, device_map=config.device_map, **config.of_model)
@@ -96,7 +99,7 @@ def run_of(
 def _inputs(
     config: Config, analyses: Sequence[Analysis], dataset: Dataset, model: Decoder, warn: Callable[[str], None]
 ) -> Inputs:
-    chosen = {"limit": config.limit or DEFAULT_LIMIT, "seed": config.seed, "probes": config.probes}
+    chosen = {"limit": config.limit, "seed": config.seed, "probes": config.probes}
     return make_inputs(analyses, dataset, model, warn, **chosen)  # type: ignore[arg-type]
 
 
@@ -107,7 +110,7 @@ def describe_plan(config: Config, analyses: Sequence[Analysis]) -> str:
 
     outline = load_outline(config.model, **config.of_model)
     notes: list[str] = []
-    dataset = read_dataset(config, lambda line: notes.append(f"note: {line}"))
+    dataset = read_dataset(config, analyses, lambda line: notes.append(f"note: {line}"))
     inputs = _inputs(config, analyses, dataset, outline, lambda line: None)
     if isinstance(outline.tokenizer, Words):
         notes.append("note: there is no tokenizer; a word, a digit or a sign is taken for a token")

@@ -7,10 +7,11 @@ from tiny_models import FAMILIES, prompts, tiny_model
 
 import hookdepth
 from hookdepth import HookdepthError
-from hookdepth.analyses import Inputs, Settings, Subject, chosen, groups_of
-from hookdepth.analyses.gradients import Path, attribute, check_gradients
+from hookdepth.analyses import Inputs, Settings, Subject, chosen, groups_of, integrals
+from hookdepth.analyses.integrals import Path, attribute, check_gradients
 from hookdepth.data import DEFAULT_PROBES, Probe, make_probe
 from hookdepth.engine import gradients
+from hookdepth.engine.gradients import differentiate
 
 PARTS = ("layer", "attn", "mlp")
 
@@ -126,6 +127,23 @@ def test_out_of_memory_halves_and_gives_the_same(monkeypatch):
     limit = 0
     with pytest.raises(HookdepthError, match=r"not even one branch .* fits into memory with its gradients"):
         attribute(Path(model, probe, "layer"), settings)
+
+
+def test_what_two_passes_give_for_the_same_input_is_noise(monkeypatch):
+    hf = tiny_model("llama")
+    model, probe = hookdepth.wrap(hf), probe_of(likely_ids(hf, 14), [12, 13])
+    drift = iter(range(100))
+
+    def drifting(*args, **kwargs):
+        for part in differentiate(*args, **kwargs):
+            part.clean += 0.25 * next(drift)
+            yield part
+
+    monkeypatch.setattr(integrals, "differentiate", drifting)
+    path = Path(model, probe, "layer", max_rows=5)
+    attribute(path, Settings(ig_method="riemann", ig_steps=4))
+    assert path.null_effect == pytest.approx(0.25 * (path.passes - 1))
+    assert path.null_where == "between passes"
 
 
 def test_weights_get_no_gradient_and_flags_come_back():

@@ -8,7 +8,7 @@ from tiny_models import prompts, tiny_model
 
 import hookdepth
 from hookdepth.analyses import Settings
-from hookdepth.analyses.gradients import Path, attribute
+from hookdepth.analyses.integrals import Path, attribute
 from hookdepth.data import Probe
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.interventions import Identity, Patch, Skip, Subtract

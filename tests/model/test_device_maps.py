@@ -15,7 +15,7 @@ from hookdepth.analyses import Inputs, Settings, Subject, chosen, groups_of, kno
 from hookdepth.data import Probe
 from hookdepth.errors import HookdepthError
 
-NAMES = tuple(known())
+NAMES = tuple(name for name, kind in known().items() if kind.in_all)
 
 FAMILIES = ("llama-untied", "gemma2")
 PROMPTS = tuple(tuple(ids) for ids in prompts(2, (30, 21)))

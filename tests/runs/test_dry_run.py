@@ -25,7 +25,7 @@ from hookdepth.runs.config import Config
 from hookdepth.runs.dry_run import LAYERS, describe, estimate, work_of
 from hookdepth.runs.outline import load_outline, miniature, with_vocabulary
 
-NAMES = tuple(known())
+NAMES = tuple(name for name, kind in known().items() if kind.in_all)
 
 PROMPTS = tuple(tuple(ids) for ids in prompts(3, (30, 90, 21)))
 PROBES = tuple(

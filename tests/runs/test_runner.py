@@ -20,7 +20,7 @@ from hookdepth.results import LOG, Result, read_log
 from hookdepth.runs import runner
 from hookdepth.runs.runner import UNITS
 
-NAMES = tuple(known())
+NAMES = tuple(name for name, kind in known().items() if kind.in_all)
 
 PROMPTS = tuple(tuple(ids) for ids in prompts(3, (300, 310, 305)))  # too long to share a chunk
 CUTS = ((64,), (128, 8), (16,))

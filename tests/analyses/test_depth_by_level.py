@@ -1,0 +1,128 @@
+"""depth-by-level against a plain pass for each skip, and what the authors' code gets wrong."""
+
+import math
+
+import naive
+import pytest
+import torch
+from test_against_naive import close, results_of
+from tiny_models import prompts, tiny_model
+from tiny_tokenizer import tiny_tokenizer
+
+import hookdepth
+from hookdepth.analyses import Inputs
+from hookdepth.cli import main
+from hookdepth.data import Leveled, Probe
+from hookdepth.errors import HookdepthError
+from hookdepth.results import Result
+
+# level, length, answer positions, cuts
+EXAMPLES = ((1, 14, range(9, 14), (9, 13)), (1, 11, range(8, 11), (8,)), ("hard", 16, range(8, 16), (12, 8)))
+
+
+def inputs_of():
+    ids = prompts(3, [length for _, length, _, _ in EXAMPLES])
+    leveled = [
+        Leveled(level, Probe("", "", tuple(own), tuple(map(str, own)), tuple(answer)), cuts)
+        for own, (level, _, answer, cuts) in zip(ids, EXAMPLES, strict=True)
+    ]
+    return Inputs((), levels=tuple(leveled))
+
+
+def score(per_layer):
+    return sum(layer * value for layer, value in enumerate(per_layer)) / sum(per_layer)
+
+
+def score_of_effect(effect):
+    n = len(effect)
+    return score([sum(row.tolist()) / max(1, n - 1 - layer) for layer, row in enumerate(effect)])
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+@pytest.mark.parametrize("cut", ["answer", "question"])
+def test_against_a_plain_pass_for_each_skip(family, cut):
+    hf = tiny_model(family)
+    inputs = inputs_of()
+    ours = results_of(["depth-by-level"], hookdepth.wrap(hf), inputs, cut=cut)["depth-by-level"]
+    by_level = {"1": [], "hard": []}
+    for one in inputs.levels:
+        found = [naive.skip(hf, one.probe.token_ids, "layer", at - (cut == "question")) for at in one.cuts]
+        effect = torch.stack([effect for effect, _ in found]).amax(0)
+        output = torch.stack([output for _, output in found]).amax(0)
+        by_level[str(one.level)].append((effect, output))
+    for place, (level, own) in enumerate(by_level.items()):
+        effects, outputs = (torch.stack(values) for values in zip(*own, strict=True))
+        for how, reduce in (("max", lambda v: v.amax(0)), ("mean", lambda v: v.mean(0))):
+            close(ours[f"{level}.effect.{how}"], reduce(effects))
+            close(ours[f"{level}.output.{how}"], reduce(outputs))
+            close(ours[f"per_prompt.{level}.effect.{how}"], effects)
+            expected = {"layer": score_of_effect(reduce(effects)), "output": score(reduce(outputs).tolist())}
+            for kind, value in expected.items():
+                assert ours[f"score.{kind}.{how}"][place].item() == pytest.approx(value, rel=1e-4)
+                low, high = ours[f"score_interval.{kind}.{how}"][place].tolist()
+                assert low <= high
+                if len(own) == 1:  # nothing to draw from but the one
+                    assert low == pytest.approx(value, rel=1e-4)
+                if how == "mean":
+                    assert low - 1e-6 <= value <= high + 1e-6
+
+
+def test_an_interval_is_that_of_all_samples_where_they_can_be_counted():
+    """Of two examples three samples are possible, with probability 1/4, 1/2, 1/4: both ends are those of one alone."""
+    ours = results_of(["depth-by-level"], hookdepth.wrap(tiny_model("llama")), inputs_of())["depth-by-level"]
+    alone = sorted(score(one.tolist()) for one in ours["per_prompt.1.output.mean"])
+    assert ours["score_interval.output.mean"][0].tolist() == pytest.approx(alone, rel=1e-5)
+
+
+def test_the_first_answer_tokens_prediction_is_measured_with_cut_question_only():
+    """What predicts the first answer token is the last token before it, which a cut at the answer leaves out."""
+    hf = tiny_model("llama")
+    model, ids = hookdepth.wrap(hf), prompts(1, 12)[0]
+    probe = Probe("", "", tuple(ids), tuple(map(str, ids)), (11,))
+    inputs = Inputs((), levels=(Leveled(1, probe, (11,)),))
+    by_cut = {
+        cut: results_of(["depth-by-level"], model, inputs, cut=cut)["depth-by-level"] for cut in ("answer", "question")
+    }
+    clean = naive.run_with(hf, ids).logits[0, 10]
+    moved = []
+    for layer in range(model.n_layers):
+        states = naive.run_with(hf, ids).resid_pre[layer][:, 1:10]
+        changed = naive.run_with(hf, ids, [("resid_post", layer, naive.overwrite(slice(1, 10), states))]).logits[0, 10]
+        moved.append((clean.softmax(-1) - changed.softmax(-1)).norm().item())
+    assert all(got >= want - 1e-5 for got, want in zip(by_cut["question"]["1.output.max"].tolist(), moved, strict=True))
+    assert not torch.allclose(by_cut["answer"]["1.output.max"], by_cut["question"]["1.output.max"], rtol=1e-2)
+
+
+def test_a_prompt_that_leaves_nothing_to_change_is_refused():
+    ids = prompts(1, 6)[0]
+    one = Leveled(1, Probe("a prompt", "", tuple(ids), tuple(map(str, ids)), (2, 3)), (2,))
+    model = hookdepth.wrap(tiny_model("llama"))
+    with pytest.raises(HookdepthError, match="leaves nothing before its answer"):
+        results_of(["depth-by-level"], model, Inputs((), levels=(one,)), cut="question")
+
+
+def test_from_the_data_set_to_the_file(tmp_path):
+    model = hookdepth.wrap(tiny_model("llama"), tiny_tokenizer())
+    result = hookdepth.analyse(model, "depth-by-level", dataset="demo-levels", limit=2, out=str(tmp_path / "out"))
+    assert result["score.layer.max"].shape == (5,)
+    assert result["score_interval.output.mean"].shape == (5, 2)
+    assert result["per_prompt.3.effect.max"].shape == (2, 5, 5)
+    assert len(result.metadata["settings"]["levels"]) == 10
+    assert result.metadata["data"]["n_prompts"] == 10
+    figures = hookdepth.plot(result)
+    assert "depth-by-level-score" in figures
+    ticks = [text.get_text() for text in figures["depth-by-level-score"].axes[0].get_xticklabels()]
+    assert ticks == ["1", "2", "3", "4", "5"]
+    # Titles and labels of the two effects are not exchanged.
+    assert figures["depth-by-level-2-effect-max"].axes[0].get_ylabel() == "Layer skipped"
+    assert figures["depth-by-level-2-output-max"].axes[0].get_ylabel() == "Output change norm"
+    again = Result.load(tmp_path / "out" / "depth-by-level.safetensors")
+    assert all(torch.equal(again[name], value) for name, value in result.tensors.items())
+    assert not any(math.isnan(value) for value in result["score.output.max"].tolist())
+
+
+def test_a_data_set_without_levels_is_refused(tmp_path, capsys):
+    assert main(["run", "--analyses", "depth-by-level", "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert "row 1 of 'demo" in said
+    assert "demo-levels" in said
