@@ -23,7 +23,7 @@ _MAPS = "linear maps"
 
 
 def _a_model(given: Any) -> Any:
-    """What `load_model` takes, or a model that is loaded."""
+    """What `load` takes, or a model that is loaded."""
     return text(given) if isinstance(given, str | os.PathLike) else given
 
 
