@@ -30,7 +30,18 @@ from hookdepth.results import Result
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Bars", "Heatmap", "Kind", "Lines", "Strip", "TokenMap", "compare_figures", "figures_for", "pictures_of"]
+__all__ = [
+    "Bars",
+    "Heatmap",
+    "Kind",
+    "Lines",
+    "Strip",
+    "TokenMap",
+    "Triangles",
+    "compare_figures",
+    "figures_for",
+    "pictures_of",
+]
 
 Runs = Mapping[str, Mapping[str, Result]]
 
@@ -47,6 +58,7 @@ class Heatmap(Kind):
             logarithmic, unless `clip` says that the limits hold.
         signed: white at zero; None where there are values below it.
         causal: a row reaches only columns of its own number on; the others are left blank.
+        path: a line through the smallest value of each column.
     """
 
     rows: str = "Layer"
@@ -55,6 +67,7 @@ class Heatmap(Kind):
     clip: bool = False
     signed: bool | None = None
     causal: bool = False
+    path: bool = False
 
     def drawing(self, result: Result, declaration: Declaration, values: Assignment) -> Drawing:
         """One map: kind.drawing(result, declaration, {"part": "layer"})."""
@@ -78,10 +91,30 @@ class Heatmap(Kind):
     def _draw(self, maps: Mapping[str, Tensor], scale: Scale, labels: Sequence[Sequence[str]]) -> Figure:
         from hookdepth.report.drawing.layers import maps_figure
 
-        return maps_figure(maps, scale, self.rows, self.columns, causal=self.causal, labels=labels)
+        return maps_figure(maps, scale, self.rows, self.columns, self.path, self.causal, labels)
 
     def _limited(self, low: float | None, high: float | None) -> Heatmap:
         return replace(self, limits=(low, high), clip=True)
+
+
+@dataclass(frozen=True)
+class Triangles(Heatmap):
+    """Two maps over spans a … b in one: of the first tensor right of the diagonal, of the second on it and left of it.
+
+    Triangles(("repeat.loss", "skip.loss"), "Row a, column b + 1: …", minus="clean_loss")
+
+    Attributes:
+        minus: name of a tensor, a number, that is taken off all values.
+    """
+
+    minus: str = ""
+
+    def _map(self, result: Result, values: Assignment) -> Tensor:
+        upper, lower = (self._tensor(result, fill(pattern, values), 2) for pattern in self.patterns)
+        both = torch.full((len(upper), len(upper) + 1), torch.nan)
+        rows, columns = torch.triu_indices(len(upper), len(upper))
+        both[rows, columns + 1], both[columns, rows] = upper[rows, columns], lower[rows, columns]
+        return both - result.tensors[self.minus] if self.minus else both
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -130,6 +131,7 @@ def maps_figure(
     scale: Scale,
     row_label: str,
     column_label: str,
+    path: bool = False,
     causal: bool = False,
     labels: Sequence[Sequence[str]] = (),
 ) -> Figure:
@@ -154,6 +156,8 @@ def maps_figure(
         layer_axis(axes.xaxis, own.shape[1], column_label)
         for axis, names, rotation in zip((axes.yaxis, axes.xaxis), labels, (0, 90), strict=False):
             name_places(axis, names, rotation)
+        if path:
+            axes.plot(own.nan_to_num(torch.inf).argmin(0).numpy(), "-o", color=RED, markersize=2, linewidth=1)
         if several:
             run_title(axes, label)
     for axes in grid.flat[len(maps) :]:
