@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 INTERRUPTED = "hookdepth: interrupted; the same command goes on where it stopped"
 INTERRUPTED_STATUS = 130
-COMMANDS = ("run", "report", "compare", "info")
+COMMANDS = ("run", "report", "compare", "info", "prune")
 EXAMPLES = """\
 examples:
   hookdepth run --limit 2 --out out/first         the demo model on two prompts
@@ -140,6 +140,13 @@ def _parser() -> argparse.ArgumentParser:
     info = commands.add_parser("info", help=text, description=_sentence(text))
     info.add_argument("path", metavar="FILE|DIR", help="a .safetensors file of a run, or its folder")
     info.set_defaults(command=_info)
+    text = "write a checkpoint without some of the layers"
+    prune = commands.add_parser("prune", help=text, description=_sentence(text))
+    for name in ("model", "dtype", "device"):
+        prune.add_argument(f"--{name}", **_argument(Config.__dataclass_fields__[name]))
+    prune.add_argument("--keep", metavar="0-9,12-29", required=True, help="the layers that stay")
+    prune.add_argument("--out", metavar="DIR", required=True, help="a new folder, which from_pretrained loads")
+    prune.set_defaults(command=_prune)
     for command in commands.choices.values():
         options = [option for action in command._actions for option in action.option_strings]
         command.set_defaults(known_options=options)
@@ -288,6 +295,20 @@ def _compare(options: argparse.Namespace) -> int:
     _check_out(options.out)
     print(f"comparison: {comparison(options.folders, options.out)}")
     return 0
+
+
+def _prune(options: argparse.Namespace) -> int:
+    from hookdepth.model.loading import load
+    from hookdepth.runs.pruning import prune
+
+    model = load(options.model if "model" in options else "demo", **_given(options, "dtype", "device"))
+    folder = prune(model, options.keep, options.out)
+    print(f"kept layers {options.keep} of {model.n_layers}: {folder}")
+    return 0
+
+
+def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in names if name in options}
 
 
 def _info(options: argparse.Namespace) -> int:

@@ -124,3 +124,28 @@ def blocks(n: int, elements: int, device: torch.device) -> Iterator[slice]:
     """
     size = n if device.type != "cpu" else max(1, (1 << 18) // max(elements, 1))
     return (slice(begin, begin + size) for begin in range(0, n, max(size, 1)))
+
+
+def angular_distance(a: Float[Tensor, "*b d"], b: Float[Tensor, "*b d"]) -> Float[Tensor, "*b"]:
+    """arccos(cos(a, b)) / π in float64, from 0 to 1 (2403.17887).
+
+    angular_distance(resid_pre, resid_post)   # [row, token]
+    """
+    cosines = torch.nn.functional.cosine_similarity(a.double(), b.double(), dim=-1, eps=EPS)
+    return cosines.clamp(-1, 1).arccos() / torch.pi
+
+
+def rank_correlation(a: Float[Tensor, " n"], b: Float[Tensor, " n"]) -> float | None:
+    """Spearman's: the correlation of ranks, equal values sharing theirs; None where one of the two does not vary.
+
+    rank_correlation(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.1, 0.7, 0.2]))   # 0.5
+    """
+    ranks = torch.stack([_ranks(a), _ranks(b)])
+    if a.numel() < 2 or ranks.std(dim=1).min() == 0:
+        return None
+    return float(torch.corrcoef(ranks)[0, 1])
+
+
+def _ranks(values: Tensor) -> Tensor:
+    _, places, counts = values.unique(sorted=True, return_inverse=True, return_counts=True)
+    return (counts.cumsum(0) - (counts - 1) / 2).double()[places]

@@ -6,9 +6,11 @@ Settings(parts=("layer", "attn")).parts     # ('layer', 'attn')
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hookdepth.engine.stages import parsed, path_text
 from hookdepth.options import Options, between, one_of, option, some_of, text, whole
 
 PARTS = ("layer", "attn", "mlp")
@@ -21,8 +23,15 @@ _MAPS = "linear maps"
 
 
 def _a_model(given: Any) -> Any:
-    """What `load_model` takes, or a model that is loaded."""
+    """What `load` takes, or a model that is loaded."""
     return text(given) if isinstance(given, str | os.PathLike) else given
+
+
+def _paths(given: Any) -> tuple[str, ...]:
+    listed = [given] if isinstance(given, str) else given
+    if not isinstance(listed, Sequence) or not all(isinstance(one, str) for one in listed):
+        raise ValueError("is no list of paths, such as '0-9,4-9,10-29'")
+    return tuple(dict.fromkeys(path_text(parsed(one)) for one in listed))
 
 
 @dataclass(frozen=True)
@@ -34,6 +43,8 @@ class Settings(Options):
     Attributes:
         parts: what is skipped or attributed.
         keep_front: first tokens that are neither changed nor measured; None for what the analysis itself says.
+        paths: sequences of layers to run along, beside those of the analysis itself.
+        keep: how many layers pruning leaves; None for half of them.
         cut: where the answers of examples with a level are cut.
         target: the model whose residual stream linear maps predict: a name, or one that is loaded.
         max_rows: most rows of a pass; None for as many as fit.
@@ -49,6 +60,10 @@ class Settings(Options):
     keep_front: int | None = option(
         None, "first tokens neither changed nor measured (default: 1 where layers are skipped, else 0)", whole(0), "N"
     )
+    paths: tuple[str, ...] = option(
+        (), "repeatable: layers in the order of the visits", _paths, "0-9,4-9,10-29", action="append"
+    )
+    keep: int | None = option(None, "layers that pruning leaves (default: half of them)", whole(1), "N")
     cut: str = option(
         "answer",
         "answer: before each answer token that is cut at; question: one earlier, where it is predicted",

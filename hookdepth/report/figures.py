@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial, reduce
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from hookdepth.errors import HookdepthError
@@ -29,7 +30,18 @@ from hookdepth.results import Result
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Bars", "Heatmap", "Kind", "Lines", "Strip", "TokenMap", "compare_figures", "figures_for", "pictures_of"]
+__all__ = [
+    "Bars",
+    "Heatmap",
+    "Kind",
+    "Lines",
+    "Strip",
+    "TokenMap",
+    "Triangles",
+    "compare_figures",
+    "figures_for",
+    "pictures_of",
+]
 
 Runs = Mapping[str, Mapping[str, Result]]
 
@@ -69,6 +81,26 @@ class Heatmap(Kind):
         from hookdepth.report.drawing.layers import maps_figure
 
         return maps_figure(maps, scale, self.rows, self.columns, self.path)
+
+
+@dataclass(frozen=True)
+class Triangles(Heatmap):
+    """Two maps over spans a … b in one: of the first tensor right of the diagonal, of the second on it and left of it.
+
+    Triangles(("repeat.loss", "skip.loss"), "Row a, column b + 1: …", minus="clean_loss")
+
+    Attributes:
+        minus: name of a tensor, a number, that is taken off all values.
+    """
+
+    minus: str = ""
+
+    def _map(self, result: Result, values: Assignment) -> Tensor:
+        upper, lower = (self._tensor(result, fill(pattern, values), 2) for pattern in self.patterns)
+        both = torch.full((len(upper), len(upper) + 1), torch.nan)
+        rows, columns = torch.triu_indices(len(upper), len(upper))
+        both[rows, columns + 1], both[columns, rows] = upper[rows, columns], lower[rows, columns]
+        return both - result.tensors[self.minus] if self.minus else both
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from hookdepth import (
     Skip,
     TargetProbability,
 )
-from hookdepth.engine.paths import parsed, path_text
 from hookdepth.engine.planner import make_plan
+from hookdepth.engine.stages import parsed, path_text
 
 L, T = 5, 20
 FAMILIES = ("llama", "gemma2", "granite", "smollm3", "phi3")
