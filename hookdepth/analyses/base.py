@@ -26,7 +26,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -115,6 +115,7 @@ class Measured:
     branches: Sequence[Branch]
     layer: Tensors
     output: Tensors
+    clean: Tensors = field(default_factory=dict)  # of either kind, on each branch's clean run
 
 
 class Analysis:
@@ -140,6 +141,7 @@ class Analysis:
         tensors: name → axes, by words: layer, point (one more than layers), token{i}, prompt, width, or your own.
             Names may hold placeholders ({part}, {i}); axes that end in "?" are of tensors that may be missing.
         figures: how they are drawn and read.
+        labels: what the places along an axis are called, by the axis' word, where they are not numbers.
     """
 
     name: ClassVar[str]
@@ -156,6 +158,7 @@ class Analysis:
     measurements: ClassVar[Sequence[Measurement]] = ()
     tensors: ClassVar[Mapping[str, str]] = {}
     figures: ClassVar[Sequence[Kind]] = ()
+    labels: ClassVar[Mapping[str, Sequence[str]]] = {}
 
     @property
     def branching(self) -> bool:

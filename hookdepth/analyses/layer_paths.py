@@ -155,7 +155,7 @@ class LayerPaths(Analysis):
             f"{own['repeats_below_the_model']} repeats have a lower loss than the model ({own['clean_loss']:.4f}); the "
             f"best is that of layers {repeat['first']} to {repeat['last']} ({repeat['loss']:.4f}).",
             "Cheapest to leave out: "
-            + ", ".join(f"layer {one['first']} (+{one['more']:.3f})" for one in omitted)
+            + ", ".join(f"layer {one['first']} ({one['more']:+.3f})" for one in omitted)
             + ".",
             f"Rank correlation with the loss when a layer is left out: block influence {known['block_influence']}, "
             f"angular distance {known['angular_distance']}; with that of spans of equal length: angular distance "
@@ -165,10 +165,15 @@ class LayerPaths(Analysis):
 
 def rearranged(kind: str, a: int, b: int, n_layers: int) -> list[int | tuple[int, ...]]:
     """The layers of a path: rearranged("repeat", 1, 2, 4)    # [0, 1, 2, 1, 2, 3]"""
-    span = list(range(a, b + 1))
-    turned: list[int | tuple[int, ...]] = [*reversed(span)]
-    middle = {"skip": [], "repeat": [*span, *span], "reverse": turned, "swap": turned, "parallel": [tuple(span)]}[kind]
-    return [*range(a), *middle, *range(b + 1, n_layers)]
+    span = range(a, b + 1)
+    middles: dict[str, Sequence[int | tuple[int, ...]]] = {
+        "skip": (),
+        "repeat": (*span, *span),
+        "reverse": span[::-1],
+        "swap": span[::-1],
+        "parallel": (tuple(span),),
+    }
+    return [*range(a), *middles[kind], *range(b + 1, n_layers)]
 
 
 def magnitudes(model: Decoder, prompt: Sequence[int], front: int = 0) -> Tensors:

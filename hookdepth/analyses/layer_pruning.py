@@ -11,7 +11,6 @@ orders (mean of five). Every step is one run of paths that begin alike.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import accumulate
 from random import Random
 from typing import Any
 
@@ -140,7 +139,7 @@ class LayerPruning(Analysis):
         reached = ", ".join(f"{rule} {count}" for rule, count in own["left_out_at_a_tenth_more"].items())
         return [
             f"Greedy order: {', '.join(map(str, own['order']))}.",
-            f"Layers left out before the loss is more than a tenth above the model's {own['clean_loss']:.3f}: {reached}.",
+            f"Layers left out until the loss is a tenth above the model's {own['clean_loss']:.3f}: {reached}.",
         ]
 
     @staticmethod
@@ -158,7 +157,8 @@ class _Losses:
 
     def __init__(self, subject: Subject, on_pass: OnPass) -> None:
         self.subject, self.on_pass = subject, on_pass
-        self.passes, self.floor, self.where = 0, 0.0, None
+        self.passes, self.floor = 0, 0.0
+        self.where: str | None = None
 
     def of(self, paths: Iterable[Sequence[Any]]) -> Tensor:
         """[path, prompt]"""
@@ -179,5 +179,4 @@ class _Losses:
 
 def without(order: Sequence[int], n_layers: int) -> list[list[int]]:
     """What is left after each step, the whole first: without([2, 0], 3)    # [[0, 1, 2], [0, 1], [1]]"""
-    gone = accumulate(order, lambda before, layer: before | {layer}, initial=frozenset())
-    return [[layer for layer in range(n_layers) if layer not in out] for out in gone]
+    return [[layer for layer in range(n_layers) if layer not in order[:step]] for step in range(len(order) + 1)]

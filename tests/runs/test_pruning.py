@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 import hookdepth
 from hookdepth import Branch, Custom, HookdepthError, LayerPath, cli
+from hookdepth.engine.passes import measure
 from hookdepth.runs import pruning
 from hookdepth.runs.pruning import prune
 
@@ -34,7 +35,7 @@ def test_what_is_left_is_the_path(family, tmp_path):
     with torch.no_grad():
         logits = left(torch.tensor([IDS])).logits[0]
     tokens = [Custom(str(token), lambda view, token=token: view.logits[..., token], "mean") for token in (7, 99)]
-    found = hookdepth.run(model, [IDS], [Branch((LayerPath("0,2-3"),)), Branch((LayerPath("0,1,2"),))], tokens)
+    found = measure(model, [IDS], [Branch((LayerPath("0,2-3"),)), Branch((LayerPath("0,1,2"),))], tokens)
     for token in (7, 99):
         own, other = found.output[str(token)].tolist()
         assert own == pytest.approx(logits[:, token].mean().item(), abs=1e-5)
