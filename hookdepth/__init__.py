@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from hookdepth.model.decoder import Decoder
     from hookdepth.model.loading import load
     from hookdepth.results import Result
+    from hookdepth.sweeps.patching import ablate_sweep, patch_sweep, skip_sweep
 
 _HOME = {
     "analyses.base": "Analysis",
@@ -62,6 +63,7 @@ _HOME = {
     "model.checking": "wrap",
     "model.decoder": "Decoder",
     "results": "Result",
+    "sweeps.patching": "ablate_sweep patch_sweep skip_sweep",
 }
 
 
@@ -107,12 +109,15 @@ __all__ = [
     "TargetProbability",
     "Top1",
     "__version__",
+    "ablate_sweep",
     "analyse",
     "capture",
     "generate",
     "load",
     "load_folder",
+    "patch_sweep",
     "plot",
     "run",
+    "skip_sweep",
     "wrap",
 ]

@@ -64,6 +64,7 @@ class Inputs:
         baseline: prompts whose token mean is the uninformative residual.
         probes: prompt and answer, for the analyses of single answers.
         levels: examples that carry a level, each with its cuts.
+        texts: what the prompts were made of, where they were texts.
     """
 
     prompts: tuple[tuple[int, ...], ...]
@@ -71,6 +72,7 @@ class Inputs:
     baseline: tuple[tuple[int, ...], ...] = ()
     probes: tuple[Probe, ...] = ()
     levels: tuple[Leveled, ...] = ()
+    texts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,13 @@ Settings(parts=("layer", "attn")).parts     # ('layer', 'attn')
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from hookdepth.engine.stages import parsed, path_text
-from hookdepth.options import Options, between, one_of, option, some_of, whole
+from hookdepth.options import Options, between, one_of, option, some_of, text, whole
 
 PARTS = ("layer", "attn", "mlp")
 METHODS = ("adaptive", "riemann", "gauss-legendre")
@@ -18,6 +19,12 @@ _ALSO_PARTS = {"all": ",".join(PARTS), "both": "attn,mlp", "ffn": "mlp", "block"
 _ALSO_METHODS = {"gauss": "gauss-legendre", "paper": "riemann"}
 _GRADIENTS = "integrated gradients"
 _LEVELS = "depth by level"
+_MAPS = "linear maps"
+
+
+def _a_model(given: Any) -> Any:
+    """What `load` takes, or a model that is loaded."""
+    return text(given) if isinstance(given, str | os.PathLike) else given
 
 
 def _paths(given: Any) -> tuple[str, ...]:
@@ -39,6 +46,7 @@ class Settings(Options):
         paths: sequences of layers to run along, beside those of the analysis itself.
         keep: how many layers pruning leaves; None for half of them.
         cut: where the answers of examples with a level are cut.
+        target: the model whose residual stream linear maps predict: a name, or one that is loaded.
         max_rows: most rows of a pass; None for as many as fit.
         ig_method, ig_steps, ig_tolerance, ig_max_evaluations: of integrated gradients; steps of the methods
             that have a fixed number, tolerance and most evaluations per layer of the adaptive one. Without a
@@ -62,6 +70,9 @@ class Settings(Options):
         one_of("cut", "answer", "question"),
         "NAME",
         group=_LEVELS,
+    )
+    target: Any = option(
+        None, "predict the residual stream of this model (default: the model itself)", _a_model, "MODEL", group=_MAPS
     )
     max_rows: int | None = option(None, "most rows of a pass (default: as many as fit)", whole(3), "N", group="how")
     ig_method: str = option(

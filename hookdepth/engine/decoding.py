@@ -134,6 +134,8 @@ def _as_interventions(branches: Any) -> list[tuple[Intervention, ...]]:
                 f"a branch to generate from has {(fixed or ['prompt'])[0]} set",
                 "give its interventions alone: it runs to the end, on every prompt",
             )
+        if branch.path is not None:
+            raise HookdepthError(f"a text along {branch.path!r}", "generate along the model's own order of layers")
         found.append(branch.interventions)
     return found
 

@@ -58,6 +58,7 @@ class Heatmap(Kind):
             logarithmic, unless `clip` says that the limits hold.
         signed: white at zero; None where there are values below it.
         causal: a row reaches only columns of its own number on; the others are left blank.
+        path: a line through the smallest value of each column.
     """
 
     rows: str = "Layer"
@@ -66,6 +67,7 @@ class Heatmap(Kind):
     clip: bool = False
     signed: bool | None = None
     causal: bool = False
+    path: bool = False
 
     def drawing(self, result: Result, declaration: Declaration, values: Assignment) -> Drawing:
         """One map: kind.drawing(result, declaration, {"part": "layer"})."""
@@ -89,7 +91,7 @@ class Heatmap(Kind):
     def _draw(self, maps: Mapping[str, Tensor], scale: Scale, labels: Sequence[Sequence[str]]) -> Figure:
         from hookdepth.report.drawing.layers import maps_figure
 
-        return maps_figure(maps, scale, self.rows, self.columns, causal=self.causal, labels=labels)
+        return maps_figure(maps, scale, self.rows, self.columns, self.causal, labels, self.path)
 
     def _limited(self, low: float | None, high: float | None) -> Heatmap:
         return replace(self, limits=(low, high), clip=True)

@@ -152,7 +152,8 @@ class Kind(ABC):
 
     def _meant(self, names: Iterable[str], declaration: Declaration) -> list[str]:
         """Without those that are declared in full and merely look like this pattern: "score.output" is no level's."""
-        return [name for name in names if "{" not in self.patterns[0] or name not in declaration.tensors]
+        own = self.patterns[0] in declaration.tensors
+        return [name for name in names if name == self.patterns[0] or not own or name not in declaration.tensors]
 
     def _picture(
         self, result: Result, values: Assignment, drawing: Drawing, prompts: str = "", floor: str = ""

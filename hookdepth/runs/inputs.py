@@ -47,7 +47,7 @@ def make_inputs(
         return encoded
 
     count = limit or DEFAULT_LIMIT
-    prompts = tokens(count)
+    prompts, texts = tokens(count), tuple(one.text for one in dataset.examples[:count])
     cuts = tuple(sample_cuts([len(prompt) for prompt in prompts], seed))
     _check_cuts([one.name for one in analyses if one.needs == "cuts"], cuts, warn)
     levels: tuple[Leveled, ...] = ()
@@ -57,13 +57,13 @@ def make_inputs(
             model.check_ids(one.probe.token_ids, f"the example {one.probe.prompt[:40]!r} of level {one.level}")
     needing = [one for one in analyses if one.needs == "probes"]
     if not needing:
-        return Inputs(prompts, cuts, levels=levels)
+        return Inputs(prompts, cuts, levels=levels, texts=texts)
     own = [(e.prompt, e.answer) for e in dataset.examples[:count] if e.prompt is not None and e.answer]
-    texts = probes or own or DEFAULT_PROBES
-    found = tuple(make_probe(model.tokenizer, prompt, answer, context) for prompt, answer in texts)
+    pairs = probes or own or DEFAULT_PROBES
+    found = tuple(make_probe(model.tokenizer, prompt, answer, context) for prompt, answer in pairs)
     # The first ten of the data set whatever the limit, so that baselines of different limits are the same.
     baseline = tokens(BASELINE_PROMPTS) if any(one.baseline for one in needing) else ()
-    return Inputs(prompts, cuts, baseline, found, levels)
+    return Inputs(prompts, cuts, baseline, found, levels, texts)
 
 
 def _check_cuts(names: Sequence[str], cuts: Sequence[Any], warn: Callable[[str], None]) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -132,6 +133,7 @@ def maps_figure(
     column_label: str,
     causal: bool = False,
     labels: Sequence[Sequence[str]] = (),
+    path: bool = False,
 ) -> Figure:
     """A map, row 0 at the top as in the paper, or those of several runs side by side under their names.
 
@@ -154,6 +156,8 @@ def maps_figure(
         layer_axis(axes.xaxis, own.shape[1], column_label)
         for axis, names, rotation in zip((axes.yaxis, axes.xaxis), labels, (0, 90), strict=False):
             name_places(axis, names, rotation)
+        if path:
+            axes.plot(own.nan_to_num(torch.inf).argmin(0).numpy(), "-o", color=RED, markersize=2, linewidth=1)
         if several:
             run_title(axes, label)
     for axes in grid.flat[len(maps) :]:
