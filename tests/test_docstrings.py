@@ -102,9 +102,13 @@ NOT_RUN = {
     "hookdepth.engine.writing": "the engine's own arguments: tests/engine/test_decoding.py",
     "hookdepth.engine.measured": "the engine's own arguments: tests/engine/test_measured.py",
     "hookdepth.data.hub": "asks the hub: tests/data/test_levels.py",
+    "hookdepth.analyses.jacobian": "a model's prompts: tests/analyses/test_lenses.py",
+    "hookdepth.analyses.lenses": "dozens of prompts: tests/analyses/test_lenses.py",
+    "hookdepth.analyses.maps": "dozens of prompts: tests/analyses/test_linear_maps.py",
     "hookdepth.analyses.alignment": "two models and their states: tests/analyses/test_linear_maps.py",
     "hookdepth.analyses.map_errors": "two models and their states: tests/analyses/test_linear_maps.py",
     "hookdepth.analyses.ridge": "two models and their states: tests/analyses/test_linear_maps.py",
+    "hookdepth.engine.travel": "the engine's own arguments: tests/engine/test_paths.py",
     "hookdepth.model.hub": "asks the model hub: tests/test_bad_input.py",
     "hookdepth.training.wrapping.unwrap": "DDP needs a process group: tests/test_training_processes.py",
 }

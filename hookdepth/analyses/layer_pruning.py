@@ -1,6 +1,6 @@
 """layer-pruning: leave out one layer after the other, and see what the loss becomes.
 
-    hookdepth.analyse("demo", "layer-pruning", limit=1, keep=27)["greedy.loss"]     # [k + 1], the model's own first
+    hookdepth.analyse("demo", "layer-pruning", limit=1)["greedy.loss"]     # [k + 1], the model's own first
 
 `greedy` measures all that are left and takes out the one that costs least (token-weighted mean loss over the prompts),
 again and again, until `keep` layers are left. Beside it the order of block influence (smallest 1 − cos(h_l, h_{l+1})

@@ -163,8 +163,7 @@ class Travel:
         for name, values in found.items():
             own = values[:, ids.start :]
             if name in self.found:
-                here = seen.to(own.device)
-                here = here[..., None] if own.ndim > 3 else here  # an axis of tokens, where they are not reduced
+                here = seen.to(own.device).view(*seen.shape, *[1] * (own.ndim - 3))  # tokens that are not reduced
                 own = torch.where(here, own, self.found[name])
             self.found[name] = own
             found[name] = torch.cat([values[:, : ids.start], own], dim=1)

@@ -91,7 +91,7 @@ class Heatmap(Kind):
     def _draw(self, maps: Mapping[str, Tensor], scale: Scale, labels: Sequence[Sequence[str]]) -> Figure:
         from hookdepth.report.drawing.layers import maps_figure
 
-        return maps_figure(maps, scale, self.rows, self.columns, self.causal, labels, self.path)
+        return maps_figure(maps, scale, self.rows, self.columns, self.path, self.causal, labels)
 
     def _limited(self, low: float | None, high: float | None) -> Heatmap:
         return replace(self, limits=(low, high), clip=True)

@@ -179,8 +179,8 @@ class Kind(ABC):
         high = getattr(norm, "vmax", None) if high is None else high
         return self if norm is None and low is None and high is None else self._limited(low, high)
 
-    @abstractmethod
-    def _limited(self, low: float | None, high: float | None) -> Kind: ...
+    def _limited(self, low: float | None, high: float | None) -> Kind:
+        raise HookdepthError(f"{type(self).__name__} take no limits", "leave out vmin, vmax and norm")
 
     def _caption(self, result: Result, values: Assignment) -> str:
         """The part, the kind of value, the probe."""

@@ -27,6 +27,7 @@ from hookdepth.engine.branches import Branch
 from hookdepth.engine.interventions import Intervention
 from hookdepth.engine.measurements import LayerMeasurement, Measurement
 from hookdepth.engine.passes import measure
+from hookdepth.engine.paths import LayerPath
 from hookdepth.model.decoder import Decoder
 from hookdepth.report.figures import Bars, Heatmap, Kind
 from hookdepth.results import CLEAN, Result
@@ -158,6 +159,8 @@ def label_of(branch: Branch) -> str:
 
 
 def _named(one: Intervention) -> str:
+    if isinstance(one, LayerPath):
+        return f"layers {one}"
     where = "" if one.tokens == slice(None) or isinstance(one.tokens, slice) else f" {list(one.tokens)}"
     return f"{type(one).__name__} {one.site} {one.layer}{where}"
 

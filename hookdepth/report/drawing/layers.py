@@ -131,9 +131,9 @@ def maps_figure(
     scale: Scale,
     row_label: str,
     column_label: str,
+    path: bool = False,
     causal: bool = False,
     labels: Sequence[Sequence[str]] = (),
-    path: bool = False,
 ) -> Figure:
     """A map, row 0 at the top as in the paper, or those of several runs side by side under their names.
 
