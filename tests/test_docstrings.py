@@ -108,6 +108,7 @@ NOT_RUN = {
     "hookdepth.analyses.alignment": "two models and their states: tests/analyses/test_linear_maps.py",
     "hookdepth.analyses.map_errors": "two models and their states: tests/analyses/test_linear_maps.py",
     "hookdepth.analyses.ridge": "two models and their states: tests/analyses/test_linear_maps.py",
+    "hookdepth.engine.travel": "the engine's own arguments: tests/engine/test_paths.py",
     "hookdepth.model.hub": "asks the model hub: tests/test_bad_input.py",
     "hookdepth.training.wrapping.unwrap": "DDP needs a process group: tests/test_training_processes.py",
 }

@@ -98,8 +98,7 @@ def run_pass(
     record = pass_.record or on_hidden is not None
     cache = PrefixCache(pass_.start, _prefix(table, parent) if parent else None, record)
     none = cache if model.prefixes else None  # a mixer's state is in no cache of ours
-    wanted = measurements if pass_.measured else ()
-    layered = [m for m in wanted if isinstance(m, LayerMeasurement) and table.observed_rows()]
+    layered = [m for m in measurements if isinstance(m, LayerMeasurement) and table.observed_rows()]
     forward = _Pass(model, table, branches, lengths, layered, travel or Travel())
     with ExitStack() as hooks:
         forward.register(hooks)
@@ -108,7 +107,8 @@ def run_pass(
         hidden = model.forward(token_ids[:, pass_.start : pass_.stop], none, token_ids.shape[1])
     if on_hidden is not None:
         on_hidden(hidden)
-    outputs, most = [m for m in wanted if isinstance(m, OutputMeasurement)], logit_elements or most_logits(model.device)
+    outputs = [m for m in measurements if isinstance(m, OutputMeasurement) and pass_.measured]
+    most = logit_elements or most_logits(model.device)
     output = measure_output(model, hidden, token_ids, table, branches, lengths, outputs, most)
     return PassResult(table, *_own_and_clean(forward.layer_results()), *_own_and_clean(output), cache.recorded)
 
