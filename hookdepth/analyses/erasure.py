@@ -40,6 +40,7 @@ class ResidualErasure(Analysis):
     order = 7
     in_all = True
     needs = "probes"
+    options = ("max_rows",)
     baseline = True
     measurements = (OutputEffect(),)
     tensors = {"effect.{i}": "point token{i}", "baseline": "point width?"}
