@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from hookdepth.model.decoder import Decoder
     from hookdepth.model.loading import load
     from hookdepth.results import Result
+    from hookdepth.sweeps.attribution import attribute
     from hookdepth.sweeps.patching import ablate_sweep, patch_sweep, skip_sweep
 
 _HOME = {
@@ -63,6 +64,7 @@ _HOME = {
     "model.checking": "wrap",
     "model.decoder": "Decoder",
     "results": "Result",
+    "sweeps.attribution": "attribute",
     "sweeps.patching": "ablate_sweep patch_sweep skip_sweep",
 }
 
@@ -111,6 +113,7 @@ __all__ = [
     "__version__",
     "ablate_sweep",
     "analyse",
+    "attribute",
     "capture",
     "generate",
     "load",

@@ -101,26 +101,38 @@ class Grid:
             words.append(str(model.tokenizer.decode([ids.pop()])) if alone else str(column - self.n_columns))
         return found | {"token": words} | ({} if self.heads is None else {"head": [str(head) for head in self.heads]})
 
-    def result(
-        self,
-        model: Decoder,
-        name: str,
-        what: str,
-        score: Tensor,
-        metric: Mapping[str, Tensor],
-        settings: Mapping[str, Any],
-        floor: Mapping[str, Any],
-    ) -> Result:
-        """The map over all prompts as a result, beside each prompt's own."""
-        tensors = {"score": score.nanmean(0), "per_prompt.score": score, **metric}
-        told = Map(name, what, self.axes, {"clean": "prompt", **dict.fromkeys(metric, "prompt")}, self.labels(model))
-        data = {"n_prompts": len(self.prompts), "lengths": [len(prompt) for prompt in self.prompts]}
-        known = {"model": model.describe(), "data": data, "settings": dict(settings), "declaration": written(told)}
-        return Result(name, tensors, {**known, **floor})
+
+def as_result(
+    model: Decoder,
+    grid: Grid,
+    name: str,
+    what: str,
+    maps: Mapping[str, tuple[Sequence[str], Tensor]],
+    metric: Mapping[str, Tensor],
+    settings: Mapping[str, Any],
+    floor: Mapping[str, Any],
+) -> Result:
+    """Maps as a result, means over prompts beside each prompt's own.
+
+        grid = Grid.of(model, "resid_pre", None, None, None, [ids])
+        as_result(model, grid, "mine", "Change", {"score": (["layer", "token"], torch.rand(1, 5, 9))}, {}, {}, {})
+
+    Args:
+        what: beside the colours.
+        maps: name → axes and [prompt, *axes].
+        metric: what it is on prompts as they are, [prompt].
+        settings, floor: for the metadata.
+    """
+    tensors = {key: values.nanmean(0) for key, (_, values) in maps.items()}
+    tensors |= {f"per_prompt.{key}": values for key, (_, values) in maps.items()}
+    told = Map(name, what, {key: axes for key, (axes, _) in maps.items()}, list(metric), grid.labels(model))
+    data = {"n_prompts": len(grid.prompts), "lengths": [len(prompt) for prompt in grid.prompts]}
+    known = {"model": model.describe(), "data": data, "settings": dict(settings), "declaration": written(told)}
+    return Result(name, tensors | dict(metric), known | dict(floor))
 
 
 class Map(Analysis):
-    """What a sweep's result says about itself: Map("skip-sweep", "Change", ["layer"], {}, {})"""
+    """What the result of a sweep says about itself: Map("mine", "Change", {"score": ["layer"]}, [], {})"""
 
     heading = "A sweep"
 
@@ -128,27 +140,19 @@ class Map(Analysis):
         self,
         name: str,
         what: str,
-        axes: Sequence[str],
-        more: Mapping[str, str],
+        maps: Mapping[str, Sequence[str]],
+        metric: Sequence[str],
         labels: Mapping[str, Sequence[str]],
     ) -> None:
-        self.name = name  # type: ignore[misc]
-        self.tensors = {"score": " ".join(axes), **more}  # type: ignore[misc]
-        self.labels = labels  # type: ignore[misc]
-        rows, *columns = (axis.capitalize() for axis in axes)
-        kinds: list[Kind] = []
-        if not columns:
-            kinds = [Bars("score", "A bar a layer.", label=what, axis=rows, reduction="mean over prompts")]
-        elif len(columns) == 1:
-            kinds = [
-                Heatmap(
-                    "score",
-                    f"A row a layer, a column a {axes[1]}.",
-                    label=what,
-                    rows=rows,
-                    columns=columns[0],
-                    signed=True,
-                    reduction="mean over prompts",
-                )
-            ]
-        self.figures = tuple(kinds)  # type: ignore[misc]
+        axes = {key: " ".join(own) for key, own in maps.items()} | dict.fromkeys(metric, "prompt")
+        self.name, self.tensors, self.labels = name, axes, labels  # type: ignore[misc]
+        self.figures = tuple(_kind(key, what, own) for key, own in maps.items() if len(own) <= 2)  # type: ignore[misc]
+
+
+def _kind(key: str, what: str, axes: Sequence[str]) -> Kind:
+    rows, *columns = (axis.capitalize() for axis in axes)
+    label, over = (what if key == "score" else f"{what}, {key}"), "mean over prompts"
+    if not columns:
+        return Bars(key, "A bar a layer.", label=label, axis=rows, reduction=over)
+    reading = f"A row a layer, a column a {axes[1]}."
+    return Heatmap(key, reading, label=label, rows=rows, columns=columns[0], signed=True, reduction=over)

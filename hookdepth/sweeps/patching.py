@@ -25,7 +25,7 @@ from hookdepth.engine.reading import capture
 from hookdepth.engine.tokens import Tokens
 from hookdepth.model.decoder import Decoder
 from hookdepth.results import Result
-from hookdepth.sweeps.grid import Cell, Grid
+from hookdepth.sweeps.grid import Cell, Grid, as_result
 from hookdepth.sweeps.pairs import Pair, checked, paired, per_prompt, refuse_equal
 
 _HELD = 1 << 28  # bytes of activations that are kept to be patched in
@@ -92,9 +92,8 @@ def patch_sweep(
     both = (found.other, found.base) if denoise else (found.base, found.other)
     said = {"site": site, "denoise": denoise, "align": align}
     what = f"Share of the metric {'brought back' if denoise else 'lost'}"
-    return grid.result(
-        model, "patch-sweep", what, score, dict(zip(("clean", "corrupted"), both, strict=True)), said, found.floor
-    )
+    prompts = dict(zip(("clean", "corrupted"), both, strict=True))
+    return as_result(model, grid, "patch-sweep", what, {"score": (grid.axes, score)}, prompts, said, found.floor)
 
 
 def skip_sweep(
@@ -176,7 +175,8 @@ def _changed(
     changes = [{cell: change(*own) for cell, *own in grid.cells(len(one))} for one in ids]
     found = _run(model, grid, ids, [], metrics, changes, measured, max_rows)
     score = found.values - found.base.view(-1, *[1] * (found.values.ndim - 1))
-    return grid.result(model, name, "Change of the metric", score, {"clean": found.base}, {"site": site}, found.floor)
+    maps, clean = {"score": (grid.axes, score)}, {"clean": found.base}
+    return as_result(model, grid, name, "Change of the metric", maps, clean, {"site": site}, found.floor)
 
 
 class _EachItsOwn(OutputMeasurement):
