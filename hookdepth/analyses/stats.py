@@ -91,10 +91,11 @@ class ResidualStats(Analysis):
         return {"effective_depth": depth.cosine_depth(result.tensors)}
 
     def measure(self, subject: Subject, item: int, on_pass: OnPass) -> Partial:
-        """Sums over the tokens of a prompt, on the device, from one forward pass."""
-        sums = residual_sums(subject.model, subject.inputs.prompts[item], self.front(subject.settings))
+        """Means over the tokens of a prompt, and maxima, from one forward pass."""
+        prompt, front = subject.inputs.prompts[item], self.front(subject.settings)
+        found, tokens = residual_sums(subject.model, prompt, front), len(prompt) - front
         on_pass()
-        return Partial(sums, 1)
+        return Partial({name: own if name.startswith(_LARGEST) else own / tokens for name, own in found.items()}, 1)
 
     def work(self, subject: Subject) -> Work:
         """A forward pass of each prompt."""
