@@ -18,20 +18,24 @@ from hookdepth.errors import HookdepthError
 if TYPE_CHECKING:
     from hookdepth.analyses.base import Analysis
     from hookdepth.analyses.contract import load_folder
-    from hookdepth.api import analyse, plot
+    from hookdepth.api import analyse, plot, run
     from hookdepth.engine.branches import Branch
     from hookdepth.engine.decoding import generate
     from hookdepth.engine.interventions import AddVector, Erase, Identity, Intervention, Patch, Scale, Skip, Subtract
     from hookdepth.engine.measurements import (
+        KL,
         Custom,
         LayerEffect,
         LayerMeasurement,
         LogitDifference,
+        Loss,
+        Norm,
         OutputEffect,
         OutputMeasurement,
+        Probability,
         TargetProbability,
+        Top1,
     )
-    from hookdepth.engine.passes import BranchResults, run
     from hookdepth.engine.paths import LayerPath
     from hookdepth.engine.reading import Activations, capture
     from hookdepth.engine.texts import Generated, Generations
@@ -45,9 +49,8 @@ if TYPE_CHECKING:
 _HOME = {
     "analyses.base": "Analysis",
     "analyses.contract": "load_folder",
-    "api": "analyse plot",
+    "api": "analyse plot run",
     "engine.branches": "Branch",
-    "engine.passes": "BranchResults run",
     "engine.paths": "LayerPath",
     "engine.reading": "Activations capture",
     "engine.decoding": "generate",
@@ -55,7 +58,8 @@ _HOME = {
     "engine.interventions": "AddVector Erase Identity Intervention Patch Scale Skip Subtract",
     "model.loading": "load",
     "engine.measurements": (
-        "Custom LayerEffect LayerMeasurement LogitDifference OutputEffect OutputMeasurement TargetProbability"
+        "Custom KL LayerEffect LayerMeasurement LogitDifference Loss Norm OutputEffect OutputMeasurement Probability "
+        "TargetProbability Top1"
     ),
     "model.checking": "wrap",
     "model.decoder": "Decoder",
@@ -77,11 +81,11 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "KL",
     "Activations",
     "AddVector",
     "Analysis",
     "Branch",
-    "BranchResults",
     "Custom",
     "Decoder",
     "Erase",
@@ -94,14 +98,18 @@ __all__ = [
     "LayerMeasurement",
     "LayerPath",
     "LogitDifference",
+    "Loss",
+    "Norm",
     "OutputEffect",
     "OutputMeasurement",
     "Patch",
+    "Probability",
     "Result",
     "Scale",
     "Skip",
     "Subtract",
     "TargetProbability",
+    "Top1",
     "__version__",
     "ablate_sweep",
     "analyse",

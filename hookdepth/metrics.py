@@ -88,23 +88,34 @@ def topk_overlap(a: Float[Tensor, "*b v"], b: Float[Tensor, "*b v"], k: int = 5)
 REDUCTIONS = ("max", "min", "mean", "sum")
 
 
+def check_reduction(how: object, of: str = "") -> None:
+    """Raise for what is no reduction over tokens; None is one, and leaves a value a token: check_reduction("mean")."""
+    if how is not None:
+        choose(f"reduction{of}", how, REDUCTIONS)
+
+
 def masked_reduce(
-    values: Float[Tensor, "*more r t"], mask: Bool[Tensor, "r t"], how: str, zeros: Int[Tensor, " r"] | None = None
-) -> Float[Tensor, "*more r"]:
-    """Reduce over the tokens that the mask selects, and over no others; NaN where it selects none.
+    values: Float[Tensor, "*more r t"],
+    mask: Bool[Tensor, "r t"],
+    how: str | None,
+    zeros: Int[Tensor, " r"] | None = None,
+) -> Tensor:
+    """Reduce over the tokens that the mask selects, and over no others: [*more, r]; NaN where it selects none.
 
         masked_reduce(effect, measured, "max")   # [row]
 
     Args:
         values: what stands at tokens that are not selected may be anything.
         mask: the tokens reduced over.
-        how: one of `REDUCTIONS`.
+        how: one of `REDUCTIONS`; None leaves a value a token, 0 where the mask selects none.
         zeros: further tokens of each row, not among the columns, whose value is known to be 0.
 
     Raises:
         HookdepthError: another reduction.
     """
-    choose("reduction", how, REDUCTIONS)
+    if how is None:
+        return values.masked_fill(~mask, 0.0)
+    check_reduction(how)
     if not values.shape[-1]:
         values, mask = values.new_zeros(*values.shape[:-1], 1), mask.new_zeros(mask.shape[0], 1)
     left_out = ~mask
@@ -122,6 +133,26 @@ def masked_reduce(
             count = mask.sum(-1) if zeros is None else mask.sum(-1) + zeros
             reduced = reduced / count.clamp(min=1)
     return reduced.masked_fill(empty if zeros is None else empty & (zeros == 0), float("nan"))
+
+
+OVER_PROMPTS = ("max", "mean", "median", "none")
+
+
+def over_prompts(values: Float[Tensor, prompt * rest], how: str) -> Float[Tensor, "*rest"]:
+    """Reduce over prompts, axis 0; a prompt that is NaN somewhere does not count there, and NaN is where none counts.
+
+        over_prompts(torch.tensor([[1.0, 2.0], [3.0, torch.nan]]), "mean")   # [2, 2]
+
+    Raises:
+        HookdepthError: another reduction than max, mean and median.
+    """
+    choose("reduction over prompts", how, OVER_PROMPTS[:-1])
+    if how == "max":
+        most = values.masked_fill(values.isnan(), -torch.inf).amax(0)
+        return most.masked_fill(values.isnan().all(0), torch.nan)
+    if how == "mean":
+        return values.double().nanmean(0).float()
+    return values.nanquantile(0.5, dim=0)  # of an even number the mean of the middle two
 
 
 def blocks(n: int, elements: int, device: torch.device) -> Iterator[slice]:

@@ -26,7 +26,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -119,6 +119,7 @@ class Measured:
     branches: Sequence[Branch]
     layer: Tensors
     output: Tensors
+    clean: Tensors = field(default_factory=dict)  # of either kind, on each branch's clean run
 
 
 class Analysis:
@@ -144,6 +145,7 @@ class Analysis:
         tensors: name → axes, by words: layer, point (one more than layers), token{i}, prompt, width, or your own.
             Names may hold placeholders ({part}, {i}); axes that end in "?" are of tensors that may be missing.
         figures: how they are drawn and read.
+        labels: what the places along an axis are called, by the axis' word, where they are not numbers.
     """
 
     name: ClassVar[str]
@@ -160,6 +162,7 @@ class Analysis:
     measurements: ClassVar[Sequence[Measurement]] = ()
     tensors: ClassVar[Mapping[str, str]] = {}
     figures: ClassVar[Sequence[Kind]] = ()
+    labels: ClassVar[Mapping[str, Sequence[str]]] = {}
 
     @property
     def branching(self) -> bool:

@@ -14,13 +14,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from hookdepth.analyses.alignment import aligned
 from hookdepth.analyses.base import Analysis, OnPass, Partial, Subject, Tensors
 from hookdepth.analyses.map_errors import map_errors
-from hookdepth.analyses.ridge import refuse_few, split_prompts, stream_of
+from hookdepth.analyses.ridge import refuse_few, split_prompts, states_of
 from hookdepth.engine.work import Work, plain_work
 from hookdepth.model.decoder import Decoder
 from hookdepth.model.identity import identity_of
@@ -99,7 +96,7 @@ class LinearMaps(Analysis):
         }
         refuse_few(sum(len(pairs[number][1]) for number in parts[0]), subject.model.d_model, self.name)
         streams = [
-            [_states(model, [pairs[number][which : which + 2] for number in part], on_pass) for part in parts]
+            [states_of(model, [pairs[number][which : which + 2] for number in part], on_pass) for part in parts]
             for model, which in ([(subject.model, 0)] if target is subject.model else [(subject.model, 0), (target, 2)])
         ]
         counts = [len(pairs[number][1]) for number in parts[2]]
@@ -131,15 +128,3 @@ def target_of(subject: Subject) -> Decoder:
         subject.shared["target"] = load(given, dtype=dtype, device=str(subject.model.device))
     model: Decoder = subject.shared["target"]
     return model
-
-
-def _states(model: Decoder, prompts: Sequence[Any], on_pass: OnPass) -> Tensor:
-    """[point, token, width] of all prompts, filled in place: at this size a second copy would not fit."""
-    total = sum(len(positions) for _, positions in prompts)
-    states = torch.empty(model.n_layers + 1, total, model.d_model, dtype=model.dtype)
-    begin = 0
-    for ids, positions in prompts:
-        states[:, begin : begin + len(positions)] = stream_of(model, ids, positions)
-        begin += len(positions)
-        on_pass()
-    return states

@@ -11,7 +11,7 @@ float64. Features are divided by their spread first, so that one that is far lar
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from jaxtyping import Float
@@ -112,6 +112,23 @@ def stream_of(model: Decoder, ids: Sequence[int], positions: Sequence[int]) -> F
     with model.evaluating(), each_layer(model, keep):
         model.forward(torch.tensor([list(ids)], device=model.device))
     return torch.stack([point.cpu() for point in points])
+
+
+def states_of(
+    model: Decoder, prompts: Sequence[tuple[Sequence[int], Sequence[int]]], on_pass: Callable[[], object]
+) -> Float[Tensor, "point token width"]:
+    """Those of several prompts (ids, positions), filled in place: at this size a second copy would not fit.
+
+    states_of(model, [(ids, [1, 2, 3])], lambda: None)   # [L+1, 3, d]
+    """
+    total = sum(len(positions) for _, positions in prompts)
+    states = torch.empty(model.n_layers + 1, total, model.d_model, dtype=model.dtype)
+    begin = 0
+    for ids, positions in prompts:
+        states[:, begin : begin + len(positions)] = stream_of(model, ids, positions)
+        begin += len(positions)
+        on_pass()
+    return states
 
 
 def tiles(count: int, elements: int, most: int = 1 << 25) -> Iterator[slice]:

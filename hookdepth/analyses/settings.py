@@ -20,6 +20,7 @@ _ALSO_METHODS = {"gauss": "gauss-legendre", "paper": "riemann"}
 _GRADIENTS = "integrated gradients"
 _LEVELS = "depth by level"
 _MAPS = "linear maps"
+_ERASURE = "residual erasure"
 
 
 def _a_model(given: Any) -> Any:
@@ -46,6 +47,7 @@ class Settings(Options):
         paths: sequences of layers to run along, beside those of the analysis itself.
         keep: how many layers pruning leaves; None for half of them.
         cut: where the answers of examples with a level are cut.
+        erasure_baseline, erase, measure: what replaces a residual, at which tokens, and where that is measured.
         target: the model whose residual stream linear maps predict: a name, or one that is loaded.
         max_rows: most rows of a pass; None for as many as fit.
         ig_method, ig_steps, ig_tolerance, ig_max_evaluations: of integrated gradients; steps of the methods
@@ -70,6 +72,27 @@ class Settings(Options):
         one_of("cut", "answer", "question"),
         "NAME",
         group=_LEVELS,
+    )
+    erasure_baseline: str = option(
+        "dataset",
+        "dataset, prompt (the probe itself) or zero: whose mean replaces a residual",
+        one_of("baseline", "dataset", "prompt", "zero"),
+        "NAME",
+        group=_ERASURE,
+    )
+    erase: str = option(
+        "token",
+        "token, or before: all tokens before it",
+        one_of("erasure", "token", "before"),
+        "NAME",
+        group=_ERASURE,
+    )
+    measure: str = option(
+        "answer",
+        "answer, or later: all positions after what is erased",
+        one_of("measure", "answer", "later"),
+        "NAME",
+        group=_ERASURE,
     )
     target: Any = option(
         None, "predict the residual stream of this model (default: the model itself)", _a_model, "MODEL", group=_MAPS

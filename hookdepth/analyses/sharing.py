@@ -17,7 +17,7 @@ from hookdepth.analyses.asking import branches_of, collected, measured_by, reduc
 from hookdepth.analyses.base import Analysis, Measured, OnPass, Partial, Subject, Tensors, stacked
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.measurements import Measurement
-from hookdepth.engine.passes import run
+from hookdepth.engine.passes import measure
 from hookdepth.engine.plan import family_of, peak_rows, span_of
 
 _SHORT = 4096  # rows × tokens up to which short prompts share a chunk
@@ -115,14 +115,16 @@ class Group:
         prompts = [self.members[0].tokens(self.subject, item) for item in self.chunks[chunk]]
         listed = list(self._listed(chunk))
         branches = [branch for _, _, own in listed for branch in own]
-        found = run(model, prompts, branches, self.measurements, max_rows=limit, on_pass=on_pass)
+        found = measure(model, prompts, branches, self.measurements, max_rows=limit, on_pass=on_pass)
         given: dict[str, list[Tensors]] = {member.name: [] for member in self.members}
         begin = 0
         for member, item, own in listed:
             mine = slice(begin, begin := begin + len(own))
             layer = {name: values[mine] for name, values in found.layer.items()}
             output = {name: values[mine] for name, values in found.output.items()}
-            given[member.name].append(collected(member, self.subject, item, Measured(own, layer, output)))
+            both = {**found.clean_layer, **found.clean_output}
+            clean = {name: values[mine] for name, values in both.items()}
+            given[member.name].append(collected(member, self.subject, item, Measured(own, layer, output, clean)))
         return Partial(_stacked(given), found.passes, found.null_effect, found.null_where)
 
     def finish(self, partials: Sequence[Partial]) -> dict[str, Tensors]:

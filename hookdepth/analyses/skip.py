@@ -38,6 +38,7 @@ EFFECT: dict[str, Any] = {
     "caption": "effect on later layers",
     "limits": (0.0, 1.0),
     "signed": False,
+    "causal": True,
 }
 _SKIPPED = {**EFFECT, "rows": "Layer skipped", "columns": "Effect @ layer"}
 _OUTPUT: dict[str, Any] = {

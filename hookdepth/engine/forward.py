@@ -41,7 +41,7 @@ class PassResult:
         layer: measurement → [row, L]; before a branch is born, its clean run's value.
         output: measurement → [row]; for branches that did not live to the end, their clean run's value.
         clean_layer, clean_output: the clean run's, at the tokens at which each row is measured. All four are NaN where
-            a row is not measured in this pass.
+            a row is not measured in this pass; of a measurement without reduction they have an axis more, of tokens.
         recorded: layer → keys and values, where suffix passes need them.
     """
 
@@ -311,10 +311,10 @@ class _Pass:
         return row
 
     def layer_results(self) -> dict[str, Tensor]:
-        """Measurement → [2, row, L], the rows' and their clean runs', gathered on the first device."""
+        """Measurement → [2, row, L] or [2, row, L, token], the rows' and their clean runs', on the first device."""
         device = self.model.device
         return self.travel.merged(
-            {name: torch.stack([v.to(device) for v in values], dim=-1) for name, values in self.values.items()}
+            {name: torch.stack([v.to(device) for v in values], dim=2) for name, values in self.values.items()}
         )
 
 

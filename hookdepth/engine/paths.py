@@ -1,6 +1,6 @@
 """Runs along other sequences of layers: spans left out, repeated, reversed, looped, or side by side.
 
-    hookdepth.run(model, [ids], [Branch((LayerPath("0-9,4-9,10-12"),))], [OutputEffect()])
+    hookdepth.run(model, [ids], LayerPath("0-9,4-9,10-12"), [OutputEffect()])
 
 A path that begins as the model does is the clean run up to its first own stage, and paths that begin alike are one row
 until they part (`trie`). A pass runs through the layers once, in order, so it carries a path as long as its stages

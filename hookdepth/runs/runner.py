@@ -211,7 +211,7 @@ class Run:
 
     def _measure(self, group: Group, chunks: Chunks) -> None:
         """Run those chunks that are not there yet, and leave each in its file."""
-        with _bar(group, self.model, self.settings, self.workers.first) as bar:
+        with bar_over(group, self.workers.first) as bar:
 
             def move(passes: int = 1) -> None:
                 if self.workers.size > 1:  # one bar, for all
@@ -280,9 +280,11 @@ class Run:
                     )
 
 
-def _bar(group: Group, model: Decoder, settings: Settings, shown: bool) -> tqdm[Any]:
-    """A bar over passes; it shows itself only where stderr is a terminal."""
-    total = group.n_chunks
+def bar_over(group: Group, shown: bool) -> tqdm[Any]:
+    """A bar over the passes of a group; it shows itself only where stderr is a terminal."""
+    if not shown:
+        return tqdm(disable=True)
+    model, settings, total = group.subject.model, group.subject.settings, group.n_chunks
     if group.branching and total:
         passes = 0
         chosen = range(0, total, -(-total // _PLANNED))
@@ -290,8 +292,7 @@ def _bar(group: Group, model: Decoder, settings: Settings, shown: bool) -> tqdm[
             branches, lengths = group.branches(chunk)
             passes += plan_for(model, branches, lengths, max_rows=settings.max_rows).n_passes if branches else 0
         total = round(passes * total / len(chosen))
-    hidden = None if shown else True
-    return tqdm(total=total, desc=group.name, unit="pass", disable=hidden, leave=False, dynamic_ncols=True)
+    return tqdm(total=total, desc=group.name, unit="pass", disable=None, leave=False, dynamic_ncols=True)
 
 
 def _announce_floor(name: str, metadata: dict[str, Any], tensors: dict[str, Any], warn: Callable[[str], None]) -> None:

@@ -9,7 +9,7 @@ from tiny_tokenizer import tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
 import hookdepth
-from hookdepth import Branch, Custom, HookdepthError, LayerPath, cli
+from hookdepth import Custom, HookdepthError, LayerPath, cli
 from hookdepth.runs import pruning
 from hookdepth.runs.pruning import prune
 
@@ -34,9 +34,9 @@ def test_what_is_left_is_the_path(family, tmp_path):
     with torch.no_grad():
         logits = left(torch.tensor([IDS])).logits[0]
     tokens = [Custom(str(token), lambda view, token=token: view.logits[..., token], "mean") for token in (7, 99)]
-    found = hookdepth.run(model, [IDS], [Branch((LayerPath("0,2-3"),)), Branch((LayerPath("0,1,2"),))], tokens)
+    found = hookdepth.run(model, IDS, [LayerPath("0,2-3"), LayerPath("0,1,2")], tokens)
     for token in (7, 99):
-        own, other = found.output[str(token)].tolist()
+        own, other = found[str(token)].tolist()
         assert own == pytest.approx(logits[:, token].mean().item(), abs=1e-5)
         assert own != pytest.approx(other, abs=1e-3)
 

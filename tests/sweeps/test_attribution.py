@@ -6,7 +6,7 @@ from tiny_models import prompts, tiny_model
 
 import hookdepth
 from hookdepth import AddVector, Branch, LayerEffect, LogitDifference, attribute, capture, patch_sweep
-from hookdepth.engine.passes import run as measure
+from hookdepth.engine.passes import measure
 from hookdepth.errors import HookdepthError
 
 A, B = 17, 91
