@@ -101,7 +101,7 @@ class LayerAccuracy(Analysis):
             for runs in tokens
         ]
 
-    def facts(self, subject: Subject, tensors: Tensors) -> dict[str, Any]:
+    def metadata(self, subject: Subject, tensors: Tensors) -> dict[str, Any]:
         """The answers: of each question what is right, what the model wrote, and what each branch wrote."""
         texts = self.answers(subject, tensors["per_prompt.tokens"])
         asked = [one.answer for one in subject.inputs.questions]

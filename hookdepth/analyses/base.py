@@ -234,7 +234,7 @@ class Analysis:
         """What it has for `summary.json`: JSON-able."""
         return {}
 
-    def facts(self, subject: Subject, tensors: Tensors) -> dict[str, Any]:
+    def metadata(self, subject: Subject, tensors: Tensors) -> dict[str, Any]:
         """What else its result says about itself, beside the tensors: JSON-able."""
         return {}
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hookdepth.engine.arguments import as_prompts, check_limit
+from hookdepth.engine.arguments import as_prompts, check_limit, listed_branches
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.forward import PassResult, run_pass
 from hookdepth.engine.interventions import Identity, Intervention
@@ -129,14 +129,8 @@ def generate(
 
 
 def _as_interventions(branches: Any) -> list[tuple[Intervention, ...]]:
-    listed = [branches] if isinstance(branches, Branch | Intervention) else branches
-    if not isinstance(listed, Iterable) or isinstance(listed, str | Tensor):
-        raise HookdepthError(f"the branches are {shown(branches)}", "give a list of interventions, e.g. [Skip(4)]")
     found = []
-    for one in listed:
-        branch = Branch((one,)) if isinstance(one, Intervention) else one
-        if not isinstance(branch, Branch):
-            raise HookdepthError(f"{shown(one)} where a branch is meant", "give instances, e.g. [Skip(4)]")
+    for branch in listed_branches(branches):
         fixed = [name for name in ("cut", "until", "measured") if getattr(branch, name) is not None]
         if fixed or branch.prompt:
             raise HookdepthError(

@@ -25,7 +25,7 @@ from hookdepth.engine.forward import PassResult
 from hookdepth.engine.interventions import Intervention
 from hookdepth.engine.kv_cache import GrowingCache, KeysValues
 from hookdepth.engine.measurements import OutputMeasurement, OutputView
-from hookdepth.engine.passes import run
+from hookdepth.engine.passes import measure
 from hookdepth.engine.rows import RowTable
 from hookdepth.engine.texts import CLOSE, Generated
 from hookdepth.engine.tokens import locate
@@ -201,7 +201,7 @@ def write_again(
             break
         prompts = [[*row.row.token_ids, *row.tokens] for row in going]
         branches = [Branch(row.row.interventions, number, measured=[-1]) for number, row in enumerate(going)]
-        found = run(model, prompts, branches, [_Next("token"), _Next("ahead")], max_rows=max_rows).output
+        found = measure(model, prompts, branches, [_Next("token"), _Next("ahead")], max_rows=max_rows).output
         for row, token, ahead in zip(going, found["token"].tolist(), found["ahead"].tolist(), strict=True):
             row.note(ahead)
             row.add(int(token), choice, model)
