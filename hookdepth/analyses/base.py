@@ -320,7 +320,8 @@ def token_means(items: Sequence[Tensors], tokens: Sequence[int], largest: str = 
             result |= {name: values.amax(0), f"per_prompt.{name}": values}
         else:
             result[name] = (values.double().sum(0) / counts.sum()).float()
-            result[f"per_prompt.{name}"] = (values.double() / counts[:, None]).float()
+            each = counts.view(-1, *[1] * (values.ndim - 1))
+            result[f"per_prompt.{name}"] = (values.double() / each).float()
     return result
 
 
