@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import hookdepth
 from benchmarks.contest import OURS, RMS_IN_BFLOAT16, largest, rms
 from benchmarks.measure import seconds
 from benchmarks.models import SHAPES, random_model, random_prompts
@@ -24,6 +23,7 @@ from benchmarks.peers.hooks import HookLoop
 from hookdepth import Branch, Decoder, LayerEffect, OutputEffect, Skip, wrap
 from hookdepth.analyses import erasure
 from hookdepth.data import Probe
+from hookdepth.engine.passes import measure
 
 LOOP = "hook loop"
 AXES: dict[str, tuple[Sequence[int], Sequence[int]]] = {  # axis → values, values of a quick run
@@ -101,7 +101,7 @@ def _runs(axis: str, value: int, model: Decoder, usual_tokens: int) -> tuple[Run
     shape = (len(prompts), len(cuts), model.n_layers, model.n_layers)
 
     def ours() -> Tensor:
-        result = hookdepth.run(model, prompts, branches, [LayerEffect(), OutputEffect()], max_rows=max_rows)
+        result = measure(model, prompts, branches, [LayerEffect(), OutputEffect()], max_rows=max_rows)
         return result.layer["effect"].view(shape).amax(1)
 
     def loop() -> Tensor:
@@ -122,7 +122,7 @@ def _erasures(model: Decoder, per_point: int, tokens: int) -> tuple[Runs, int]:
     points = range(model.n_layers + 1)
 
     def ours() -> Tensor:
-        result = hookdepth.run(model, [ids], branches, [OutputEffect()])
+        result = measure(model, [ids], branches, [OutputEffect()])
         return result.output["output"].view(model.n_layers + 1, -1)
 
     def loop() -> Tensor:

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 
 import torch
 
-import hookdepth
 from benchmarks.entries import Outcome, Tensors, Workload, contestants_of, prompts_of, run_analyses
 from benchmarks.limits import Need
 from benchmarks.models import Subject
@@ -21,7 +20,7 @@ from benchmarks.peers import Peer, Peers
 from hookdepth import Decoder, OutputEffect
 from hookdepth.analyses import Settings, chosen, erasure, groups_of, integrals
 from hookdepth.analyses import Subject as On
-from hookdepth.engine.passes import plan_for
+from hookdepth.engine.passes import measure, plan_for
 
 CHECKED = 8  # one in so many steps of integrated gradients is what peers are checked on and timed with
 
@@ -137,7 +136,7 @@ def residual_erasure(subject: Subject, peers: Peers) -> Workload:
     points = model.n_layers + 1
 
     def ours() -> Outcome:
-        result = hookdepth.run(model, [probe.token_ids], branches, [OutputEffect()])
+        result = measure(model, [probe.token_ids], branches, [OutputEffect()])
         return Outcome({"effect": result.output["output"].view(points, -1)}, result.null_effect)
 
     def run(peer: Peer, chunks: Sequence[int]) -> Tensors:

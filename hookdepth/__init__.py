@@ -18,21 +18,25 @@ from hookdepth.errors import HookdepthError
 if TYPE_CHECKING:
     from hookdepth.analyses.base import Analysis
     from hookdepth.analyses.contract import load_folder
-    from hookdepth.api import analyse, plot
+    from hookdepth.api import analyse, plot, run
     from hookdepth.engine.ablation import Ablate, Clamp
     from hookdepth.engine.branches import Branch
     from hookdepth.engine.decoding import generate
     from hookdepth.engine.interventions import AddVector, Erase, Identity, Intervention, Patch, Scale, Skip, Subtract
     from hookdepth.engine.measurements import (
+        KL,
         Custom,
         LayerEffect,
         LayerMeasurement,
         LogitDifference,
+        Loss,
+        Norm,
         OutputEffect,
         OutputMeasurement,
+        Probability,
         TargetProbability,
+        Top1,
     )
-    from hookdepth.engine.passes import BranchResults, run
     from hookdepth.engine.paths import LayerPath
     from hookdepth.engine.reading import Activations, capture
     from hookdepth.engine.texts import Generated, Generations
@@ -41,13 +45,14 @@ if TYPE_CHECKING:
     from hookdepth.model.families import Family
     from hookdepth.model.loading import load
     from hookdepth.results import Result
+    from hookdepth.sweeps.attribution import attribute
+    from hookdepth.sweeps.patching import ablate_sweep, patch_sweep, skip_sweep
 
 _HOME = {
     "analyses.base": "Analysis",
     "analyses.contract": "load_folder",
-    "api": "analyse plot",
+    "api": "analyse plot run",
     "engine.branches": "Branch",
-    "engine.passes": "BranchResults run",
     "engine.paths": "LayerPath",
     "engine.reading": "Activations capture",
     "engine.ablation": "Ablate Clamp",
@@ -56,12 +61,15 @@ _HOME = {
     "engine.interventions": "AddVector Erase Identity Intervention Patch Scale Skip Subtract",
     "model.loading": "load",
     "engine.measurements": (
-        "Custom LayerEffect LayerMeasurement LogitDifference OutputEffect OutputMeasurement TargetProbability"
+        "Custom KL LayerEffect LayerMeasurement LogitDifference Loss Norm OutputEffect OutputMeasurement Probability "
+        "TargetProbability Top1"
     ),
     "model.checking": "wrap",
     "model.decoder": "Decoder",
     "model.families": "Family",
     "results": "Result",
+    "sweeps.attribution": "attribute",
+    "sweeps.patching": "ablate_sweep patch_sweep skip_sweep",
 }
 
 
@@ -77,12 +85,12 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "KL",
     "Ablate",
     "Activations",
     "AddVector",
     "Analysis",
     "Branch",
-    "BranchResults",
     "Clamp",
     "Custom",
     "Decoder",
@@ -97,21 +105,29 @@ __all__ = [
     "LayerMeasurement",
     "LayerPath",
     "LogitDifference",
+    "Loss",
+    "Norm",
     "OutputEffect",
     "OutputMeasurement",
     "Patch",
+    "Probability",
     "Result",
     "Scale",
     "Skip",
     "Subtract",
     "TargetProbability",
+    "Top1",
     "__version__",
+    "ablate_sweep",
     "analyse",
+    "attribute",
     "capture",
     "generate",
     "load",
     "load_folder",
+    "patch_sweep",
     "plot",
     "run",
+    "skip_sweep",
     "wrap",
 ]

@@ -1,6 +1,9 @@
-"""The analyses from Python, in two calls: what `hookdepth run` does, without the command line.
+"""The calls that a notebook makes: branches of one's own, and what `hookdepth run` does, without the command line.
 
 import hookdepth
+
+model = hookdepth.load("demo")
+hookdepth.run(model, "The capital of France is", [hookdepth.Skip(4), hookdepth.Skip(5)])["output"]     # [branch]
 
 results = hookdepth.analyse("demo", ["logit-lens", "skip-current"], limit=2)
 results["skip-current"]["layer.effect"]     # [L, L]: row skipped, column measured
@@ -15,17 +18,32 @@ import tempfile
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hookdepth.analyses.base import Analysis
+from hookdepth.analyses.base import Analysis, Inputs
+from hookdepth.analyses.settings import Settings
 from hookdepth.data import texts_as_dataset
-from hookdepth.errors import HookdepthError
+from hookdepth.engine.arguments import (
+    as_branches,
+    as_measurements,
+    as_prompts,
+    check_limit,
+    check_targets,
+    is_one,
+    listed_branches,
+)
+from hookdepth.engine.measurements import LayerEffect, OutputEffect
+from hookdepth.errors import HookdepthError, shown
 from hookdepth.model.decoder import Decoder
 from hookdepth.model.loading import load
 from hookdepth.options import refuse_unknown
 from hookdepth.results import Result
+from hookdepth.runs.branches import Branches
+from hookdepth.runs.branches import measured as run_here
 from hookdepth.runs.config import Config
-from hookdepth.runs.start import analyses_of, read_dataset, run_of
+from hookdepth.runs.runner import Run
+from hookdepth.runs.start import analyses_of, met, read_dataset, run_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -75,12 +93,85 @@ def analyse(
     try:
         with tempfile.TemporaryDirectory(prefix="hookdepth-") as scratch:
             kept = config if config.out is not None else replace(config, out=scratch)
+            wanted = met(kept, wanted, data, decoder, notes.append)
             found = run_of(kept, wanted, data, decoder, notes.append).execute(wanted)
     finally:
         for note in notes:
             warnings.warn(note, stacklevel=2)  # here, so that it points at the caller
     alone = isinstance(analyses, Analysis) or (isinstance(analyses, str) and analyses in [one.name for one in wanted])
     return found[0] if alone else {result.analysis: result for result in found}
+
+
+def run(
+    model: Decoder,
+    prompts: Any,
+    branches: Any,
+    measurements: Any = None,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    measured: Any = None,
+    over_prompts: str | None = None,
+    max_rows: int | None = None,
+    overwrite: bool = False,
+) -> Result:
+    """Run branches of prompts in shared passes, and measure each against its clean run.
+
+        r = run(model, "The capital of France is", [Skip(layer) for layer in range(model.n_layers)])
+        r["effect"], r.clean["output"], r.noise     # [branch, L], [branch], 0.0
+
+    Args:
+        model: from `load` or `wrap`.
+        prompts: a text, token ids, or a list of these. A text or ids alone are one prompt; of a list, every branch
+            runs on every prompt, and results begin with an axis of prompts.
+        branches: interventions, or branches, or one of them. Where one names another prompt than the first, each runs
+            on its own prompt only, and results begin with the axis of branches.
+        measurements: what to read off them; default `LayerEffect()` and `OutputEffect()`.
+        out: folder that keeps results (`run.safetensors`), and chunks while it runs: the same call goes on there.
+        measured: tokens at which branches are measured that do not say so themselves, e.g. [-1].
+        over_prompts: max, mean or median over prompts; each prompt's own are then `per_prompt.…`.
+        max_rows: most rows of a pass; default as many as fit.
+        overwrite: replace results of other settings in `out`.
+
+    Raises:
+        HookdepthError: what is no prompt, branch or measurement, or does not fit; before anything runs.
+    """
+    if not isinstance(model, Decoder):
+        raise HookdepthError(f"the model is {shown(model)}", "give what load or wrap gave")
+    one = isinstance(prompts, str) or is_one(prompts)
+    ids = as_prompts(model, prompts)
+    own = listed_branches(branches)
+    if measured is not None:
+        own = [branch if branch.measured is not None else replace(branch, measured=measured) for branch in own]
+    bound = as_measurements(model, (LayerEffect(), OutputEffect()) if measurements is None else measurements)
+    for what, listed in (("prompts", ids), ("branches", own), ("measurements", bound)):
+        if not listed:
+            raise HookdepthError(f"there are no {what}", "give at least one")
+    layout = "own" if any(branch.prompt for branch in own) else "one" if one else "every"
+    for number in range(len(ids) if layout == "every" else 1):
+        there = own if layout == "own" else [replace(branch, prompt=number) for branch in own]
+        check_targets(as_branches(model, there, ids), ids, bound)
+    check_limit("max_rows", max_rows)
+    mine = Branches(model, ids, own, bound, layout)
+    if out is None:
+        found = run_here(mine, max_rows)
+    elif layout == "own":
+        raise HookdepthError(
+            "out= for branches that name their prompts", "leave out=, or give branches of every prompt"
+        )
+    else:
+        found = _kept(mine, ids, os.fspath(out), max_rows, overwrite)
+    return found if over_prompts is None else found.over_prompts(over_prompts)
+
+
+def _kept(mine: Branches, ids: Sequence[Sequence[int]], out: str, max_rows: int | None, overwrite: bool) -> Result:
+    inputs, data = Inputs(tuple(map(tuple, ids))), {"name": "prompts", "prompts_sha256": None}
+    notes: list[str] = []
+    try:
+        work = Run(mine.model, inputs, Settings(max_rows=max_rows), data, 0, Path(out), overwrite, notes.append)
+        return work.execute([mine])[0]
+    finally:
+        for note in notes:
+            warnings.warn(note, stacklevel=3)  # at the caller of `run`
 
 
 def plot(result: Result) -> dict[str, Figure]:

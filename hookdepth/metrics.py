@@ -57,6 +57,17 @@ def differs_by_rounding(a: Tensor, b: Tensor, size: Tensor) -> Bool[Tensor, "*b"
     return (a - b).abs() <= 4 * torch.finfo(b.dtype).eps * size
 
 
+def wilson_interval(right: Tensor, total: int) -> Float[Tensor, "*b 2"]:
+    """The 95 % interval of a share, after Wilson (1927): right also for few trials, and shares of 0 and 1.
+
+    wilson_interval(torch.tensor([0.0, 5.0]), 10)   # 0 to 0.28, and 0.24 to 0.76
+    """
+    z, share = 1.96, right.double() / total
+    centre = (share + z * z / (2 * total)) / (1 + z * z / total)
+    half = (share * (1 - share) / total + z * z / (4 * total * total)).sqrt() * z / (1 + z * z / total)
+    return torch.stack([(centre - half).clamp(min=0), (centre + half).clamp(max=1)], dim=-1).float()
+
+
 def kl_divergence(log_p: Float[Tensor, "*b v"], log_q: Float[Tensor, "*b v"]) -> Float[Tensor, "*b"]:
     """KL(p‖q) in nats from log-probabilities, ≥ 0.
 
@@ -77,23 +88,34 @@ def topk_overlap(a: Float[Tensor, "*b v"], b: Float[Tensor, "*b v"], k: int = 5)
 REDUCTIONS = ("max", "min", "mean", "sum")
 
 
+def check_reduction(how: object, of: str = "") -> None:
+    """Raise for what is no reduction over tokens; None is one, and leaves a value a token: check_reduction("mean")."""
+    if how is not None:
+        choose(f"reduction{of}", how, REDUCTIONS)
+
+
 def masked_reduce(
-    values: Float[Tensor, "*more r t"], mask: Bool[Tensor, "r t"], how: str, zeros: Int[Tensor, " r"] | None = None
-) -> Float[Tensor, "*more r"]:
-    """Reduce over the tokens that the mask selects, and over no others; NaN where it selects none.
+    values: Float[Tensor, "*more r t"],
+    mask: Bool[Tensor, "r t"],
+    how: str | None,
+    zeros: Int[Tensor, " r"] | None = None,
+) -> Tensor:
+    """Reduce over the tokens that the mask selects, and over no others: [*more, r]; NaN where it selects none.
 
         masked_reduce(effect, measured, "max")   # [row]
 
     Args:
         values: what stands at tokens that are not selected may be anything.
         mask: the tokens reduced over.
-        how: one of `REDUCTIONS`.
+        how: one of `REDUCTIONS`; None leaves a value a token, 0 where the mask selects none.
         zeros: further tokens of each row, not among the columns, whose value is known to be 0.
 
     Raises:
         HookdepthError: another reduction.
     """
-    choose("reduction", how, REDUCTIONS)
+    if how is None:
+        return values.masked_fill(~mask, 0.0)
+    check_reduction(how)
     if not values.shape[-1]:
         values, mask = values.new_zeros(*values.shape[:-1], 1), mask.new_zeros(mask.shape[0], 1)
     left_out = ~mask
@@ -113,6 +135,23 @@ def masked_reduce(
     return reduced.masked_fill(empty if zeros is None else empty & (zeros == 0), float("nan"))
 
 
+def over_prompts(values: Float[Tensor, prompt * rest], how: str) -> Float[Tensor, "*rest"]:
+    """Reduce over prompts, axis 0; a prompt that is NaN somewhere does not count there, and NaN is where none counts.
+
+        over_prompts(torch.tensor([[1.0, 2.0], [3.0, torch.nan]]), "mean")   # [2, 2]
+
+    Raises:
+        HookdepthError: another reduction than max, mean and median.
+    """
+    choose("reduction over prompts", how, ("max", "mean", "median"))
+    if how == "max":
+        most = values.masked_fill(values.isnan(), -torch.inf).amax(0)
+        return most.masked_fill(values.isnan().all(0), torch.nan)
+    if how == "mean":
+        return values.double().nanmean(0).float()
+    return values.nanquantile(0.5, dim=0)  # of an even number the mean of the middle two
+
+
 def blocks(n: int, elements: int, device: torch.device) -> Iterator[slice]:
     """0..n−1 in slices that a CPU's caches hold: elementwise work takes a third of the time there. A GPU gets one.
 
@@ -124,3 +163,28 @@ def blocks(n: int, elements: int, device: torch.device) -> Iterator[slice]:
     """
     size = n if device.type != "cpu" else max(1, (1 << 18) // max(elements, 1))
     return (slice(begin, begin + size) for begin in range(0, n, max(size, 1)))
+
+
+def angular_distance(a: Float[Tensor, "*b d"], b: Float[Tensor, "*b d"]) -> Float[Tensor, "*b"]:
+    """arccos(cos(a, b)) / π in float64, from 0 to 1 (2403.17887).
+
+    angular_distance(resid_pre, resid_post)   # [row, token]
+    """
+    cosines = torch.nn.functional.cosine_similarity(a.double(), b.double(), dim=-1, eps=EPS)
+    return cosines.clamp(-1, 1).arccos() / torch.pi
+
+
+def rank_correlation(a: Float[Tensor, " n"], b: Float[Tensor, " n"]) -> float | None:
+    """Spearman's: the correlation of ranks, equal values sharing theirs; None where one of the two does not vary.
+
+    rank_correlation(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.1, 0.7, 0.2]))   # 0.5
+    """
+    ranks = torch.stack([_ranks(a), _ranks(b)])
+    if a.numel() < 2 or ranks.std(dim=1).min() == 0:
+        return None
+    return float(torch.corrcoef(ranks)[0, 1])
+
+
+def _ranks(values: Tensor) -> Tensor:
+    _, places, counts = values.unique(sorted=True, return_inverse=True, return_counts=True)
+    return (counts.cumsum(0) - (counts - 1) / 2).double()[places]

@@ -21,6 +21,7 @@ import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,13 @@ from hookdepth.errors import DamagedError, HookdepthError, choose
 SCHEMA = 2
 SUFFIX = ".safetensors"
 LOG = "log.json"
+CLEAN = "clean."
+"""Begins the names of what the clean runs of branches gave."""
 _KEY = "hookdepth"
 RERUN = "give a file that `hookdepth run` wrote, or run the analysis again with --overwrite"
 
 
-@dataclass
+@dataclass(repr=False)
 class Result:
     """The tensors of one analysis with everything needed to know what they are.
 
@@ -64,6 +67,70 @@ class Result:
         """
         choose("tensor", name, self.tensors)
         return self.tensors[name]
+
+    @property
+    def clean(self) -> dict[str, Tensor]:
+        """What the clean runs of branches gave, measured where each branch is: result.clean["output"]"""
+        return {name.removeprefix(CLEAN): own for name, own in self.tensors.items() if name.startswith(CLEAN)}
+
+    @property
+    def noise(self) -> float | None:
+        """The largest difference that a branch without changes makes; None where nothing is intervened on."""
+        return self.metadata.get("null_effect")
+
+    def axes(self, name: str) -> tuple[str, ...]:
+        """What the axes of a tensor are: Result("logit-lens", {"kl": kl}).axes("kl")   # ('point',)"""
+        self[name]
+        found: tuple[str, ...] = self._late("axes_of_result", name)
+        return found
+
+    def over_prompts(self, how: str) -> Result:
+        """The same with prompts reduced by max, mean or median; each prompt's own values are `per_prompt.…`.
+
+            per_prompt = Result("logit-lens", {"kl": kl, "per_prompt.kl": torch.stack([kl, kl])})
+            per_prompt.over_prompts("median")["kl"]     # [L+1]
+
+        Raises:
+            HookdepthError: another reduction, or a result that has no prompt's own values.
+        """
+        found: Result = self._late("over_prompts", how)
+        return found
+
+    def plot(self, name: str | None = None, **options: Any) -> Any:
+        """The matplotlib figure of a tensor; by default the first that the analysis declares.
+
+            Result("logit-lens", {"kl": kl, "topk_overlap": kl}).plot("kl", figsize=(3.3, 2.0))
+
+        Args:
+            options: cmap, norm, vmin, vmax, figsize; ax draws into axes of one's own, and gives their figure.
+
+        Raises:
+            HookdepthError: no such tensor, one that has too many axes, or an option that the figure does not take.
+        """
+        return self._late("plot", name, **options)
+
+    def to_dataframe(self, name: str | None = None) -> Any:
+        """A pandas frame with a row a value: the places along the axes, their labels, and the value.
+
+        Args:
+            name: of a tensor; by default all, with their names in a column.
+
+        Raises:
+            HookdepthError: no such tensor, or pandas is not there.
+        """
+        return self._late("dataframe", name)
+
+    def __repr__(self) -> str:
+        return str(self._late("summary"))
+
+    def _repr_html_(self) -> str:
+        return str(self._late("html"))
+
+    def _late(self, what: str, *arguments: Any, **options: Any) -> Any:
+        """Tables and figures stand above results, and who only reads a file need not wait for them."""
+        declared = import_module("hookdepth.analyses.registry").declared(self)
+        function = getattr(import_module("hookdepth.report.notebook"), what)
+        return function(self, declared, *arguments, **options)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the result atomically and return its path.

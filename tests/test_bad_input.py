@@ -20,6 +20,7 @@ import hookdepth
 from hookdepth import Branch, LayerEffect, Patch, Skip, results
 from hookdepth.analyses.contract import load_folder
 from hookdepth.cli import main
+from hookdepth.engine.passes import measure
 from hookdepth.errors import HookdepthError
 from hookdepth.model import hub
 from hookdepth.report.drawing import style as plots_base
@@ -433,7 +434,7 @@ SKIPS = [Branch((Skip(2),))]
 
 
 def effect(model, ids=(5, 6, 7, 8, 9, 10)):
-    return hookdepth.run(model, [list(ids)], SKIPS, [LayerEffect()]).layer["effect"]
+    return measure(model, [list(ids)], SKIPS, [LayerEffect()]).layer["effect"]
 
 
 API = {
@@ -443,13 +444,13 @@ API = {
     "fractions of ids": (lambda m: effect(m, [5.5, 3]), "has the token id 5.5"),
     "no ids": (lambda m: effect(m, []), "prompt 0 has no tokens"),
     "beyond the context": (lambda m: effect(m, [5] * 600), "has 600 tokens, the model's context 512"),
-    "no such layer": (lambda m: hookdepth.run(m, [[5, 6]], [Branch((Skip(9),))], []), "layer 9 of a model of 5"),
+    "no such layer": (lambda m: measure(m, [[5, 6]], [Branch((Skip(9),))], []), "layer 9 of a model of 5"),
     "no such part": (
-        lambda m: hookdepth.run(m, [[5, 6]], [Branch((Skip(1, "mpl"),))], []),
+        lambda m: measure(m, [[5, 6]], [Branch((Skip(1, "mpl"),))], []),
         "did you mean mlp?",
     ),
     "no such site": (
-        lambda m: hookdepth.run(m, [[5, 6]], [Branch((Patch("resid_pots", 1, torch.zeros(64)),))], []),
+        lambda m: measure(m, [[5, 6]], [Branch((Patch("resid_pots", 1, torch.zeros(64)),))], []),
         "did you mean resid_post?",
     ),
     "not a model": (lambda m: hookdepth.wrap(torch.nn.Linear(3, 3)), "is not supported: it has no model.layers"),

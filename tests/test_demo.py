@@ -13,6 +13,7 @@ import hookdepth
 from hookdepth import Branch, LayerEffect, OutputEffect, Skip
 from hookdepth.analyses import Inputs, Settings
 from hookdepth.data import make_probe
+from hookdepth.engine.passes import measure
 from hookdepth.model.demo import demo_folder
 from hookdepth.results import read_log
 from hookdepth.runs.runner import Run
@@ -106,7 +107,7 @@ def plain_skip(hf, ids, skip, clean, cut=None):
 def test_skips_are_plain_passes(model, ids, skips):
     cut = 8
     branches = [Branch((skip,), cut=at) for skip in skips for at in (None, cut)]
-    results = hookdepth.run(model, [ids], branches, [LayerEffect(), OutputEffect()])
+    results = measure(model, [ids], branches, [LayerEffect(), OutputEffect()])
     assert results.passes == 2
     with torch.no_grad():
         clean = naive.run_with(model.hf, ids)
@@ -120,9 +121,9 @@ def test_skips_are_plain_passes(model, ids, skips):
 def test_bfloat16_has_no_noise_between_equal_rows(model, ids, skips):
     half = hookdepth.load("demo", dtype="bfloat16", device="cpu")
     branches = [Branch((skip,), cut=at) for skip in skips for at in (None, 8)]
-    results = hookdepth.run(half, [ids], branches, [LayerEffect(), OutputEffect()])
+    results = measure(half, [ids], branches, [LayerEffect(), OutputEffect()])
     assert (results.null_effect, results.null_where) == (0, None)
-    full = hookdepth.run(model, [ids], branches, [LayerEffect(), OutputEffect()])
+    full = measure(model, [ids], branches, [LayerEffect(), OutputEffect()])
     # The two precisions tell the same story: what matters to whom.
     both = torch.stack([results.layer["effect"].flatten(), full.layer["effect"].flatten()])
     assert torch.corrcoef(both.log1p())[0, 1] > 0.98

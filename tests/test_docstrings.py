@@ -33,7 +33,7 @@ from hookdepth.analyses.base import Measured
 from hookdepth.analyses.registry import checked, find, known
 from hookdepth.analyses.registry import declared as lookup
 from hookdepth.data import Probe, load_examples
-from hookdepth.engine.passes import plan_for
+from hookdepth.engine.passes import measure, plan_for
 from hookdepth.engine.planner import make_plan
 from hookdepth.report.figures import Bars, Heatmap, Lines, TokenMap, pictures_of
 from hookdepth.results import Result
@@ -101,6 +101,14 @@ NOT_RUN = {
     "hookdepth.model.kv_cache.GrowingCache": "the engine's own arguments: tests/engine/test_decoding.py",
     "hookdepth.engine.writing": "the engine's own arguments: tests/engine/test_decoding.py",
     "hookdepth.engine.measured": "the engine's own arguments: tests/engine/test_measured.py",
+    "hookdepth.data.hub": "asks the hub: tests/data/test_levels.py",
+    "hookdepth.analyses.jacobian": "a model's prompts: tests/analyses/test_lenses.py",
+    "hookdepth.analyses.lenses": "dozens of prompts: tests/analyses/test_lenses.py",
+    "hookdepth.analyses.maps": "dozens of prompts: tests/analyses/test_linear_maps.py",
+    "hookdepth.analyses.alignment": "two models and their states: tests/analyses/test_linear_maps.py",
+    "hookdepth.analyses.map_errors": "two models and their states: tests/analyses/test_linear_maps.py",
+    "hookdepth.analyses.ridge": "two models and their states: tests/analyses/test_linear_maps.py",
+    "hookdepth.engine.travel": "the engine's own arguments: tests/engine/test_paths.py",
     "hookdepth.model.hub": "asks the model hub: tests/test_bad_input.py",
     "hookdepth.training.wrapping.unwrap": "DDP needs a process group: tests/test_training_processes.py",
 }
@@ -267,7 +275,7 @@ def words(tmp_path_factory):
     declaring = {"lookup": lookup, "Heatmap": Heatmap, "Bars": Bars, "Lines": Lines, "TokenMap": TokenMap}
     declaring["first_below_share"] = depth.first_below_share
     declaring |= {"chosen": chosen, "small": model, "hidden": acts["resid_post", 0], "load_examples": load_examples}
-    declaring |= {"plan_for": plan_for, "find": find}
+    declaring |= {"plan_for": plan_for, "find": find, "measure": measure}
     return {**{name: getattr(hookdepth, name) for name in hookdepth.__all__}, **MODULES, **declaring, **given}
 
 
@@ -278,7 +286,7 @@ def own_analysis(model, ids):
     analysis = checked(namespace["HalfMlp"]())
     subject = Subject(model, Inputs((tuple(ids),), ((8, 16),)), analyses.Settings())
     branches = analysis.branches(subject, 0)
-    found = hookdepth.run(model, [ids], branches, [hookdepth.LayerEffect(), hookdepth.OutputEffect()])
+    found = measure(model, [ids], branches, [hookdepth.LayerEffect(), hookdepth.OutputEffect()])
     return {
         "HalfMlp": namespace["HalfMlp"],
         "SkipCurrent": known()["skip-current"],

@@ -28,7 +28,7 @@ HEAVY = {
     "datasets": {"data.hub"},
     "gguf": {"model.demo"},
     "huggingface_hub": {"model.hub"},
-    "tqdm": {"runs.runner"},
+    "tqdm": {"runs.saying"},
     "argparse": {"cli"},
 }
 FOR_THE_COMMAND_LINE = {"print", "exit", "quit", "breakpoint", "sys.exit", "os._exit"}

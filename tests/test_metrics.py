@@ -86,7 +86,7 @@ def test_zeros_that_are_known_count_like_columns(how, data):
     torch.testing.assert_close(metrics.masked_reduce(values, mask, how, zeros), torch.tensor(expected), equal_nan=True)
 
 
-@pytest.mark.parametrize("how", ["median", "MAX", None, max, ["max"]])
+@pytest.mark.parametrize("how", ["median", "MAX", max, ["max"]])
 def test_other_reductions_are_refused(how):
     with pytest.raises(HookdepthError, match="unknown reduction"):
         metrics.masked_reduce(torch.ones(1, 2), torch.ones(1, 2, dtype=torch.bool), how)

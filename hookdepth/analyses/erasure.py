@@ -2,9 +2,12 @@
 
     hookdepth.analyse("demo", "residual-erasure")["effect.0"]     # [L+1, T]
 
-For every layer point l = 0 … L and token t, h_l[t] is replaced by the uninformative residual of that point,
-its token mean over the baseline prompts; effect: max over the answer's tokens of ‖softmax − softmax‖₂ at the
-positions that predict them. Tokens that no such position can see have effect 0, by causality.
+For every layer point l = 0 … L and token t, h_l[t] is replaced by the uninformative residual of that point: its
+token mean over the data set's first prompts, over the probe itself, or zero (`erasure_baseline`). Effect: max over
+the answer's tokens of ‖softmax − softmax‖₂ at the positions that predict them, or over all later positions
+(`measure`). With `erase` "before" all tokens before t are replaced instead, and "later" begins at t. Where nothing
+that is measured can see what is replaced, the effect is 0, by causality. (The authors' repository has the erasure of
+all that is before, and does not use it; it measures from t + 1 on.)
 """
 
 from __future__ import annotations
@@ -41,8 +44,9 @@ class ResidualErasure(Analysis):
     in_all = True
     needs = "probes"
     baseline = True
+    options = ("erasure_baseline", "erase", "measure", "max_rows")
     measurements = (OutputEffect(),)
-    tensors = {"effect.{i}": "point token{i}", "baseline": "point width?"}
+    tensors = {"effect.{i}": "point token{i}", "baseline": "point width?", "baseline.{i}": "point width?"}
     figures = (
         TokenMap(
             "effect.{i}",
@@ -63,58 +67,81 @@ class ResidualErasure(Analysis):
         return {"largest_effect": depth.largest_effect(result.tensors)}
 
     def branches(self, subject: Subject, item: int) -> list[Branch]:
-        """Every token that a predicting position can see, at every point."""
-        return erasure_branches(subject.inputs.probes[item], self._vectors(subject))
+        """Every token whose replacement can be seen where it is measured, at every point."""
+        how = subject.settings
+        return erasure_branches(subject.inputs.probes[item], self._vectors(subject, item), how.erase, how.measure)
 
     def planned(self, subject: Subject, item: int) -> list[Branch]:
         """The same without the vectors, which a model without weights could not give."""
-        return erasure_branches(subject.inputs.probes[item], torch.zeros(subject.model.n_layers + 1, 1))
+        nothing, how = torch.zeros(subject.model.n_layers + 1, 1), subject.settings
+        return erasure_branches(subject.inputs.probes[item], nothing, how.erase, how.measure)
 
     def work(self, subject: Subject) -> Work:
-        """A forward pass of each of the baseline's prompts, beside the branches; they are not counted as passes."""
-        return replace(plain_work(subject.model, subject.inputs.baseline), passes=0)
+        """A forward pass of each prompt whose mean is taken, beside the branches; they are not counted as passes."""
+        kind = subject.settings.erasure_baseline
+        prompts = (
+            subject.inputs.baseline if kind == "dataset" else self.texts(subject.inputs) if kind == "prompt" else ()
+        )
+        return replace(plain_work(subject.model, prompts), passes=0)
 
     def collect(self, subject: Subject, item: int, measured: Measured) -> Tensors:
-        """[L+1, T]: 0 where no predicting position can see."""
-        probe, points = subject.inputs.probes[item], subject.model.n_layers + 1
+        """[L+1, T]: 0 where nothing that is measured can see."""
+        probe, points, how = subject.inputs.probes[item], subject.model.n_layers + 1, subject.settings
         effect = torch.zeros(points, len(probe.token_ids))
-        effect[:, : 1 + _last_predicting(probe)] = measured.output["output"].view(points, -1)
-        return {"effect": effect}
+        seen = list(_erasures(probe, how.erase, how.measure))
+        effect[:, seen] = measured.output["output"].view(points, -1)
+        own = {"baseline": self._vectors(subject, item)} if how.erasure_baseline == "prompt" else {}
+        return {"effect": effect, **own}
 
     def reduce(self, subject: Subject, items: Sequence[Tensors]) -> Tensors:
         """Effects by probe, and what was put in."""
-        return super().reduce(subject, items) | {"baseline": self._vectors(subject)}
+        shared = subject.settings.erasure_baseline != "prompt"
+        return super().reduce(subject, items) | ({"baseline": self._vectors(subject, 0)} if shared else {})
 
-    def _vectors(self, subject: Subject) -> Tensor:
+    def _vectors(self, subject: Subject, item: int) -> Tensor:
         """Computed once, by whoever asks first."""
-        if self.name not in subject.shared:
-            subject.shared[self.name] = uninformative_residual(subject.model, subject.inputs.baseline)
-        vectors: Tensor = subject.shared[self.name]
+        kind, model = subject.settings.erasure_baseline, subject.model
+        if kind == "zero":
+            return torch.zeros(model.n_layers + 1, model.d_model)
+        key = f"{self.name}/{item}" if kind == "prompt" else self.name
+        if key not in subject.shared:
+            prompts = [subject.inputs.probes[item].token_ids] if kind == "prompt" else subject.inputs.baseline
+            subject.shared[key] = uninformative_residual(model, prompts)
+        vectors: Tensor = subject.shared[key]
         return vectors
 
 
-def erasure_branches(probe: Probe, baseline: Float[Tensor, "point width"]) -> list[Branch]:
-    """A branch for every layer point and every token that a predicting position can see, points first.
+def erasure_branches(
+    probe: Probe, baseline: Float[Tensor, "point width"], erase: str = "token", measure: str = "answer"
+) -> list[Branch]:
+    """A branch for every layer point and every token whose replacement can be seen, points first.
 
     len(erasure_branches(probe, baseline))   # (L+1) · T'
     """
-    n_layers = baseline.shape[0] - 1
-    measured = [position - 1 for position in probe.answer_positions]
+    n_layers, seen = baseline.shape[0] - 1, _erasures(probe, erase, measure)
     return [
-        Branch((_erase(point, n_layers, baseline[point], token),), measured=measured)
+        Branch((_erase(point, n_layers, baseline[point], tokens),), measured=measured)
         for point in range(n_layers + 1)
-        for token in range(1 + _last_predicting(probe))
+        for tokens, measured in seen.values()
     ]
 
 
-def _erase(point: int, n_layers: int, vector: Tensor, token: int) -> Patch:
+def _erasures(probe: Probe, erase: str, measure: str) -> dict[int, tuple[list[int], list[int]]]:
+    """Token → (what is replaced, where it is measured), of those tokens where the second can see the first."""
+    length, found = len(probe.token_ids), {}
+    for token in range(length):
+        tokens = [token] if erase == "token" else list(range(token))
+        predicting = [position - 1 for position in probe.answer_positions]
+        measured = predicting if measure == "answer" else list(range(token + (erase == "token"), length))
+        if tokens and measured and measured[-1] >= tokens[0]:
+            found[token] = (tokens, measured)
+    return found
+
+
+def _erase(point: int, n_layers: int, vector: Tensor, tokens: list[int]) -> Patch:
     if point < n_layers:
-        return Patch("resid_pre", point, vector, [token])
-    return Patch("resid_post", n_layers - 1, vector, [token])
-
-
-def _last_predicting(probe: Probe) -> int:
-    return max(probe.answer_positions) - 1
+        return Patch("resid_pre", point, vector, tokens)
+    return Patch("resid_post", n_layers - 1, vector, tokens)
 
 
 def uninformative_residual(model: Decoder, prompts: Sequence[Sequence[int]]) -> Float[Tensor, "point width"]:

@@ -83,10 +83,10 @@ class LogitLens(Analysis):
         return {"effective_depth": depth.lens_depths(result.tensors)}
 
     def measure(self, subject: Subject, item: int, on_pass: OnPass) -> Partial:
-        """Sums over the tokens of a prompt, from one forward pass."""
+        """Means over the tokens of a prompt, from one forward pass."""
         sums = lens_sums(subject.model, subject.inputs.prompts[item], self.front(subject.settings))
         on_pass()
-        return Partial(sums, 1)
+        return Partial({name: own / self.measured_tokens(subject)[item] for name, own in sums.items()}, 1)
 
     def work(self, subject: Subject) -> Work:
         """A forward pass of each prompt; all points are kept, and again when they are stacked, and unembedded."""
@@ -106,8 +106,7 @@ def lens_sums(model: Decoder, prompt: Sequence[int], front: int = 0, logit_eleme
     Args:
         logit_elements: most logits held at once; default `most_logits`.
     """
-    n_layers, vocab = model.n_layers, int(model.config.vocab_size)
-    size = max(1, (logit_elements or most_logits(model.device)) // ((n_layers + 1) * vocab))
+    n_layers = model.n_layers
     with model.evaluating():
         with capture(model, "resid_pre") as acts, capture(model, "resid_post", layers=[n_layers - 1]) as last:
             model.forward(torch.tensor([list(prompt)], device=model.device))
@@ -115,9 +114,20 @@ def lens_sums(model: Decoder, prompt: Sequence[int], front: int = 0, logit_eleme
         resid = torch.stack(
             [acts["resid_pre", layer][0, front:].to(final.device) for layer in range(n_layers)] + [final]
         )
-        sums = sum(_kl_and_overlap(model.unembed(model.norm(chunk))) for chunk in resid.split(size, dim=1))
-    assert isinstance(sums, torch.Tensor)
+        sums = stream_sums(model, resid, logit_elements)
     return {"kl": sums[0].cpu(), "topk_overlap": sums[1].cpu()}
+
+
+def stream_sums(
+    model: Decoder, resid: Float[Tensor, "point token width"], logit_elements: int | None = None
+) -> Float[Tensor, "2 point"]:
+    """Sums over tokens of KL and top-5 overlap of what each point predicts, against the last.
+
+    stream_sums(model, resid_pre[:, 0])   # [2, point]
+    """
+    size = max(1, (logit_elements or most_logits(model.device)) // (len(resid) * int(model.config.vocab_size)))
+    chunks = [_kl_and_overlap(model.unembed(model.norm(chunk))) for chunk in resid.split(size, dim=1)]
+    return sum(chunks[1:], chunks[0])
 
 
 def _kl_and_overlap(logits: Float[Tensor, "point token vocab"]) -> Float[Tensor, "2 point"]:

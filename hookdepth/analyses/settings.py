@@ -5,16 +5,35 @@ Settings(parts=("layer", "attn")).parts     # ('layer', 'attn')
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from hookdepth.options import Options, between, one_of, option, some_of, whole
+from hookdepth.engine.stages import parsed, path_text
+from hookdepth.options import Options, between, one_of, option, some_of, text, whole
 
 PARTS = ("layer", "attn", "mlp")
+OVER_PROMPTS = ("max", "mean", "median", "none")
 METHODS = ("adaptive", "riemann", "gauss-legendre")
 _ALSO_PARTS = {"all": ",".join(PARTS), "both": "attn,mlp", "ffn": "mlp", "block": "layer"}
 _ALSO_METHODS = {"gauss": "gauss-legendre", "paper": "riemann"}
 _GRADIENTS = "integrated gradients"
 _LEVELS = "depth by level"
+_MAPS = "linear maps"
+_ERASURE = "residual erasure"
+
+
+def _a_model(given: Any) -> Any:
+    """What `load` takes, or a model that is loaded."""
+    return text(given) if isinstance(given, str | os.PathLike) else given
+
+
+def _paths(given: Any) -> tuple[str, ...]:
+    listed = [given] if isinstance(given, str) else given
+    if not isinstance(listed, Sequence) or not all(isinstance(one, str) for one in listed):
+        raise ValueError("is no list of paths, such as '0-9,4-9,10-29'")
+    return tuple(dict.fromkeys(path_text(parsed(one)) for one in listed))
 
 
 @dataclass(frozen=True)
@@ -26,7 +45,13 @@ class Settings(Options):
     Attributes:
         parts: what is skipped or attributed.
         keep_front: first tokens that are neither changed nor measured; None for what the analysis itself says.
+        paths: sequences of layers to run along, beside those of the analysis itself.
+        keep: how many layers pruning leaves; None for half of them.
         cut: where the answers of examples with a level are cut.
+        erasure_baseline, erase, measure: what replaces a residual, at which tokens, and where that is measured.
+        target: the model whose residual stream linear maps predict: a name, or one that is loaded.
+        over_prompts: how the prompts' values become one: max (the paper's), mean, median; none for no value but the
+            prompts' own. A maximum grows with the number of prompts.
         max_rows: most rows of a pass; None for as many as fit.
         ig_method, ig_steps, ig_tolerance, ig_max_evaluations: of integrated gradients; steps of the methods
             that have a fixed number, tolerance and most evaluations per layer of the adaptive one. Without a
@@ -40,12 +65,43 @@ class Settings(Options):
     keep_front: int | None = option(
         None, "first tokens neither changed nor measured (default: 1 where layers are skipped, else 0)", whole(0), "N"
     )
+    paths: tuple[str, ...] = option(
+        (), "repeatable: layers in the order of the visits", _paths, "0-9,4-9,10-29", action="append"
+    )
+    over_prompts: str = option(
+        "max", "max, mean, median or none, of what each prompt gives", one_of("reduction", *OVER_PROMPTS), "NAME"
+    )
+    keep: int | None = option(None, "layers that pruning leaves (default: half of them)", whole(1), "N")
     cut: str = option(
         "answer",
         "answer: before each answer token that is cut at; question: one earlier, where it is predicted",
         one_of("cut", "answer", "question"),
         "NAME",
         group=_LEVELS,
+    )
+    erasure_baseline: str = option(
+        "dataset",
+        "dataset, prompt (the probe itself) or zero: whose mean replaces a residual",
+        one_of("baseline", "dataset", "prompt", "zero"),
+        "NAME",
+        group=_ERASURE,
+    )
+    erase: str = option(
+        "token",
+        "token, or before: all tokens before it",
+        one_of("erasure", "token", "before"),
+        "NAME",
+        group=_ERASURE,
+    )
+    measure: str = option(
+        "answer",
+        "answer, or later: all positions after what is erased",
+        one_of("measure", "answer", "later"),
+        "NAME",
+        group=_ERASURE,
+    )
+    target: Any = option(
+        None, "predict the residual stream of this model (default: the model itself)", _a_model, "MODEL", group=_MAPS
     )
     max_rows: int | None = option(None, "most rows of a pass (default: as many as fit)", whole(3), "N", group="how")
     ig_method: str = option(

@@ -38,6 +38,7 @@ EFFECT: dict[str, Any] = {
     "caption": "effect on later layers",
     "limits": (0.0, 1.0),
     "signed": False,
+    "causal": True,
 }
 _SKIPPED = {**EFFECT, "rows": "Layer skipped", "columns": "Effect @ layer"}
 _OUTPUT: dict[str, Any] = {
@@ -58,7 +59,7 @@ def _skip(layer: int, part: str, front: int) -> Skip:
 class Skips(Analysis):
     """What both have in common: which layers and parts are skipped, and what is measured."""
 
-    options = ("parts", "keep_front", "max_rows")
+    options = ("parts", "keep_front", "over_prompts", "max_rows")
     keep_front = 1
     together = "skip"
     in_all = True

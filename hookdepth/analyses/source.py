@@ -48,6 +48,17 @@ def own_values(analysis: Any) -> dict[str, Any]:
     return values
 
 
+def digest_of(values: Sequence[Any]) -> str:
+    """A digest of instances, with the code of those that are not ours: digest_of([Branch((Skip(4),)), KL()])."""
+    inner = [part for value in values for part in vars(value).values()]
+    inner += [one for part in inner if isinstance(part, tuple) for one in part]
+    unknown = {type(one).__module__ for one in (*values, *inner) if not _is_known(type(one))}
+    homes = unknown | {one.__module__ for one in inner if isinstance(one, FunctionType)}
+    kinds = {type(one) for one in (*values, *inner) if type(one).__module__ in homes}
+    parts = [_plain(list(values), homes, ())] + [_plain(kind, homes, ()) for kind in sorted(kinds, key=repr)]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
 def _is_known(kind: type) -> bool:
     """Ours, or Python's: the versions in a result's metadata say which code that is."""
     home = kind.__module__.partition(".")[0]

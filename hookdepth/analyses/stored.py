@@ -30,6 +30,7 @@ def written(analysis: Analysis) -> dict[str, Any]:
         **{name: getattr(analysis, name) for name in _TEXTS},
         "order": analysis.order,
         "tensors": dict(analysis.tensors),
+        "labels": {axis: list(words) for axis, words in analysis.labels.items()},
         "figures": drawn,
     }
     return dict(json.loads(json.dumps(found)))  # as it reads back from a file
@@ -71,6 +72,7 @@ def read(data: Any) -> Analysis:
             "order": float(data["order"]),
             "tensors": {str(key): str(axes) for key, axes in data["tensors"].items()},
         }
+        own["labels"] = {str(axis): tuple(map(str, words)) for axis, words in data.get("labels", {}).items()}
         own["figures"] = tuple(kind(**values) for kind, values in zip(made, given, strict=True))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise HookdepthError(f"its declaration cannot be read ({error!r})", "run the analysis again") from error

@@ -17,8 +17,8 @@ from hookdepth.engine.branches import Branch
 from hookdepth.engine.interventions import Intervention
 from hookdepth.engine.measurements import LayerMeasurement, Measurement, OutputMeasurement
 from hookdepth.engine.plan import ROWS_PER_PROMPT
-from hookdepth.errors import HookdepthError, choose, shown, whole_number
-from hookdepth.metrics import REDUCTIONS
+from hookdepth.errors import HookdepthError, shown, whole_number
+from hookdepth.metrics import check_reduction
 from hookdepth.model.decoder import Decoder
 
 LEAST_ROWS = ROWS_PER_PROMPT + 1
@@ -26,30 +26,43 @@ LEAST_ROWS = ROWS_PER_PROMPT + 1
 
 
 def as_prompts(model: Decoder, given: Any) -> list[list[int]]:
-    """Prompts as lists of token ids. One prompt alone, a flat list or a tensor of one axis, is taken for a list of one.
+    """Prompts as lists of token ids, from texts or ids. One alone is taken for a list of one.
 
-    as_prompts(model, model.ids("a b"))   # [[…]]
+    as_prompts(model, "The capital of France is")   # [[…]]
     """
-    advice = "give lists of token ids, one a prompt, e.g. [model.ids(text)[0]]"
-    if isinstance(given, str | bytes) or not (isinstance(given, Sequence) or hasattr(given, "tolist")):
+    advice = "give a text, texts, or lists of token ids, one a prompt"
+    if isinstance(given, str):
+        given = [given]
+    if isinstance(given, bytes) or not (isinstance(given, Sequence) or hasattr(given, "tolist")):
         raise HookdepthError(f"the prompts are {shown(given)}", advice)
     if getattr(given, "ndim", 2) not in (1, 2):
         raise HookdepthError(f"the prompts are {shown(given)}", advice)
     prompts = list(given)
-    if prompts and all(_is_one(item) for item in prompts):
+    if prompts and all(_is_number(item) for item in prompts):
         prompts = [prompts]
     return [_as_prompt(model, prompt, number) for number, prompt in enumerate(prompts)]
 
 
-def _is_one(item: Any) -> bool:
+def is_one(given: Any) -> bool:
+    """Whether token ids are those of one prompt: flat, or with a batch axis of one. is_one([[5, 6]])   # True"""
+    if isinstance(given, str | bytes) or not (isinstance(given, Sequence) or hasattr(given, "tolist")):
+        return False
+    listed = list(given) if getattr(given, "ndim", 1) else []
+    alone = len(listed) == 1 and not isinstance(listed[0], str)
+    return alone or (bool(listed) and all(_is_number(item) for item in listed))
+
+
+def _is_number(item: Any) -> bool:
     return not isinstance(item, str | bytes | Sequence) and not getattr(item, "ndim", 0)
 
 
 def _as_prompt(model: Decoder, given: Any, number: int) -> list[int]:
     what = f"prompt {number}"
+    if isinstance(given, str):
+        given = model.ids(given)[0]
     ndim = getattr(given, "ndim", 1)
-    if isinstance(given, str | bytes) or ndim != 1 or not (isinstance(given, Sequence) or hasattr(given, "tolist")):
-        raise HookdepthError(f"{what} is {shown(given)}", "give a flat list of token ids, e.g. model.ids(text)[0]")
+    if isinstance(given, bytes) or ndim != 1 or not (isinstance(given, Sequence) or hasattr(given, "tolist")):
+        raise HookdepthError(f"{what} is {shown(given)}", "give a text or a flat list of token ids")
     ids = given.tolist() if hasattr(given, "tolist") else list(given)
     if not ids:
         raise HookdepthError(f"{what} has no tokens", "give at least one token")
@@ -64,21 +77,34 @@ def _as_prompt(model: Decoder, given: Any, number: int) -> list[int]:
 
 
 def as_branches(model: Decoder, given: Any, prompts: Sequence[Sequence[int]]) -> list[Branch]:
-    """Branches that fit the model and their prompts.
+    """Branches that fit the model and their prompts; a bare intervention is a branch, one alone is a list of one.
 
-    as_branches(model, [Branch((Skip(4),))], [ids])
+    as_branches(model, [Skip(4), Branch((Skip(5),), cut=2)], [ids])
     """
-    if not isinstance(given, Iterable) or isinstance(given, str | Tensor):
-        raise HookdepthError(f"the branches are {shown(given)}", "give a list: [Branch((Skip(4),))]")
-    branches = list(given)
+    branches = listed_branches(given)
     for branch in branches:
-        if isinstance(branch, Intervention):
-            raise HookdepthError(f"{type(branch).__name__} where a branch is meant", "wrap it: Branch((Skip(4),))")
-        if not isinstance(branch, Branch):
-            raise HookdepthError(f"{shown(branch)} where a branch is meant", "give instances: Branch((Skip(4),))")
         if branch.prompt >= len(prompts):
             raise HookdepthError(f"a branch of prompt {branch.prompt} of {len(prompts)}", "give one of the prompts")
         branch.check(model, len(prompts[branch.prompt]))
+    return branches
+
+
+def listed_branches(given: Any) -> list[Branch]:
+    """Branches, and interventions that stand for one: listed_branches(Skip(4))   # [Branch((Skip(4),))]
+
+    Raises:
+        HookdepthError: a class, a text, or anything else that is neither.
+    """
+    if isinstance(given, Branch | Intervention):
+        given = [given]
+    if not isinstance(given, Iterable) or isinstance(given, str | Tensor):
+        raise HookdepthError(f"the branches are {shown(given)}", "give a list of interventions or branches: [Skip(4)]")
+    branches = [Branch((one,)) if isinstance(one, Intervention) else one for one in given]
+    for branch in branches:
+        if not isinstance(branch, Branch):
+            raise HookdepthError(
+                f"{shown(branch)} where a branch is meant", "give instances: Skip(4), or Branch((Skip(4),))"
+            )
     return branches
 
 
@@ -87,6 +113,8 @@ def as_measurements(model: Decoder, given: Any) -> list[Measurement]:
 
     as_measurements(model, [OutputEffect(), LogitDifference(5, 6)])
     """
+    if isinstance(given, LayerMeasurement | OutputMeasurement):
+        given = [given]
     if not isinstance(given, Iterable) or isinstance(given, str | Tensor):
         raise HookdepthError(f"the measurements are {shown(given)}", "give a list: [OutputEffect()]")
     bound: list[Measurement] = []
@@ -109,7 +137,7 @@ def _check_measurement(measurement: Measurement) -> None:
     name = getattr(measurement, "name", None)
     if not isinstance(name, str) or not name:
         raise HookdepthError(f"the measurement {kind.__name__} has the name {shown(name)}", "give it a word for a name")
-    choose(f"reduction of the measurement {name!r}:", measurement.reduce, REDUCTIONS)
+    check_reduction(measurement.reduce, f" of the measurement {name!r}:")
     for flag in ("change", "needs_target"):
         if not isinstance(value := getattr(measurement, flag, False), bool):
             raise HookdepthError(f"the measurement {name!r} has {flag} = {shown(value)}", "set it to True or False")

@@ -45,7 +45,7 @@ class PassResult:
         layer: measurement → [row, L]; before a branch is born, its clean run's value.
         output: measurement → [row]; for branches that did not live to the end, their clean run's value.
         clean_layer, clean_output: the clean run's, at the tokens at which each row is measured. All four are NaN where
-            a row is not measured in this pass.
+            a row is not measured in this pass; of a measurement without reduction they have an axis more, of tokens.
         recorded: layer → keys and values, where suffix passes need them.
     """
 
@@ -98,8 +98,7 @@ def run_pass(
     record = pass_.record or on_hidden is not None
     cache = PrefixCache(pass_.start, _prefix(table, parent) if parent else None, record)
     none = cache if model.prefixes else None  # a mixer's state is in no cache of ours
-    wanted = measurements if pass_.measured else ()
-    layered = [m for m in wanted if isinstance(m, LayerMeasurement) and table.observed_rows()]
+    layered = [m for m in measurements if isinstance(m, LayerMeasurement) and table.observed_rows()]
     forward = _Pass(model, table, branches, lengths, layered, travel or Travel())
     with ExitStack() as hooks:
         forward.register(hooks)
@@ -108,7 +107,8 @@ def run_pass(
         hidden = model.forward(token_ids[:, pass_.start : pass_.stop], none, token_ids.shape[1])
     if on_hidden is not None:
         on_hidden(hidden)
-    outputs, most = [m for m in wanted if isinstance(m, OutputMeasurement)], logit_elements or most_logits(model.device)
+    outputs = [m for m in measurements if isinstance(m, OutputMeasurement) and pass_.measured]
+    most = logit_elements or most_logits(model.device)
     output = measure_output(model, hidden, token_ids, table, branches, lengths, outputs, most)
     return PassResult(table, *_own_and_clean(forward.layer_results()), *_own_and_clean(output), cache.recorded)
 
@@ -335,10 +335,10 @@ class _Pass:
         return rescaled(change, raw, scale)
 
     def layer_results(self) -> dict[str, Tensor]:
-        """Measurement → [2, row, L], the rows' and their clean runs', gathered on the first device."""
+        """Measurement → [2, row, L] or [2, row, L, token], the rows' and their clean runs', on the first device."""
         device = self.model.device
         return self.travel.merged(
-            {name: torch.stack([v.to(device) for v in values], dim=-1) for name, values in self.values.items()}
+            {name: torch.stack([v.to(device) for v in values], dim=2) for name, values in self.values.items()}
         )
 
 

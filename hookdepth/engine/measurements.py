@@ -1,10 +1,10 @@
 """What is read off a pass: functions of rows that end as one number per branch.
 
-    run(model, [ids], branches, [LayerEffect(), OutputEffect()])
+    run(model, ids, branches, [LayerEffect(), OutputEffect(), KL(), Loss()])
 
 A measurement gives a value per row and token; the engine reduces it over the tokens at which the branch is
-measured, and over no others. `LayerMeasurement`s are asked at every layer, `OutputMeasurement`s at the unembedding,
-in chunks. Write your own by subclassing either: see the README.
+measured, and over no others (`reduce=None` leaves a value a token). `LayerMeasurement`s are asked at every layer,
+`OutputMeasurement`s at the unembedding, in chunks. Write your own by subclassing either: see the README.
 """
 
 from __future__ import annotations
@@ -60,9 +60,21 @@ class OutputView:
         prompt: index of the prompt.
     """
 
-    def __init__(self, logits: Tensor, positions: Sequence[int], next_tokens: Tensor | None, prompt: int) -> None:
+    def __init__(
+        self,
+        logits: Tensor,
+        positions: Sequence[int],
+        next_tokens: Tensor | None,
+        prompt: int,
+        whole: OutputView | None = None,
+    ) -> None:
         self.logits, self.positions, self.prompt = logits, positions, prompt
-        self._next_tokens = next_tokens
+        self._next_tokens, self._whole = next_tokens, whole
+
+    def followed_by(self, next_tokens: Tensor) -> OutputView:
+        """The first positions, with the tokens that follow them; what is derived from logits is not computed again."""
+        n = len(next_tokens)
+        return OutputView(self.logits[:, :n], self.positions[:n], next_tokens, self.prompt, self)
 
     @property
     def next_tokens(self) -> Int[Tensor, " position"]:
@@ -84,11 +96,20 @@ class OutputView:
     @cached_property
     def probabilities(self) -> Float[Tensor, "row position vocab"]:
         """Softmax of the logits, in float32."""
+        if self._whole is not None:
+            return self._whole.probabilities[:, : len(self.positions)]
         return torch.softmax(self.logits, dim=-1, dtype=torch.float32)
+
+    @cached_property
+    def log_probabilities(self) -> Float[Tensor, "row position vocab"]:
+        """Log-softmax of the logits, in float32."""
+        if self._whole is not None:
+            return self._whole.log_probabilities[:, : len(self.positions)]
+        return torch.log_softmax(self.logits, dim=-1, dtype=torch.float32)
 
 
 class LayerMeasurement:
-    """A number per branch and layer. Subclasses set `name`, `reduce` (max, min, mean or sum) and give `values`.
+    """A number per branch and layer. Subclasses set `name`, `reduce` (max, min, mean, sum or None), give `values`.
 
     `change` promises values that are 0 where a branch is its clean run: there nothing need be computed.
 
@@ -99,7 +120,7 @@ class LayerMeasurement:
     """
 
     name: str
-    reduce: str = "max"
+    reduce: str | None = "max"
     change: bool = False
 
     def bind(self, model: Decoder) -> LayerMeasurement:
@@ -127,7 +148,7 @@ class OutputMeasurement:
     """
 
     name: str
-    reduce: str = "max"
+    reduce: str | None = "max"
     change: bool = False
     needs_target: bool = False
 
@@ -140,13 +161,15 @@ class OutputMeasurement:
         raise HookdepthError(f"{type(self).__name__} says nothing to measure", "define values(view)")
 
 
+@dataclass
 class LayerEffect(LayerMeasurement):
     """max over tokens of ‖c_i − c̄_i‖ / ‖c_i‖ at every layer i (2505.13898, Fig. 3a and 3b).
 
-    run(model, [ids], [Branch((Skip(4),))], [LayerEffect()]).layer["effect"]   # [branch, L], ≥ 0
+    run(model, ids, Skip(4), [LayerEffect()])["effect"]   # [branch, L], ≥ 0
     """
 
-    name = "effect"
+    reduce: str | None = "max"
+    name: str = "effect"
     change = True
 
     def values(self, view: LayerView) -> Float[Tensor, "row token"]:
@@ -162,13 +185,35 @@ class LayerEffect(LayerMeasurement):
         return torch.cat(changes)
 
 
+@dataclass
+class Norm(LayerMeasurement):
+    """Mean over tokens of the norm of `resid_pre`, `resid_post` or the layer's `contribution`, at every layer.
+
+    run(model, ids, Skip(4), [Norm("contribution")])["norm"]   # [branch, L]
+    """
+
+    of: str = "resid_post"
+    reduce: str | None = "mean"
+    name: str = "norm"
+
+    def __post_init__(self) -> None:
+        choose("norm", self.of, ("resid_pre", "resid_post", "contribution"))
+
+    def values(self, view: LayerView) -> Float[Tensor, "row token"]:
+        """Norms, in float32."""
+        values: Tensor = getattr(view, self.of)
+        return values.float().norm(dim=-1)
+
+
+@dataclass
 class OutputEffect(OutputMeasurement):
     """max over tokens of ‖softmax(z) − softmax(z̄)‖₂ (2505.13898): 0 to √2.
 
-    run(model, [ids], [Branch((Skip(4),))], [OutputEffect()]).output["output"]   # [branch]
+    run(model, ids, Skip(4), [OutputEffect()])["output"]   # [branch]
     """
 
-    name = "output"
+    reduce: str | None = "max"
+    name: str = "output"
     change = True
 
     def values(self, view: OutputView) -> Float[Tensor, "row position"]:
@@ -185,23 +230,106 @@ class OutputEffect(OutputMeasurement):
         return torch.cat(distances, dim=1)
 
 
+@dataclass
+class KL(OutputMeasurement):
+    """Mean over tokens of KL(clean run ‖ branch) of the next-token distributions, in nats, ≥ 0.
+
+    run(model, ids, Skip(4), [KL()])["kl"]   # [branch]
+    """
+
+    reduce: str | None = "mean"
+    name: str = "kl"
+    change = True
+
+    def values(self, view: OutputView) -> Float[Tensor, "row position"]:
+        """The divergence from the clean run, row by row."""
+        logs = view.log_probabilities
+        rows_of = metrics.blocks(logs.shape[0], logs[0].numel(), logs.device)
+        return torch.cat([metrics.kl_divergence(logs[:1], logs[rows]) for rows in rows_of])
+
+
+@dataclass
+class Loss(OutputMeasurement):
+    """Mean over tokens of −log p(next token of the prompt), in nats; the last token has no next one, and is left out.
+
+    r = run(model, ids, Skip(4), [Loss()])
+    r["loss"] - r.clean["loss"]   # [branch]: what skipping costs
+    """
+
+    reduce: str | None = "mean"
+    name: str = "loss"
+    needs_target = True
+
+    def values(self, view: OutputView) -> Float[Tensor, "row position"]:
+        """Cross-entropy of the token that follows in the prompt."""
+        return -_at_next(view.log_probabilities, view)
+
+
+@dataclass
+class Top1(OutputMeasurement):
+    """Share of tokens at which the likeliest next token is the clean run's.
+
+    run(model, ids, Skip(4), [Top1()])["top1"]   # [branch], 0 to 1
+    """
+
+    reduce: str | None = "mean"
+    name: str = "top1"
+
+    def values(self, view: OutputView) -> Float[Tensor, "row position"]:
+        """1 where both say the same, else 0."""
+        likeliest = view.logits.argmax(-1)
+        return (likeliest == likeliest[:1]).float()
+
+
+@dataclass
+class Probability(OutputMeasurement):
+    """Mean over tokens of the probability that a word comes next: a token's id, or a word of one token.
+
+        last = Branch((Skip(4),), measured=[-1])     # after the prompt's end alone
+        run(model, ids, last, [Probability("a")])["probability"]   # [branch]
+
+    Raises:
+        HookdepthError: when the run begins: a word that is not one token of this model's.
+    """
+
+    token: int | str
+    reduce: str | None = "mean"
+    name: str = "probability"
+
+    def bind(self, model: Decoder) -> Probability:
+        """The same with a token id that this model has."""
+        return replace(self, token=token_id(model, self.token))
+
+    def values(self, view: OutputView) -> Float[Tensor, "row position"]:
+        """Its probability."""
+        if isinstance(self.token, str):
+            raise HookdepthError("Probability has a word and no token id yet", "call bind(model) first")
+        return view.probabilities[..., self.token]
+
+
+@dataclass
 class TargetProbability(OutputMeasurement):
     """Sum over positions of the probability of the prompt's own next token: Σ p(answer token).
 
         branch = Branch((Skip(4),), measured=slice(-4, -1))     # the answer: the last three tokens
-        run(model, [ids], [branch], [TargetProbability()]).output["target_probability"]   # [branch]
+        run(model, ids, branch, [TargetProbability()])["target_probability"]   # [branch]
 
     The prompt's last token has no next one, and is left out.
     """
 
-    name = "target_probability"
-    reduce = "sum"
+    reduce: str | None = "sum"
+    name: str = "target_probability"
     needs_target = True
 
     def values(self, view: OutputView) -> Float[Tensor, "row position"]:
         """Probability of the token that follows in the prompt."""
-        index = view.next_tokens[None, :, None].expand(view.logits.shape[0], -1, 1)
-        return view.probabilities.gather(-1, index)[..., 0]
+        return _at_next(view.probabilities, view)
+
+
+def _at_next(values: Tensor, view: OutputView) -> Tensor:
+    """[row, position]: what stands at the tokens that follow in the prompt."""
+    index = view.next_tokens[None, :, None].expand(values.shape[0], -1, 1)
+    return values.gather(-1, index)[..., 0]
 
 
 @dataclass
@@ -224,7 +352,7 @@ class LogitDifference(OutputMeasurement):
     token_a: int | str
     token_b: int | str
     name: str = "logit_difference"
-    reduce: str = "mean"
+    reduce: str | None = "mean"
 
     def __post_init__(self) -> None:
         for end, token in (("token_a", self.token_a), ("token_b", self.token_b)):
@@ -234,7 +362,7 @@ class LogitDifference(OutputMeasurement):
             raise HookdepthError(
                 f"LogitDifference of {self.token_a!r} and itself is 0 everywhere", "give two different tokens"
             )
-        choose("reduction", self.reduce, metrics.REDUCTIONS)
+        metrics.check_reduction(self.reduce)
 
     def bind(self, model: Decoder) -> LogitDifference:
         """The same with token ids that this model has."""
@@ -256,7 +384,7 @@ class Custom(OutputMeasurement):
     Args:
         name: what the result calls it.
         function: gets the view, gives the values.
-        reduce: max, min, mean or sum over the measured tokens.
+        reduce: max, min, mean or sum over the measured tokens; None for a value a token.
         needs_target: the function reads `view.next_tokens`.
 
     Raises:
@@ -265,13 +393,13 @@ class Custom(OutputMeasurement):
 
     name: str
     function: Callable[[OutputView], Tensor]
-    reduce: str = "max"
+    reduce: str | None = "max"
     needs_target: bool = False
 
     def __post_init__(self) -> None:
         if not callable(self.function):
             raise HookdepthError(f"Custom got {shown(self.function)}", "give a function of a view")
-        choose("reduction", self.reduce, metrics.REDUCTIONS)
+        metrics.check_reduction(self.reduce)
 
     def values(self, view: OutputView) -> Float[Tensor, "row position"]:
         """What the function gives."""

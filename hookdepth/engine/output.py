@@ -36,8 +36,10 @@ def measure_output(
     lengths: Sequence[int],
     measurements: Sequence[OutputMeasurement],
     logit_elements: int,
-) -> dict[str, Float[Tensor, "2 row"]]:
+) -> dict[str, Tensor]:
     """Measurement → the rows' values and their clean runs'; arguments as in `forward.run_pass`.
+
+    [2, row, token of the pass] where tokens are not reduced.
 
     Args:
         hidden: what the decoder's call gave, after the final norm: the rows of `table.final`.
@@ -122,17 +124,21 @@ def _prompt(
         # with a target are the first ones, and a slice (no copy of the logits) gives them.
         following = [rows.start + column + 1 for column in chunk if column in followed]
         targets = token_ids.to(logits.device).index_select(0, _index(following, logits.device))
-        for needs_target, length in ((False, len(chunk)), (True, len(following))):
-            asked = [m for m in measurements if m.needs_target == needs_target] if length else []
-            positions = [rows.start + column for column in chunk[:length]]
-            view = OutputView(logits[:, :length], positions, targets if needs_target else None, rows.prompt)
-            for measurement in asked:
-                values[measurement.name].append(checked(measurement, view, (n_here, length)))
-        del view, logits
+        whole = OutputView(logits, [rows.start + column for column in chunk], None, rows.prompt)
+        views = {False: whole, True: whole.followed_by(targets)}
+        for measurement in measurements:
+            view = views[measurement.needs_target]
+            if view.positions:
+                values[measurement.name].append(checked(measurement, view, (n_here, len(view.positions))))
+        del view, whole, views, logits
     for measurement in measurements:
         found = torch.cat([one.to(hidden.device) for one in values[measurement.name]], dim=1)
         own = tokens_of[measurement.needs_target].of(rows.ids, columns[measurement.needs_target])
-        yield measurement, own.reduce(measurement, found, rows.places)
+        reduced = own.reduce(measurement, found, rows.places)
+        if measurement.reduce is None:  # a value a token of the pass, as layer measurements give them
+            every = reduced.new_zeros(*reduced.shape[:-1], hidden.shape[1])
+            reduced = every.index_copy_(-1, _index(columns[measurement.needs_target], every.device), reduced)
+        yield measurement, reduced
 
 
 def _index(numbers: list[int] | list[list[int]], device: torch.device) -> Tensor:

@@ -1,11 +1,9 @@
 """The engine: run any branches of any prompts in shared passes, in bounded memory.
 
-    from hookdepth import Branch, LayerEffect, OutputEffect, Skip, run
-
     branches = [Branch((Skip(s),)) for s in range(model.n_layers)]
-    result = run(model, [token_ids], branches, [LayerEffect(), OutputEffect()])
-    result.layer["effect"]     # [branch, L]: row s skipped, column i measured
-    result.null_effect         # the noise floor of this run
+    found = measure(model, [token_ids], branches, [LayerEffect(), OutputEffect()])
+    found.layer["effect"]      # [branch, L]: row s skipped, column i measured
+    found.null_effect          # the noise floor of this run
 
 A branch differs from its clean run only from the layer at which it is born on, and only right of
 the first token that it changes. It joins the batch there, by a hook, and nothing before is computed twice.
@@ -31,7 +29,7 @@ from hookdepth.engine.measurements import Measurement, zero_where_clean
 from hookdepth.engine.memory import Budget, default_row_tokens, fits
 from hookdepth.engine.plan import ForwardPass, Plan
 from hookdepth.engine.planner import make_plan
-from hookdepth.engine.results import BranchResults, Gathered
+from hookdepth.engine.results import Gathered, Outcome
 from hookdepth.engine.rows import RowTable
 from hookdepth.engine.travel import SweepTable, Travel
 from hookdepth.errors import HookdepthError, shown
@@ -40,7 +38,7 @@ from hookdepth.model.decoder import Decoder
 T = TypeVar("T")
 
 
-def run(
+def measure(
     model: Decoder,
     prompts: Sequence[Sequence[int]],
     branches: Sequence[Branch],
@@ -49,10 +47,10 @@ def run(
     max_rows: int | None = None,
     max_row_tokens: int | None = None,
     on_pass: Callable[[], object] | None = None,
-) -> BranchResults:
-    """Run branches and measure them against their clean runs.
+) -> Outcome:
+    """Run branches and measure them against their clean runs: what `hookdepth.run` does with token ids.
 
-        run(model, [ids], [Branch((Skip(4, "attn"),))], [OutputEffect()]).output["output"]   # [1]
+        measure(model, [ids], [Branch((Skip(4, "attn"),))], [OutputEffect()]).output["output"]   # [1]
 
     Args:
         model: from `load` or `wrap`.
@@ -200,7 +198,7 @@ def plan_for(
     changes_only: bool = True,
     only: set[int] | None = None,
 ) -> Plan:
-    """The plan that `run` would follow; `changes_only` as in `make_plan`.
+    """The plan that `measure` would follow; `changes_only` as in `make_plan`.
 
     print(plan_for(model, branches, [180]).table())
     """

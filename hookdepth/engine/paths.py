@@ -1,6 +1,6 @@
 """Runs along other sequences of layers: spans left out, repeated, reversed, looped, or side by side.
 
-    hookdepth.run(model, [ids], [Branch((LayerPath("0-9,4-9,10-29"),))], [OutputEffect()])
+    hookdepth.run(model, [ids], LayerPath("0-9,4-9,10-12"), [OutputEffect()])
 
 A path that begins as the model does is the clean run up to its first own stage, and paths that begin alike are one row
 until they part (`trie`). A pass runs through the layers once, in order, so it carries a path as long as its stages
@@ -9,24 +9,17 @@ ascend (a *sweep*): over a gap the state is held and put back. Where a path desc
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from hookdepth.engine.interventions import Intervention, Surroundings
+from hookdepth.engine.stages import Piece, Stage, parsed, path_text, pieces_of, stages_of
 from hookdepth.engine.tokens import Tokens, Where  # noqa: F401 (pdoc resolves inherited fields here)
 from hookdepth.errors import HookdepthError, shown, whole_number
 from hookdepth.model.decoder import Decoder
-
-Stage = tuple[int, ...]
-"""Layers that read the same input, in rising order; nearly always one."""
-Piece = tuple[int, int, Stage]
-_REMEDY = "give layers in the order of the visits, e.g. '0-9,4-9,10-29' ('3+4': both on the same input)"
-_MOST_STAGES = 100_000
 
 
 @dataclass(frozen=True, eq=False, init=False, repr=False)
@@ -64,10 +57,10 @@ class LayerPath(Intervention):
     def __init__(self, path: str | Sequence[Any], mean: bool = False, keep_front: int = 0) -> None:
         if not isinstance(mean, bool):
             raise HookdepthError(f"LayerPath: mean is {shown(mean)}", "give True or False")
-        object.__setattr__(self, "stages", parsed(path) if isinstance(path, str) else _stages(path))
+        object.__setattr__(self, "stages", parsed(path) if isinstance(path, str) else stages_of(path))
         object.__setattr__(self, "mean", mean)
         object.__setattr__(self, "keep_front", whole_number("LayerPath: keep_front", keep_front, 0))
-        object.__setattr__(self, "_pieces", tuple(_pieces(self.stages)))
+        object.__setattr__(self, "_pieces", tuple(pieces_of(self.stages)))
         self._place("resid_pre", 0, slice(self.keep_front, None))
 
     def __str__(self) -> str:
@@ -111,76 +104,3 @@ class LayerPath(Intervention):
             raise HookdepthError(
                 f"{self!r} changes nothing in a prompt of {length} tokens", "give a smaller keep_front"
             )
-
-
-def parsed(text: str) -> tuple[Stage, ...]:
-    """The stages that a text names: parsed("0-2,4+5,3")    # ((0,), (1,), (2,), (4, 5), (3,))
-
-    Raises:
-        HookdepthError: it names none.
-    """
-    stages: list[Stage] = []
-    for part in text.split(","):
-        numbers = part.strip().replace("+", "-").split("-")
-        if not all(one.isascii() and one.isdecimal() and len(one) < 7 for one in numbers):
-            raise HookdepthError(f"{part.strip()!r} in the path {shown(text)} names no layers", _REMEDY)
-        layers = [int(one) for one in numbers]
-        if "-" in part:
-            if len(layers) > 2 or "+" in part:
-                raise HookdepthError(f"{part.strip()!r} in the path {shown(text)} names no layers", _REMEDY)
-            first, last = layers
-            step = 1 if first <= last else -1
-            if len(stages) + abs(last - first) > _MOST_STAGES:
-                raise HookdepthError(f"the path {shown(text)} makes more than {_MOST_STAGES} visits", _REMEDY)
-            stages += [(layer,) for layer in range(first, last + step, step)]
-        else:
-            stages.append(_stage(layers, text))
-    return tuple(stages)
-
-
-def _pieces(stages: Iterable[Stage]) -> Iterator[Piece]:
-    """Stages as layers in a row, (first, last, ()), and as several together, (first, last, layers)."""
-    first, last = 0, -1
-    for stage in stages:
-        if len(stage) == 1 and stage[0] == last + 1 and first <= last:
-            last += 1
-            continue
-        if first <= last:
-            yield first, last, ()
-        first, last = (0, -1) if len(stage) > 1 else (stage[0], stage[0])
-        if len(stage) > 1:
-            yield stage[0], stage[-1], stage
-    if first <= last:
-        yield first, last, ()
-
-
-def _stages(given: Any) -> tuple[Stage, ...]:
-    listed = given.tolist() if getattr(given, "ndim", 0) == 1 else given
-    if not isinstance(listed, Sequence) or isinstance(listed, bytes):
-        raise HookdepthError(f"LayerPath got {shown(given)}", _REMEDY)
-    return tuple((one,) if type(one) is int and one >= 0 else _stage(one, given) for one in listed)
-
-
-def _stage(one: Any, given: Any) -> Stage:
-    several = list(one) if isinstance(one, AbstractSet | list | tuple) else [one]
-    layers = sorted(whole_number(f"LayerPath: a layer of {shown(given)}", layer, 0) for layer in several)
-    if not layers or len(set(layers)) < len(layers):
-        raise HookdepthError(f"LayerPath got {shown(one)} for the layers of one stage", "name one or more, each once")
-    return tuple(layers)
-
-
-def path_text(stages: Iterable[Stage]) -> str:
-    """A path as one writes it: path_text([(0,), (1,), (2, 3)])    # '0-1,2+3'"""
-    parts: list[list[Stage]] = []
-    for stage in stages:
-        if parts and len(stage) == 1 and _goes_on(parts[-1], stage[0]):
-            parts[-1].append(stage)
-        else:
-            parts.append([stage])
-    ends = [(part[0], part[-1]) for part in parts]
-    return ",".join("+".join(map(str, a)) if a is b else f"{a[0]}-{b[0]}" for a, b in ends)
-
-
-def _goes_on(part: list[Stage], layer: int) -> bool:
-    steps = {b[0] - a[0] for a, b in pairwise([*part, (layer,)])} if len(part[-1]) == 1 else set()
-    return steps in ({1}, {-1})

@@ -39,26 +39,46 @@ class Activations(dict[tuple[str, int], Tensor]):
         layers = [self[key] for key in sorted(self) if key[0] == site]
         return torch.stack([value.to(layers[0].device) for value in layers])
 
+    def grad(self, site: str, layer: int) -> Tensor:
+        """The gradient of what was called `backward` on, by a captured value: acts.grad("attn_out", 3).
+
+        Raises:
+            HookdepthError: there is none.
+        """
+        if (found := self[site, layer].grad) is None:
+            raise HookdepthError(f"no gradient at {site} {layer}", "capture with grad=True, and call backward() before")
+        return found
+
 
 @contextmanager
-def capture(model: Decoder, *sites: str, layers: Iterable[int] | None = None) -> Iterator[Activations]:
+def capture(
+    model: Decoder, *sites: str, layers: Iterable[int] | None = None, grad: bool = False
+) -> Iterator[Activations]:
     """Keep what passes the named sites while the block runs.
 
         with capture(model, "mlp_out") as acts:
             model.hf(input_ids)
         acts["mlp_out", 7]
 
+        with model.evaluating(grad=True), capture(model, "attn_out", grad=True) as acts:
+            model.unembed(model.forward(input_ids)[:, -1])[0, 9].backward()
+        acts.grad("attn_out", 3)     # [row, token, width], how logit 9 moves with it
+
     Args:
         model: from `load` or `wrap`.
         sites: at least one of `model.sites.ORDER`, and of q, k, v and pattern, which can only be read.
         layers: default all that have the sites.
+        grad: keep them in the graph, and their gradients once `backward` was called. Where no parameter wants a
+            gradient, the graph begins at the first that is captured.
 
     Yields:
-        Activations, detached, on the devices where they arose: of this thread's forward passes, in the state (autocast,
-        inference mode) in which they are called. Other threads that use hookdepth on this model wait meanwhile.
+        Activations, without `grad` detached, on the devices where they arose: of this thread's forward passes, in the
+        state (autocast, inference mode) in which they are called. Other threads that use hookdepth on this model wait
+        meanwhile.
 
     Raises:
-        HookdepthError: unknown site, or a layer that the model does not have.
+        HookdepthError: unknown site, or a layer that the model does not have; a forward pass without gradients, where
+            they are wanted.
     """
     if not sites:
         raise HookdepthError("capture was given no site", f"name one or more of {', '.join(ORDER)}")
@@ -73,14 +93,23 @@ def capture(model: Decoder, *sites: str, layers: Iterable[int] | None = None) ->
             raise HookdepthError(f"layer {layer} of a model of {model.n_layers}", f"give 0 to {model.n_layers - 1}")
     acts = Activations()
 
-    def keep(key: tuple[str, int], value: Tensor) -> None:
-        acts[key] = value.detach()
+    def keep(key: tuple[str, int], value: Tensor) -> Tensor | None:
+        acts[key] = _in_graph(value) if grad else value.detach()
+        return acts[key] if grad else None  # returned, so that what is captured is what is passed on
 
     with turn_of(model.hf), ExitStack() as hooks:
         for site in sites:
             for layer in chosen if layers is not None else _having(model, site):
                 hooks.enter_context(model.on(site, layer, in_this_thread(partial(keep, (site, layer)))))
         yield acts
+
+
+def _in_graph(value: Tensor) -> Tensor:
+    if not torch.is_grad_enabled():
+        raise HookdepthError("capture(grad=True) around a pass without gradients", "use model.evaluating(grad=True)")
+    held = value if value.requires_grad else value.detach().requires_grad_()
+    held.retain_grad()
+    return held
 
 
 @dataclass

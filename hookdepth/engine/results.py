@@ -1,7 +1,7 @@
 """What a list of branches gave: put together from the results of its passes.
 
-result = run(model, [ids], [Branch((Skip(4),))], [LayerEffect(), OutputEffect()])
-result.output["output"], result.clean_output["output"]     # [branch] each
+found = measure(model, [ids], [Branch((Skip(4),))], [LayerEffect(), OutputEffect()])
+found.output["output"], found.clean_output["output"]     # [branch] each
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool
 from torch import Tensor
 
 from hookdepth.engine.branches import Branch
@@ -24,35 +24,32 @@ _MOST_CHANGE_OF_THE_CLEAN_RUN = 1e-4  # of a `change`: far above rounding, far b
 
 
 @dataclass
-class BranchResults:
-    """What `run` measured, in float32 on the CPU.
+class Outcome:
+    """What branches gave, in float32 on the CPU.
 
-        result = run(model, [ids], [Branch((Skip(4),)), Branch((Skip(5),))], [LayerEffect(), OutputEffect()])
-        result.layer["effect"][1]                          # [L], of layer 5 skipped
-        result.output["output"]                            # [branch]
-        result.clean_output["output"]                      # [branch], 0: changes are measured against the clean run
-        result.null_effect, result.null_where              # 0.0 and None where the kernels add no noise
-        result.passes, result.plan.n_passes            # equal, unless a pass did not fit
+        found = measure(model, [ids], [Branch((Skip(4),)), Branch((Skip(5),))], [LayerEffect(), OutputEffect()])
+        found.layer["effect"][1]                           # [L], of layer 5 skipped
+        found.output["output"]                             # [branch]
+        found.clean_output["output"]                       # [branch], 0: changes are measured against the clean run
+        found.null_effect, found.null_where                # 0.0 and None where the kernels add no noise
+        found.passes, found.plan.n_passes                  # equal, unless a pass did not fit
 
     Attributes:
         layer: layer measurement → [branch, L]. Before a branch is born: its clean run's value.
         output: output measurement → [branch].
         clean_layer, clean_output: the same of each branch's clean run, measured at the branch's own tokens and in the
-            same pass: what the branch is to be compared with.
-        trunk_layer, trunk_output: the clean run of each prompt, [prompt, L] and [prompt], at the tokens at which its
-            branches are measured; NaN where they are not all measured at the same ones, or there are none.
+            same pass: what the branch is to be compared with. Of a measurement without reduction, all four have an
+            axis more, of tokens up to the longest prompt's, and NaN where a branch is not measured.
         null_effect: largest difference between a null branch and its clean run in any measurement.
         null_where: where that was, None while it is 0.
         passes: forward calls made.
         plan: what was planned at first.
     """
 
-    layer: dict[str, Float[Tensor, "branch layer"]]
-    output: dict[str, Float[Tensor, " branch"]]
-    clean_layer: dict[str, Float[Tensor, "branch layer"]]
-    clean_output: dict[str, Float[Tensor, " branch"]]
-    trunk_layer: dict[str, Float[Tensor, "prompt layer"]]
-    trunk_output: dict[str, Float[Tensor, " prompt"]]
+    layer: dict[str, Tensor]
+    output: dict[str, Tensor]
+    clean_layer: dict[str, Tensor]
+    clean_output: dict[str, Tensor]
     null_effect: float
     null_where: str | None
     passes: int
@@ -93,13 +90,13 @@ def on_host(part: PassResult, name: str) -> HostValues:
     controls = [table.control_ids[slot] for slot in slots]
     read = [*(table.clean_ids[slot] for slot in slots), *controls, *sources]
     for host in (here, there):
-        _check_finite(host[read], table.pass_)
-    if here.ndim == 2:
+        _check_finite(host[read], table.pass_, name in part.layer)
+    if name in part.layer:
         for source, row in measured:
             here[source, table.unvisited(row)] = torch.nan  # a path that never came there has no value
     difference = (here[controls] - there[controls]).abs()
     floor = difference.max().item() if len(controls) else 0.0
-    where = _describe(difference, table.pass_, slots) if floor else None
+    where = _describe(difference, table.pass_, slots, name in part.layer) if floor else None
     return HostValues([row for _, row in measured], here[sources], there[sources], floor, where)
 
 
@@ -116,46 +113,55 @@ class Gathered:
         """Take a pass's values."""
         self.parts.append(result)
 
-    def results(self, plan: Plan) -> BranchResults:
+    def results(self, plan: Plan) -> Outcome:
         """Copy to the host, put in the order of the branches, and look for the noise floor."""
-        n, shapes = len(self.branches), {True: (self.model.n_layers,), False: ()}
-        of_layers = {m.name: isinstance(m, LayerMeasurement) for m in self.measurements}
-        values, clean = (
-            {name: torch.full((n, *shapes[kind]), torch.nan) for name, kind in of_layers.items()} for _ in "ab"
-        )
+        values, clean = ({m.name: self._empty(m) for m in self.measurements} for _ in "ab")
         floor, where = 0.0, None
         for part in self.parts:
-            for name in (*part.layer, *part.output):
+            tokens = slice(part.table.pass_.start, part.table.pass_.stop)
+            for measurement in self.measurements if part.table.pass_.measured else ():
+                name, per_token = measurement.name, measurement.reduce is None
                 found = on_host(part, name)
-                values[name][found.branches], clean[name][found.branches] = found.values, found.clean
+                for kept, given in ((values[name], found.values), (clean[name], found.clean)):
+                    place = kept[..., tokens] if per_token else kept
+                    place[found.branches] = given
                 if found.null_effect > floor:
                     floor, where = found.null_effect, found.null_where
+        for measurement in self.measurements:
+            if measurement.reduce is None:
+                unmeasured = self._unmeasured(measurement)
+                for kept in (values[measurement.name], clean[measurement.name]):
+                    kept.movedim(-1, 1)[unmeasured] = torch.nan
         self._check_changes(clean)
-        trunk = {name: self._at_common_tokens(found) for name, found in clean.items()}
+        of_layers = {m.name for m in self.measurements if isinstance(m, LayerMeasurement)}
 
         def split(found: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-            layer = {name: value for name, value in found.items() if of_layers[name]}
-            return layer, {name: value for name, value in found.items() if not of_layers[name]}
+            layer = {name: value for name, value in found.items() if name in of_layers}
+            return layer, {name: value for name, value in found.items() if name not in of_layers}
 
-        tensors = (*split(values), *split(clean), *split(trunk))
-        return BranchResults(*tensors, null_effect=floor, null_where=where, passes=len(self.parts), plan=plan)
+        return Outcome(
+            *split(values), *split(clean), null_effect=floor, null_where=where, passes=len(self.parts), plan=plan
+        )
 
-    def _at_common_tokens(self, clean: Tensor) -> Tensor:
-        """The value of each prompt's clean run, where all of its branches are measured at the same tokens."""
-        found: dict[int, list[int]] = {}
+    def _empty(self, measurement: Measurement) -> Tensor:
+        layers = [self.model.n_layers] if isinstance(measurement, LayerMeasurement) else []
+        if measurement.reduce is None:  # what a pass leaves out left of its tokens is 0
+            return torch.zeros(len(self.branches), *layers, max(self.lengths, default=0))
+        return torch.full((len(self.branches), *layers), torch.nan)
+
+    def _unmeasured(self, measurement: Measurement) -> Bool[Tensor, "branch token"]:
+        mask = torch.ones(len(self.branches), max(self.lengths, default=0), dtype=torch.bool)
         for number, branch in enumerate(self.branches):
-            found.setdefault(branch.prompt, []).append(number)
-        trunk = torch.full((len(self.lengths), *clean.shape[1:]), torch.nan)
-        for prompt, numbers in found.items():
-            tokens = {tuple(sorted(self.branches[n].measured_positions(self.lengths[prompt]))) for n in numbers}
-            if len(tokens) == 1:
-                trunk[prompt] = clean[numbers[0]]
-        return trunk
+            length = self.lengths[branch.prompt]
+            followed = length - getattr(measurement, "needs_target", False)
+            mask[number, [p for p in branch.measured_positions(length) if p < followed]] = False
+        return mask
 
     def _check_changes(self, clean: Mapping[str, Tensor]) -> None:
         """A change of the clean run is 0: because of that promise, tokens were left out where nothing changes."""
         for measurement in self.measurements:
-            most = clean[measurement.name].abs().max().item() if measurement.change and self.branches else 0.0
+            own = clean[measurement.name].nan_to_num().abs()
+            most = own.max().item() if measurement.change and own.numel() else 0.0
             if most > _MOST_CHANGE_OF_THE_CLEAN_RUN:
                 raise HookdepthError(
                     f"the measurement {measurement.name!r} has change = True and gives {most:.3g} on the clean run",
@@ -163,10 +169,10 @@ class Gathered:
                 )
 
 
-def _check_finite(host: Tensor, pass_: ForwardPass) -> None:
+def _check_finite(host: Tensor, pass_: ForwardPass, layers: bool) -> None:
     bad = (~torch.isfinite(host)).nonzero()
     if len(bad):
-        place = f"from layer {bad[:, 1].min().item()} on" if host.ndim == 2 else "in the output"
+        place = f"from layer {bad[:, 1].min().item()} on" if layers else "in the output"
         raise NotFiniteError(
             f"non-finite values {place} (prompts {', '.join(map(str, pass_.prompts))})",
             "check the weights, or use a dtype of wider range (--dtype bfloat16 or float32)",
@@ -174,9 +180,8 @@ def _check_finite(host: Tensor, pass_: ForwardPass) -> None:
         )
 
 
-def _describe(difference: Tensor, pass_: ForwardPass, slots: Sequence[int]) -> str:
-    place = divmod(int(difference.argmax()), difference.shape[1]) if difference.ndim == 2 else None
-    slot = place[0] if place else int(difference.argmax())
-    site = f"layer {place[1]}" if place else "output"
+def _describe(difference: Tensor, pass_: ForwardPass, slots: Sequence[int], layers: bool) -> str:
+    place = [int(one) for one in torch.unravel_index(difference.argmax(), difference.shape)]
+    site = f"layer {place[1]}" if layers else "output"
     span = f"tokens {pass_.start}..{pass_.stop - 1}"
-    return f"{site}, prompt {pass_.prompts[slots[slot]]}, pass of {len(pass_.rows)} branches on {span}"
+    return f"{site}, prompt {pass_.prompts[slots[place[0]]]}, pass of {len(pass_.rows)} branches on {span}"

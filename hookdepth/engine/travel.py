@@ -163,7 +163,8 @@ class Travel:
         for name, values in found.items():
             own = values[:, ids.start :]
             if name in self.found:
-                own = torch.where(seen.to(own.device), own, self.found[name])
+                here = seen.to(own.device).view(*seen.shape, *[1] * (own.ndim - 3))  # tokens that are not reduced
+                own = torch.where(here, own, self.found[name])
             self.found[name] = own
             found[name] = torch.cat([values[:, : ids.start], own], dim=1)
         return found

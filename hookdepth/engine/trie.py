@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from hookdepth.engine.branches import Branch
-from hookdepth.engine.paths import Stage
+from hookdepth.engine.stages import Stage
 from hookdepth.model.sites import AT_OUTPUT
 
 

@@ -16,7 +16,7 @@ from hookdepth.engine.plan import ROWS_PER_PROMPT, Plan, pass_work
 from hookdepth.model.decoder import Decoder
 from hookdepth.model.unembedding import most_logits
 
-_COUNTS = ("passes", "token_layers", "positions", "backward", "unread")
+_COUNTS = ("passes", "token_layers", "positions", "backward", "unread", "algebra")
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Work:
         width: tokens of a typical pass, those handed in as keys and values included.
         backward: token-layers through which gradients flow back.
         unread: of `token_layers`, those of a last layer whose MLP is left out, since nobody reads it there.
+        algebra: FLOPs beside those of the model, which take as long.
         notes: sentences on what was assumed.
     """
 
@@ -43,6 +44,7 @@ class Work:
     width: float = 0
     backward: float = 0
     unread: float = 0
+    algebra: float = 0
     notes: tuple[str, ...] = ()
 
     def __add__(self, other: Work) -> Work:
@@ -68,7 +70,7 @@ class Work:
         ways = 1 + (self.backward / self.token_layers if self.token_layers else 0)
         through = (self.token_layers * layer - self.unread * 2.0 * _mlp_matrices(model)) * ways
         out = 2.0 * model.d_model * int(model.config.vocab_size) * self.positions
-        return through, out * (2 if self.backward else 1)
+        return through + self.algebra, out * (2 if self.backward else 1)
 
 
 def _matrices(module: object) -> int:

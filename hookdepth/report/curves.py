@@ -6,8 +6,8 @@ Lines("norm.*", "The residual stream grows …", label="Mean norm", log=True)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -40,6 +40,7 @@ class Curves(Kind):
         compared: which curve runs are compared by, where there are several; "layer", or the first, if it is not said.
         threshold, threshold_label: a dotted line, at a value or at what a function makes of the curve.
         mark, mark_label: curve → a layer that is marked, or None where there is none.
+        ends: where the axis begins and ends, whatever the values are; None for where they do.
         grey_last: the last place is what it is by construction.
         log: a logarithmic axis.
         also: patterns of tensors that are in the table only → their names there: {"max.*": "largest {}"}.
@@ -51,6 +52,7 @@ class Curves(Kind):
     signed: bool = False
     limit: float | None = None
     grow_to: float | None = None
+    ends: tuple[float | None, float | None] | None = None
     mean: bool = False
     compared: str = ""
     threshold: float | Callable[[Tensor], float] | None = None
@@ -73,7 +75,9 @@ class Curves(Kind):
             for name, tensor in series(fill(pattern, values), result.tensors).items():
                 columns[words.format(self.label_of(name, own))] = result.tensors[tensor]
         points = self._are_points(declaration, result, values)
-        draw = partial(self._draw, own, values.get("part", ""), points)
+        named = next(iter(self._named(result, values).values()))
+        places = [label for axis in axes_of(declaration.tensors, named) for label in declaration.labels.get(axis, ())]
+        draw = partial(self._draw, own, values.get("part", ""), points, places)
         return Drawing([curves(self.axis.lower(), columns)], self._clipped(own), draw)
 
     def together(self, results: Mapping[str, Result], declaration: Declaration, values: Assignment) -> Drawing:
@@ -99,6 +103,9 @@ class Curves(Kind):
         points = self._are_points(declaration, history[first], found[0])
         missing = torch.full_like(steps[first], torch.nan)
         return "Before layer" if points else self.axis, {step: steps.get(step, missing) for step in history}
+
+    def _limited(self, low: float | None, high: float | None) -> Curves:
+        return replace(self, ends=(low, high), limit=None if high is not None else self.limit)
 
     def curves_of(self, result: Result, values: Assignment) -> dict[str, Tensor]:
         """What `*` stands for, or a tensor's name → the curve: Bars("kl", "…").curves_of(result, {})   # {"kl": …}"""
@@ -145,7 +152,7 @@ class Curves(Kind):
         named = self._named(result, values)
         return axes_of(declaration.tensors, named[self._chosen(named)]) == ["point"]
 
-    def _draw(self, own: Mapping[str, Tensor], part: str, points: bool) -> Figure:
+    def _draw(self, own: Mapping[str, Tensor], part: str, points: bool, places: Sequence[str]) -> Figure:
         from hookdepth.report.drawing import layers, style
 
         n = max(len(curve) for curve in own.values())
@@ -176,6 +183,8 @@ class Curves(Kind):
             style.log_yaxis(axes)
             axes.grid(axis="y", color="#DDDDDD", linewidth=0.6)
         style.layer_axis(axes.xaxis, n, self.axis)
+        style.name_places(axes.xaxis, places, 90)
+        axes.set_ylim(*self.ends or ())
         axes.set_ylabel(self.label)
         if self.mark is not None:
             layers.mark_layer(axes, self.mark(curve), n_layers, self.mark_label)

@@ -11,25 +11,37 @@ Curves over layers (bars and lines) are in `curves`. No analysis is known here, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial, reduce
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from hookdepth.errors import HookdepthError
 from hookdepth.report.curves import Bars, Lines
 from hookdepth.report.hover import curves, effect_map, token_map
 from hookdepth.report.kind import Assignment, Declaration, Drawing, Kind, Lookup, Picture
-from hookdepth.report.patterns import fill, probe_of
+from hookdepth.report.patterns import axes_of, fill, probe_of
 from hookdepth.report.scale import Rows, Scale, not_finite
 from hookdepth.results import Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Bars", "Heatmap", "Kind", "Lines", "Strip", "TokenMap", "compare_figures", "figures_for", "pictures_of"]
+__all__ = [
+    "Bars",
+    "Heatmap",
+    "Kind",
+    "Lines",
+    "Strip",
+    "TokenMap",
+    "Triangles",
+    "compare_figures",
+    "figures_for",
+    "pictures_of",
+]
 
 Runs = Mapping[str, Mapping[str, Result]]
 
@@ -42,14 +54,20 @@ class Heatmap(Kind):
 
     Attributes:
         rows, columns: what they are, beside the axes.
-        limits: where the colours end; None for the largest value.
+        limits: where the colours end; None for the largest value. Where many values lie beyond, colours are
+            logarithmic, unless `clip` says that the limits hold.
         signed: white at zero; None where there are values below it.
+        causal: a row reaches only columns of its own number on; the others are left blank.
+        path: a line through the smallest value of each column.
     """
 
     rows: str = "Layer"
     columns: str = "Layer"
-    limits: tuple[float, float] | None = None
+    limits: tuple[float | None, float | None] | None = None
+    clip: bool = False
     signed: bool | None = None
+    causal: bool = False
+    path: bool = False
 
     def drawing(self, result: Result, declaration: Declaration, values: Assignment) -> Drawing:
         """One map: kind.drawing(result, declaration, {"part": "layer"})."""
@@ -59,14 +77,44 @@ class Heatmap(Kind):
         """The maps of several runs beside each other, on one scale: kind.together(results, declaration, {})."""
         maps = {label: self._map(result, values) for label, result in results.items()}
         listed = list(maps.values())
-        scale = reduce(Scale.widest, [Scale.of(own, self.label, self.signed, self.limits) for own in listed])
+        seen = [self._seen(own) for own in listed]
+        scales = [Scale.of(own, self.label, self.signed, self.limits, clip=self.clip) for own in seen]
+        scale = reduce(Scale.widest, scales)
         shown = [effect_map(own, label) for label, own in maps.items()]
-        return Drawing(shown, [scale.clipped(listed), not_finite(listed)], partial(self._draw, maps, scale))
+        axes = axes_of(declaration.tensors, fill(self.patterns[0], values))
+        labels = [declaration.labels.get(axis, ()) for axis in axes] if len(maps) == 1 else []
+        return Drawing(shown, [scale.clipped(seen), not_finite(seen)], partial(self._draw, maps, scale, labels))
 
-    def _draw(self, maps: Mapping[str, Tensor], scale: Scale) -> Figure:
+    def _seen(self, own: Tensor) -> Tensor:
+        return own[torch.ones(own.shape, dtype=torch.bool).triu()] if self.causal else own
+
+    def _draw(self, maps: Mapping[str, Tensor], scale: Scale, labels: Sequence[Sequence[str]]) -> Figure:
         from hookdepth.report.drawing.layers import maps_figure
 
-        return maps_figure(maps, scale, self.rows, self.columns)
+        return maps_figure(maps, scale, self.rows, self.columns, self.path, self.causal, labels)
+
+    def _limited(self, low: float | None, high: float | None) -> Heatmap:
+        return replace(self, limits=(low, high), clip=True)
+
+
+@dataclass(frozen=True)
+class Triangles(Heatmap):
+    """Two maps over spans a … b in one: of the first tensor right of the diagonal, of the second on it and left of it.
+
+    Triangles(("repeat.loss", "skip.loss"), "Row a, column b + 1: …", minus="clean_loss")
+
+    Attributes:
+        minus: name of a tensor, a number, that is taken off all values.
+    """
+
+    minus: str = ""
+
+    def _map(self, result: Result, values: Assignment) -> Tensor:
+        upper, lower = (self._tensor(result, fill(pattern, values), 2) for pattern in self.patterns)
+        both = torch.full((len(upper), len(upper) + 1), torch.nan)
+        rows, columns = torch.triu_indices(len(upper), len(upper))
+        both[rows, columns + 1], both[columns, rows] = upper[rows, columns], lower[rows, columns]
+        return both - result.tensors[self.minus] if self.minus else both
 
 
 @dataclass(frozen=True)
@@ -109,7 +157,7 @@ class TokenMap(Kind):
     """
 
     signed: bool | None = None
-    limits: tuple[float, float] | None = None
+    limits: tuple[float | None, float | None] | None = None
     without_first: bool = False
     without_last: bool = False
     strip: Strip | None = None
@@ -154,7 +202,10 @@ class TokenMap(Kind):
         return tokens_figure(maps, scale)
 
     def _scale(self, tensor: Tensor) -> Scale:
-        return Scale.of(tensor, self.label, self.signed, self.limits, self.without_first)
+        return Scale.of(tensor, self.label, self.signed, self.limits, self.without_first, clip=True)
+
+    def _limited(self, low: float | None, high: float | None) -> TokenMap:
+        return replace(self, limits=(low, high))
 
     def _hidden(self, tensor: Tensor) -> int:
         return int(self.without_last and tensor.shape[1] > 1)

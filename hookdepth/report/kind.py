@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from torch import Tensor
@@ -40,6 +40,7 @@ class Declaration(Protocol):
     order: ClassVar[float]  # its place in the report: smaller is earlier
     tensors: ClassVar[Mapping[str, str]]  # pattern → names of the axes: {"{part}.effect": "layer layer"}
     figures: ClassVar[Sequence[Kind]]  # how its tensors are drawn
+    labels: ClassVar[Mapping[str, Sequence[str]]]  # of the places along an axis, where they are not numbers
 
     def numbers(self, result: Result) -> Mapping[str, Any]:
         """Its share of the summary, JSON-able; of a result without tensors, what it says where nothing was measured."""
@@ -69,6 +70,7 @@ class Picture:
     said: str  # how many prompts, which reduction, what is clipped, the noise floor
     values: Sequence[Values]  # the numbers of each pair of axes
     render: Callable[[], Figure]  # draws it, without what is said
+    of: Assignment = field(default_factory=dict)  # what the placeholders stand for
 
     def draw(self) -> Figure:
         """The figure, with what is said about it under it: picture.draw()"""
@@ -158,10 +160,27 @@ class Kind(ABC):
     ) -> Picture:
         pattern = self.patterns[0] if self.name is None else self.name
         name = fill(pattern, values).replace(".*", "").replace("*", "").replace(".", "-").strip("-")
-        said = (prompts, self.reduction, "; ".join(filter(None, drawing.clipped)), floor)
+        said = (prompts, self._reduced(result), "; ".join(filter(None, drawing.clipped)), floor)
         sentences = ". ".join(text[:1].upper() + text[1:] for text in said if text)
         caption = self._caption(result, values)
-        return Picture(f"{result.analysis}-{name}", caption, sentences, drawing.values, drawing.draw)
+        return Picture(f"{result.analysis}-{name}", caption, sentences, drawing.values, drawing.draw, values)
+
+    def _reduced(self, result: Result) -> str:
+        """How tokens and prompts became one value."""
+        how = (result.metadata.get("settings") or {}).get("over_prompts")
+        if how is None or (how == "max" and "prompts" in self.reduction):
+            return self.reduction
+        tokens = self.reduction.replace(" and prompts", "")
+        return ", ".join(filter(None, (tokens, f"{'largest' if how == 'max' else how} over prompts")))
+
+    def limited(self, norm: Any, low: float | None, high: float | None) -> Kind:
+        """The same with colours or an axis that end where a user says: kind.limited(None, 0.0, 2.0)"""
+        low = getattr(norm, "vmin", None) if low is None else low
+        high = getattr(norm, "vmax", None) if high is None else high
+        return self if norm is None and low is None and high is None else self._limited(low, high)
+
+    def _limited(self, low: float | None, high: float | None) -> Kind:
+        raise HookdepthError(f"{type(self).__name__} take no limits", "leave out vmin, vmax and norm")
 
     def _caption(self, result: Result, values: Assignment) -> str:
         """The part, the kind of value, the probe."""

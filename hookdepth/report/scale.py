@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+_SATURATED = 0.1  # a larger share of values at the end of the colours tells nothing
+
 
 @dataclass(frozen=True)
 class Scale:
@@ -23,6 +25,8 @@ class Scale:
     high: float  # and of the last
     label: str = ""  # beside the colour bar
     signed: bool = False  # zero is white, and both sides are of the same length
+    log: bool = False  # equal colours are equal factors: most values would be at the end of a linear scale
+    said: str = ""  # why it is so
 
     @classmethod
     def of(
@@ -30,8 +34,9 @@ class Scale:
         values: Tensor,
         label: str = "",
         signed: bool | None = None,
-        limits: tuple[float, float] | None = None,
+        limits: tuple[float | None, float | None] | None = None,
         without_first: bool = False,
+        clip: bool = False,
     ) -> Scale:
         """The scale of a map: between limits, or as far as its finite values go.
 
@@ -40,23 +45,33 @@ class Scale:
         Args:
             signed: None for whatever the values are.
             without_first: the first column, whose values can dwarf all others, does not count.
+            clip: the limits hold, however many values lie beyond; else the colours are logarithmic where too many do.
         """
         finite = finite_of(values[:, 1:] if without_first else values)
         most = finite.abs().max().item() if finite.numel() else 0.0
         if signed is None:
             signed = bool(finite.numel()) and finite.min().item() < -1e-6 * most
-        low, high = limits or ((-most if signed else 0.0), most)
+        own = (-most if signed else 0.0), most
+        low, high = (given if given is not None else end for given, end in zip(limits or own, own, strict=True))
+        share = (finite > high).double().mean().item() if finite.numel() else 0.0
+        if limits and not clip and not signed and low == 0 and share > _SATURATED:
+            said = f"logarithmic colours, as {100 * share:.0f} % of the values are above {high:g}"
+            least = max(finite[finite > 0].quantile(0.02).item(), most * 1e-4)
+            return cls(min(least, most / 2), most, label, log=True, said=said)
         return cls(low, high, label, signed) if low < high else cls(-1.0 if signed else 0.0, 1.0, label, signed)
 
     def widest(self, other: Scale) -> Scale:
         """A scale that holds both: Scale(0, 1).widest(Scale(0, 3)).high   # 3"""
-        return Scale(min(self.low, other.low), max(self.high, other.high), self.label, self.signed or other.signed)
+        low, high = min(self.low, other.low), max(self.high, other.high)
+        if log := [one for one in (self, other) if one.log]:
+            return Scale(min(one.low for one in log), high, self.label, log=True, said=log[0].said)
+        return Scale(low, high, self.label, self.signed or other.signed)
 
     def beyond(self, values: Tensor) -> Tensor:
         """The finite values that have no colour of their own: Scale(0, 1).beyond(torch.tensor([2.0, 0.5]))"""
         finite = finite_of(values)
         slack = 1e-6 * (self.high - self.low)
-        return finite[(finite > self.high + slack) | (finite < self.low - slack)]
+        return finite[(finite > self.high + slack) | (finite < (-slack if self.log else self.low - slack))]
 
     def clipped(self, maps: Sequence[Tensor]) -> str:
         """What is beyond the colours, in words; nothing where nothing is.
@@ -65,7 +80,7 @@ class Scale:
         """
         beyond = torch.cat([self.beyond(values) for values in maps])
         if not beyond.numel():
-            return ""
+            return self.said
         furthest = beyond[beyond.abs().argmax()].item()
         ends = f"{self.low:.3g} and {self.high:.3g}" if self.low else f"{self.high:.3g}"
         total = sum(values.numel() for values in maps)

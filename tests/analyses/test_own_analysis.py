@@ -21,6 +21,7 @@ from hookdepth import Branch, OutputEffect, Scale, cli
 from hookdepth.analyses import registry, sharing
 from hookdepth.data import encode
 from hookdepth.engine import forward
+from hookdepth.engine.passes import measure
 from hookdepth.errors import HookdepthError
 from hookdepth.training import DepthMonitor
 
@@ -117,7 +118,7 @@ def test_from_python_it_gives_what_its_branches_give(model, half, tmp_path):
     for text in TEXTS:
         ids = list(encode(model.tokenizer, text))
         halves = [Branch((Scale("mlp_out", layer, 0.5),)) for layer in range(LAYERS)]
-        own.append(hookdepth.run(model, [ids], halves, [OutputEffect()]).output["output"])
+        own.append(measure(model, [ids], halves, [OutputEffect()]).output["output"])
     torch.testing.assert_close(result["per_prompt.output"], torch.stack(own), rtol=1e-4, atol=1e-6)
     assert torch.equal(result["output"], result["per_prompt.output"].amax(0))
     assert (result["output"] > 0).all()
@@ -341,7 +342,7 @@ def test_a_training_probes_it(half, tmp_path):
         hf(input_ids=ids, labels=ids).loss.backward()
     (file,) = (tmp_path / "depth").rglob("half-mlp.safetensors")
     halves = [Branch((Scale("mlp_out", layer, 0.5),)) for layer in range(LAYERS)]
-    plain = hookdepth.run(hookdepth.wrap(hf), [[5, 7, 9, 11]], halves, [OutputEffect()]).output["output"]
+    plain = measure(hookdepth.wrap(hf), [[5, 7, 9, 11]], halves, [OutputEffect()]).output["output"]
     torch.testing.assert_close(hookdepth.Result.load(file)["output"], plain, rtol=1e-4, atol=1e-6)
     elsewhere("report", file.parent)
     assert "Half of an MLP" in (file.parent / "report.html").read_text(encoding="utf-8")

@@ -24,6 +24,7 @@ from hookdepth import (
     Skip,
     Subtract,
 )
+from hookdepth.engine.passes import measure
 from hookdepth.engine.reading import capture
 from hookdepth.errors import whole_number
 
@@ -152,7 +153,7 @@ def test_what_can_fit_no_model_is_refused_where_it_is_made(case):
 def given(**changed):
     def call(model):
         arguments = {"prompts": [IDS], "branches": [Branch((Skip(1),))], "measurements": [OutputEffect()], **changed}
-        return hookdepth.run(model, **arguments)
+        return measure(model, **arguments)
 
     return call
 
@@ -163,26 +164,25 @@ def with_one(intervention):
 
 RUN = {
     "no adapter": (lambda model: given()(model.hf), "the model is LlamaForCausalLM("),
-    "text": (given(prompts="a text"), "the prompts are 'a text'; give lists of token ids"),
-    "a list of texts": (given(prompts=["a text"]), "prompt 0 is 'a text'"),
+    "bytes": (given(prompts=b"a text"), "the prompts are b'a text'; give a text, texts, or lists of token ids"),
+    "a list of bytes": (given(prompts=[b"a text"]), "prompt 0 is b'a text'"),
     "no prompts": (given(prompts=None), "the prompts are None"),
     "three axes": (given(prompts=torch.ones(1, 1, 5).long()), "the prompts are an array of shape [1, 1, 5]"),
     "a prompt of two": (
         given(prompts=[torch.tensor([IDS])]),
-        "prompt 0 is an array of shape [1, 12]; give a flat list",
+        "prompt 0 is an array of shape [1, 12]; give a text or a flat list",
     ),
     "a prompt of one row": (given(prompts=[[IDS]]), "prompt 0 has the token id ["),
     "a prompt of none": (given(prompts=[torch.tensor(3), IDS]), "prompt 0 is tensor(3)"),
     "a mask for a prompt": (given(prompts=[[True, False]]), "prompt 0 holds bools"),
     "floats": (given(prompts=torch.ones(5)), "prompt 0 has the token id 1.0"),
-    "one branch": (given(branches=Branch((Skip(1),))), "the branches are Branch("),
-    "interventions": (given(branches=[Skip(1)]), "Skip where a branch is meant; wrap it"),
+    "a class for a branch": (given(branches=Skip), "the branches are the class Skip"),
     "a tuple": (given(branches=[(Skip(1),)]), "where a branch is meant; give instances"),
     "a class of branches": (given(branches=[Branch]), "the class Branch where a branch is meant"),
     "words for branches": (given(branches="skip"), "the branches are 'skip'"),
     "no branches": (given(branches=None), "the branches are None"),
     "a class of measurements": (given(measurements=[OutputEffect]), "the class OutputEffect where a measurement is"),
-    "one measurement": (given(measurements=OutputEffect()), "the measurements are an instance of OutputEffect"),
+    "a class for a measurement": (given(measurements=OutputEffect), "the measurements are the class OutputEffect"),
     "a word": (given(measurements="output"), "the measurements are 'output'"),
     "words": (given(measurements=["output"]), "'output' where a measurement is meant"),
     "two of one name": (given(measurements=[OutputEffect(), OutputEffect()]), "2 measurements are called 'output'"),
@@ -197,7 +197,7 @@ RUN = {
         given(measurements=[Named(reduce="median")]),
         "of the measurement 'named': 'median'; did you mean mean? (max, min, mean, sum)",
     ),
-    "no reduction": (given(measurements=[Named(reduce=None)]), "of the measurement 'named': None; use one of max, min"),
+    "no such reduction": (given(measurements=[Named(reduce=3)]), "of the measurement 'named': 3; use one of max, min"),
     "perhaps a change": (given(measurements=[Named(change=0.5)]), "'named' has change = 0.5"),
     "perhaps a target": (given(measurements=[Named(needs_target=None)]), "'named' has needs_target = None"),
     "no rows": (given(max_rows=0), "max_rows is 0; give a whole number of at least 3"),

@@ -10,6 +10,7 @@ from hookdepth.engine.gradients import Given, differentiate
 from hookdepth.engine.interventions import Skip
 from hookdepth.engine.measurements import LogitDifference, TargetProbability
 from hookdepth.engine.memory import Budget
+from hookdepth.engine.passes import measure
 from hookdepth.errors import HookdepthError, NotFiniteError
 
 WHERE = [("resid_post", 3), ("resid_pre", 1), ("mlp_out", 0), ("attn_out", 2), ("resid_post", 1)]
@@ -85,4 +86,4 @@ def test_other_branches_are_refused(model, ids, branch):
 
 def test_a_value_that_was_not_given_is_asked_for(model, ids):
     with pytest.raises(HookdepthError, match="resid_post of layer 1 was not given"):
-        hookdepth.run(model, [ids], [Branch((Given("resid_post", 1),))], [TargetProbability()])
+        measure(model, [ids], [Branch((Given("resid_post", 1),))], [TargetProbability()])

@@ -35,7 +35,7 @@ from hookdepth import (
 )
 from hookdepth.engine import forward as launching
 from hookdepth.engine import passes as branching
-from hookdepth.engine.passes import plan_for
+from hookdepth.engine.passes import measure, plan_for
 from hookdepth.engine.reading import capture
 from hookdepth.engine.tokens import positions
 from hookdepth.model.sites import SITES
@@ -62,7 +62,7 @@ def vectors(*shape, seed=0):
 
 
 def run(model, ids, branches, measurements=EFFECTS, **limits):
-    return hookdepth.run(model, [ids] if isinstance(ids[0], int) else ids, branches, measurements, **limits)
+    return measure(model, [ids] if isinstance(ids[0], int) else ids, branches, measurements, **limits)
 
 
 def largest(results):
@@ -325,15 +325,15 @@ def test_measurements_that_are_no_changes_are_taken_at_every_measured_token(llam
             torch.testing.assert_close(results.output[name][number], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_the_trunk_is_the_clean_run(llama):
+def test_the_clean_run_of_a_branch(llama):
     hf, model, ids = llama
     results = run(model, ids, [Branch((Skip(2),), measured=[4, -1])], [Norm(), LogitDifference(5, 7)])
     with torch.no_grad():
         clean = naive.run_with(hf, ids)
     norms = torch.stack([h[0, [4, -1]].norm(dim=-1).mean() for h in clean.resid_post])
-    torch.testing.assert_close(results.trunk_layer["norm"][0], norms)
+    torch.testing.assert_close(results.clean_layer["norm"][0], norms)
     difference = (clean.logits[0, [4, -1], 5] - clean.logits[0, [4, -1], 7]).mean()
-    torch.testing.assert_close(results.trunk_output["logit_difference"][0], difference)
+    torch.testing.assert_close(results.clean_output["logit_difference"][0], difference)
 
 
 def test_activation_patching_from_another_prompt(llama):
@@ -353,7 +353,7 @@ def test_activation_patching_from_another_prompt(llama):
         here, there = naive.run_with(hf, ids).logits[0, -1], naive.run_with(hf, clean_ids).logits[0, -1]
     assert abs((here[5] - here[7]) - (there[5] - there[7])) > 0.1, "the prompts differ"
     values = results.output["logit_difference"]
-    torch.testing.assert_close(results.trunk_output["logit_difference"][0], here[5] - here[7], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(results.clean_output["logit_difference"][0], here[5] - here[7], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(
         values[0], there[5] - there[7], rtol=1e-4, atol=1e-4
     )  # the whole prompt is the other one
@@ -400,9 +400,6 @@ def test_nothing_to_run(llama):
     for layer, output in ((results.layer, results.output), (results.clean_layer, results.clean_output)):
         assert {name: tuple(value.shape) for name, value in layer.items()} == {"effect": (0, L)}
         assert {name: tuple(value.shape) for name, value in output.items()} == {"output": (0,)}
-    assert results.trunk_layer["effect"].shape == (2, L)
-    assert results.trunk_layer["effect"].isnan().all()
-    assert results.trunk_output["output"].isnan().tolist() == [True, True]
 
 
 def test_without_output_measurements_nothing_is_unembedded(llama, monkeypatch):
@@ -572,7 +569,7 @@ def test_what_does_not_fit_is_refused_before_anything_runs(monkeypatch, llama, i
     _, model, _ = llama
     calls = counting_forward(monkeypatch, model)
     with pytest.raises(HookdepthError, match=says):
-        hookdepth.run(model, ids, [branch], EFFECTS)
+        measure(model, ids, [branch], EFFECTS)
     assert not calls
 
 

@@ -20,8 +20,9 @@ from hookdepth import (
     Skip,
     TargetProbability,
 )
-from hookdepth.engine.paths import parsed, path_text
+from hookdepth.engine.passes import measure
 from hookdepth.engine.planner import make_plan
+from hookdepth.engine.stages import parsed, path_text
 
 L, T = 5, 20
 FAMILIES = ("llama", "gemma2", "granite", "smollm3", "phi3")
@@ -63,7 +64,7 @@ def paths(n, seed=0):
 
 def run(model, given, measurements, ids, **limits):
     branches = [Branch((LayerPath(stages, mean),)) for stages, mean in given]
-    return hookdepth.run(model, [ids], branches, measurements, **limits)
+    return measure(model, [ids], branches, measurements, **limits)
 
 
 def test_random_paths_are_layers_called_by_hand(family):
@@ -94,7 +95,7 @@ def test_the_identity_is_the_clean_run_to_the_bit(family):
     _, model = family
     ids = prompts(1, T)[0]
     branches = [Branch((LayerPath(f"0-{L - 1}"),)), Branch((LayerPath(range(L), mean=True),)), Branch((Skip(2),))]
-    found = hookdepth.run(model, [ids], branches, [*LOGIT, LayerEffect(), OutputEffect()])
+    found = measure(model, [ids], branches, [*LOGIT, LayerEffect(), OutputEffect()])
     for measurement in LOGIT:
         assert found.output[measurement.name][:2].equal(found.clean_output[measurement.name][:2])
     assert found.layer["effect"][:2].count_nonzero() == 0 == found.output["output"][:2].count_nonzero()
@@ -107,10 +108,10 @@ def test_packing_changes_nothing(llama):
     branches = [Branch((LayerPath(stages),), prompt=p) for stages, _ in given for p in range(3)]
     branches += [Branch((Skip(layer),), prompt=1) for layer in range(L)]
     measurements = [LayerEffect(), OutputEffect(), *LOGIT]
-    together = hookdepth.run(model, several, branches, measurements)
-    small = hookdepth.run(model, several, branches, measurements, max_rows=9)
+    together = measure(model, several, branches, measurements)
+    small = measure(model, several, branches, measurements, max_rows=9)
     assert small.passes > 2 * together.passes
-    one = [hookdepth.run(model, [several[b.prompt]], [Branch(b.interventions)], measurements) for b in branches]
+    one = [measure(model, [several[b.prompt]], [Branch(b.interventions)], measurements) for b in branches]
     for name in together.output:
         alone = torch.stack([found.output[name][0] for found in one])
         torch.testing.assert_close(together.output[name], alone, rtol=1e-5, atol=1e-5)
@@ -125,7 +126,7 @@ def test_later_tokens_change_nothing_before_them(llama):
     first, second = prompts(2, T)
     second = [*first[:10], *second[10:]]
     branches = [Branch((LayerPath(stages),), measured=slice(0, 10)) for stages, _ in paths(30, seed=2)]
-    found = [hookdepth.run(model, [ids], branches, LOGIT) for ids in (first, second)]
+    found = [measure(model, [ids], branches, LOGIT) for ids in (first, second)]
     for measurement in LOGIT:
         torch.testing.assert_close(*(one.output[measurement.name] for one in found), rtol=1e-5, atol=1e-6)
 
@@ -137,7 +138,7 @@ def test_a_layer_left_out_is_a_skipped_layer(llama):
         others = [[n for n in range(L) if n != layer] for layer in range(L)]
         branches = [Branch((LayerPath(path, keep_front=front),)) for path in others]
         branches += [Branch((Skip(layer, tokens=slice(front, None)),)) for layer in range(L)]
-        output = hookdepth.run(model, [ids], branches, [OutputEffect()]).output["output"]
+        output = measure(model, [ids], branches, [OutputEffect()]).output["output"]
         torch.testing.assert_close(output[:L], output[L:], rtol=1e-5, atol=1e-6)
         assert output.min() > 0.01
 
@@ -146,11 +147,11 @@ def test_the_first_tokens_stay_clean(llama):
     _hf, model = llama
     ids = prompts(1, T)[0]
     branches = [Branch((LayerPath(stages, keep_front=4),), measured=range(4)) for stages, _ in paths(40, seed=3)]
-    found = hookdepth.run(model, [ids], branches, [OutputEffect(), LayerEffect()])
+    found = measure(model, [ids], branches, [OutputEffect(), LayerEffect()])
     assert found.output["output"].max() < 1e-5
     assert found.layer["effect"].nan_to_num().max() < 1e-4
     free = [Branch(branch.interventions, measured=slice(4, None)) for branch in branches]
-    assert hookdepth.run(model, [ids], free, [OutputEffect()]).output["output"].max() > 0.1
+    assert measure(model, [ids], free, [OutputEffect()]).output["output"].max() > 0.1
 
 
 def test_interventions_act_at_every_visit(llama):
@@ -165,7 +166,7 @@ def test_interventions_act_at_every_visit(llama):
     }
     branches = [Branch((path,)), *(Branch((path, one)) for one, _ in changes.values())]
     branches.append(Branch((LayerPath("0-1,1,3-4"),)))
-    output = hookdepth.run(model, [ids], branches, [OutputEffect()]).output["output"]
+    output = measure(model, [ids], branches, [OutputEffect()]).output["output"]
     assert output[1].item() == pytest.approx(output[4].item(), abs=1e-6)
     for n, site, layer, edit in (
         (2, "mlp_out", 1, torch.zeros_like),
@@ -187,7 +188,7 @@ def test_other_measurements_and_the_last_token(llama):
     hf, model = llama
     ids = prompts(1, T)[0]
     branch = Branch((LayerPath("0-3,2-4"),), measured=slice(5, None))
-    found = hookdepth.run(model, [ids], [branch], [TargetProbability()]).output["target_probability"]
+    found = measure(model, [ids], [branch], [TargetProbability()]).output["target_probability"]
     logits = naive.visit(hf, ids, [(one,) for one in (0, 1, 2, 3, 2, 3, 4)])[-1]
     expected = logits[0, 5:-1].softmax(-1).gather(-1, torch.tensor(ids)[6:, None]).sum()
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
@@ -274,7 +275,7 @@ def test_what_does_not_go_together(llama):
         (Branch((LayerPath("0", keep_front=T),)), "changes nothing"),
     ):
         with pytest.raises(HookdepthError, match=says.replace("(", r"\(")):
-            hookdepth.run(model, [ids], [branch], [OutputEffect()])
+            measure(model, [ids], [branch], [OutputEffect()])
     with pytest.raises(HookdepthError, match="mean is 1"):
         LayerPath("0", mean=1)
 
@@ -282,6 +283,6 @@ def test_what_does_not_go_together(llama):
 def test_no_layer_at_all(llama):
     hf, model = llama
     ids = prompts(1, T)[0]
-    found = hookdepth.run(model, [ids], [Branch((LayerPath([]),))], LOGIT)
+    found = measure(model, [ids], [Branch((LayerPath([]),))], LOGIT)
     logits = naive.unembed(hf, hf.model.embed_tokens(torch.tensor([ids])))
     assert found.output["logit 7"][0].item() == pytest.approx(logits[0, :, 7].mean().item(), abs=1e-5)

@@ -13,6 +13,7 @@ from hookdepth.data import Probe
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.interventions import Identity, Patch, Skip, Subtract
 from hookdepth.engine.measurements import LayerEffect, OutputEffect, TargetProbability
+from hookdepth.engine.passes import measure
 from hookdepth.engine.plan import CLEAN, CONTROL, family_of
 from hookdepth.engine.planner import make_plan
 from hookdepth.engine.rows import RowTable
@@ -142,7 +143,7 @@ def everything(model, ids):
     branches += [Branch((skip,), prompt=1, cut=cut) for skip in shared for cut in (3, 7)]
     branches += [Branch((Subtract(1, 3),), prompt=p) for p in range(2)]
     branches += [Branch((Patch("resid_pre", 2, torch.ones(64), [9]),), measured=[-2, -1])]
-    return hookdepth.run(model, ids, branches, [LayerEffect(), OutputEffect(), TargetProbability()])
+    return measure(model, ids, branches, [LayerEffect(), OutputEffect(), TargetProbability()])
 
 
 def test_the_table_alone_knows_the_order_of_its_rows(monkeypatch):

@@ -8,12 +8,12 @@ import pytest
 import torch
 from tiny_models import prompts, tiny_model
 
-import hookdepth
 from hookdepth import AddVector, Branch, LayerEffect, OutputEffect, Patch, Scale, Skip, wrap
 from hookdepth.analyses import Inputs, Settings, Subject, chosen, groups_of
 from hookdepth.data import Probe, sample_cuts
 from hookdepth.engine.interventions import Identity, Intervention, Subtract
 from hookdepth.engine.measurements import Custom, LayerMeasurement
+from hookdepth.engine.passes import measure
 from hookdepth.engine.reading import capture
 from hookdepth.errors import HookdepthError
 from hookdepth.model.checking import check
@@ -89,13 +89,13 @@ def test_no_number_depends_on_how_branches_are_packed(model, make):
         for cut in (None, 16)
     ]
     measured = [LayerEffect(), OutputEffect()]
-    together = hookdepth.run(model, texts, branches, measured)
+    together = measure(model, texts, branches, measured)
     for limits in ({"max_rows": 6}, {"max_row_tokens": 150}):
-        other = hookdepth.run(model, texts, branches, measured, **limits)
+        other = measure(model, texts, branches, measured, **limits)
         assert torch.allclose(other.layer["effect"], together.layer["effect"], atol=1e-5)
         assert torch.allclose(other.output["output"], together.output["output"], atol=1e-5)
     for n, branch in enumerate(branches):
-        alone = hookdepth.run(model, texts, [branch], measured)
+        alone = measure(model, texts, [branch], measured)
         assert torch.allclose(alone.layer["effect"][0], together.layer["effect"][n], atol=1e-5)
         assert torch.allclose(alone.output["output"][0], together.output["output"][n], atol=1e-5)
 
@@ -105,7 +105,7 @@ def test_plans_of_the_packing_test_do_begin_late(model):
     branches = [
         Branch((Noise("resid_pre", 2, [t]),), measured=slice(-4, -1)) for t in (15, 16, 17, 18) for _ in range(9)
     ]
-    found = hookdepth.run(model, texts, branches, [OutputEffect()])
+    found = measure(model, texts, branches, [OutputEffect()])
     assert any(pass_.start for pass_ in found.plan.walk())
 
 
@@ -175,12 +175,12 @@ def analysed(model):
 
 @pytest.fixture(scope="module")
 def expected(model):
-    branches = hookdepth.run(model, TEXTS, BRANCHES, [LayerEffect(), OutputEffect()])
+    branches = measure(model, TEXTS, BRANCHES, [LayerEffect(), OutputEffect()])
     return branches, analysed(model)
 
 
 def test_branches_in_any_state(model, expected, surrounded):
-    found = hookdepth.run(model, TEXTS, BRANCHES, [LayerEffect(), OutputEffect()])
+    found = measure(model, TEXTS, BRANCHES, [LayerEffect(), OutputEffect()])
     assert torch.equal(found.layer["effect"], expected[0].layer["effect"])
     assert torch.equal(found.output["output"], expected[0].output["output"])
 
@@ -210,7 +210,7 @@ def test_weights_of_inference_mode_have_no_gradients():
         inside = wrap(tiny_model("llama"))
     with pytest.raises(HookdepthError, match="inference mode"), inside.evaluating(grad=True):
         pass
-    hookdepth.run(inside, TEXTS, BRANCHES, [OutputEffect()])  # without gradients it serves
+    measure(inside, TEXTS, BRANCHES, [OutputEffect()])  # without gradients it serves
 
 
 # ---- measurements and interventions that write
@@ -230,14 +230,14 @@ class Writes(LayerMeasurement):
 @pytest.mark.parametrize("what", ["resid_pre", "resid_post", "contribution"])
 def test_a_measurement_that_writes_is_refused(model, what):
     with pytest.raises(HookdepthError, match=f"the measurement 'writes' writes into {what}"):
-        hookdepth.run(model, TEXTS, BRANCHES, [Writes(what)])
+        measure(model, TEXTS, BRANCHES, [Writes(what)])
 
 
 @pytest.mark.parametrize("what", ["logits", "probabilities"])
 def test_an_output_measurement_that_writes_is_refused(model, what):
     halved = Custom("halved", lambda view: getattr(view, what).mul_(0.5).amax(-1))
     with pytest.raises(HookdepthError, match=f"the measurement 'halved' writes into {what}"):
-        hookdepth.run(model, TEXTS, BRANCHES, [halved])
+        measure(model, TEXTS, BRANCHES, [halved])
 
 
 def test_an_intervention_that_writes_into_its_surroundings_is_refused(model):
@@ -246,7 +246,7 @@ def test_an_intervention_that_writes_into_its_surroundings_is_refused(model):
             around.resid_pre().zero_()
 
     with pytest.raises(HookdepthError, match="the intervention Greedy writes into resid_pre"):
-        hookdepth.run(model, TEXTS, [Branch((Greedy("resid_post", 2),))], [OutputEffect()])
+        measure(model, TEXTS, [Branch((Greedy("resid_post", 2),))], [OutputEffect()])
 
 
 # ---- threads
@@ -280,10 +280,10 @@ def test_a_plain_pass_of_another_thread_sees_the_plain_model(model):
                 seen.extend(found)
             return view.resid_post.float().norm(dim=-1)
 
-    found = hookdepth.run(model, TEXTS, BRANCHES, [Meanwhile(), LayerEffect()])
+    found = measure(model, TEXTS, BRANCHES, [Meanwhile(), LayerEffect()])
     assert seen
     assert all(torch.equal(logits, plain) for logits in seen)
-    alone = hookdepth.run(model, TEXTS, BRANCHES, [LayerEffect()])
+    alone = measure(model, TEXTS, BRANCHES, [LayerEffect()])
     assert torch.equal(found.layer["effect"], alone.layer["effect"])
 
 
@@ -311,14 +311,14 @@ def test_threads_take_turns(model, expected):
 
     def second():
         assert inside.wait(60)
-        found = hookdepth.run(model, TEXTS, BRANCHES, [LayerEffect()])
+        found = measure(model, TEXTS, BRANCHES, [LayerEffect()])
         order.append("second")
         return found
 
     waiting, results = None, []
     waiting = threading.Thread(target=lambda: results.append(second()))
     waiting.start()
-    first = hookdepth.run(model, TEXTS, BRANCHES, [LayerEffect(), Slow()])
+    first = measure(model, TEXTS, BRANCHES, [LayerEffect(), Slow()])
     waiting.join(60)
     assert order == ["first", "second"]
     for found in (first, results[0]):

@@ -14,6 +14,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 import hookdepth
 from hookdepth import Branch, LayerEffect, OutputEffect, Skip
+from hookdepth.engine.passes import measure
 from hookdepth.errors import HookdepthError
 from hookdepth.model import families
 from hookdepth.model.checking import check
@@ -170,11 +171,11 @@ def as_tuples(hf):
 def test_layers_that_return_tuples():
     ids = prompts(1, T)
     branches = [Branch((Skip(layer, part),)) for layer in range(L) for part in ("layer", "attn", "mlp")]
-    plain = hookdepth.run(hookdepth.wrap(tiny_model("llama")), ids, branches, [LayerEffect(), OutputEffect()])
+    plain = measure(hookdepth.wrap(tiny_model("llama")), ids, branches, [LayerEffect(), OutputEffect()])
     model = hookdepth.wrap(as_tuples(tiny_model("llama")))
     seen = []
     handle = model.on("resid_post", 2, lambda value: seen.append(value.shape))
-    results = hookdepth.run(model, ids, branches, [LayerEffect(), OutputEffect()])
+    results = measure(model, ids, branches, [LayerEffect(), OutputEffect()])
     handle.remove()
     assert seen[0][1:] == (T, D)
     assert torch.equal(results.layer["effect"], plain.layer["effect"])

@@ -8,11 +8,10 @@ from naive import overwrite, run_with
 from tiny_models import COMMON, prompts, tiny_config, tiny_model
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
-import hookdepth
 from hookdepth import Branch, LayerEffect, OutputEffect, Patch, Skip, wrap
 from hookdepth.analyses import Inputs, Settings, Subject, chosen, groups_of
 from hookdepth.data import Probe, sample_cuts
-from hookdepth.engine.passes import plan_for
+from hookdepth.engine.passes import measure, plan_for
 from hookdepth.errors import HookdepthError
 from hookdepth.model.positions import LengthDependent
 
@@ -78,7 +77,7 @@ def skipped(layer, tokens):
 def test_skips_of_mixed_lengths(kind, cut):
     texts = prompts(len(LENGTHS), LENGTHS)
     branches = [Branch((Skip(1),), prompt=n, cut=cut) for n in range(len(texts))]
-    result = hookdepth.run(wrap(make(kind)), texts, branches, [LayerEffect(), OutputEffect()])
+    result = measure(wrap(make(kind)), texts, branches, [LayerEffect(), OutputEffect()])
     for n, text in enumerate(texts):
         layers, output = effects(kind, text, skipped(1, slice(1, cut)), slice(cut, None))
         assert torch.allclose(result.layer["effect"][n], layers, atol=2e-5, rtol=2e-5)
@@ -96,7 +95,7 @@ def test_erasures_start_from_the_factors_of_the_whole_prompt(kind):
     model = wrap(make(kind))
     plan = plan_for(model, branches, [len(text) for text in texts])
     assert any(pass_.start for pass_ in plan.walk())
-    found = hookdepth.run(model, texts, branches, [OutputEffect()]).output["output"]
+    found = measure(model, texts, branches, [OutputEffect()]).output["output"]
     for place in (0, 5, 10, 40, 97, 110, -1):
         branch = branches[place]
         text, (token,) = texts[branch.prompt], branch.interventions[0].tokens
@@ -107,7 +106,7 @@ def test_erasures_start_from_the_factors_of_the_whole_prompt(kind):
 def test_a_pass_that_stops_early(kind):
     (text,) = prompts(1, 40)
     branch = Branch((Skip(0, tokens=slice(1, 4)),), measured=slice(4, 9))
-    found = hookdepth.run(wrap(make(kind)), [text], [branch], [OutputEffect()])
+    found = measure(wrap(make(kind)), [text], [branch], [OutputEffect()])
     assert max(pass_.stop for pass_ in found.plan.walk()) == 9
     expected = effects(kind, text, skipped(0, slice(1, 4)), slice(4, 9))[1]
     assert torch.allclose(found.output["output"][0], expected, atol=2e-5)
@@ -164,10 +163,8 @@ def test_what_the_users_own_calls_stretched_is_not_seen_and_stays(kind):
         used(input_ids=torch.tensor(prompts(1, 90)))
     factors = used.model.rotary_emb.inv_freq.clone()
     state = {name: value for name, value in vars(used.model.rotary_emb).items() if isinstance(value, int | float)}
-    found = hookdepth.run(wrap(used), texts, branches, [LayerEffect()])
-    assert torch.equal(
-        found.layer["effect"], hookdepth.run(wrap(fresh), texts, branches, [LayerEffect()]).layer["effect"]
-    )
+    found = measure(wrap(used), texts, branches, [LayerEffect()])
+    assert torch.equal(found.layer["effect"], measure(wrap(fresh), texts, branches, [LayerEffect()]).layer["effect"])
     assert torch.equal(used.model.rotary_emb.inv_freq, factors)
     assert {name: vars(used.model.rotary_emb)[name] for name in state} == state
 
@@ -185,7 +182,7 @@ def test_dynamic_scaling_reaches_beyond_the_original_context():
     model = wrap(make("llama-dynamic"))
     assert model.context_length == 128
     with pytest.raises(HookdepthError, match="context 128"):
-        hookdepth.run(model, prompts(1, 129), [Branch((Skip(1),))], [OutputEffect()])
+        measure(model, prompts(1, 129), [Branch((Skip(1),))], [OutputEffect()])
 
 
 def test_the_self_check_tries_a_length_of_other_factors(kind, monkeypatch):
@@ -231,7 +228,7 @@ def test_norms_without_weight_and_mlps_that_give_tuples(model_type):
     assert model.dtype == torch.float32
     texts = prompts(2, (20, 12))
     branches = [Branch((Skip(2, part),), prompt=n, measured=[8, 9]) for n in range(2) for part in ("attn", "mlp")]
-    found = hookdepth.run(model, texts, branches, [OutputEffect()]).output["output"]  # the last MLP at two tokens
+    found = measure(model, texts, branches, [OutputEffect()]).output["output"]  # the last MLP at two tokens
     site = {"attn": "self_attn", "mlp": "mlp"}
     for branch, value in zip(branches, found, strict=True):
         part = branch.interventions[0].part

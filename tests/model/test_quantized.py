@@ -9,6 +9,7 @@ import hookdepth
 from hookdepth import Branch, LayerEffect, OutputEffect, Skip
 from hookdepth.analyses.contract import load_folder
 from hookdepth.cli import main
+from hookdepth.engine.passes import measure
 from hookdepth.errors import HookdepthError
 
 pytest.importorskip("bitsandbytes")
@@ -30,7 +31,7 @@ def effects(model):
     ids = prompts(2, (30, 20))
     skips = [(n, Skip(layer, part)) for n in (0, 1) for part in ("layer", "attn", "mlp") for layer in range(5)]
     branches = [Branch((skip,), prompt=n) for n, skip in skips]
-    return hookdepth.run(model, ids, branches, [LayerEffect(), OutputEffect()])
+    return measure(model, ids, branches, [LayerEffect(), OutputEffect()])
 
 
 @pytest.mark.parametrize("bits", CLOSE)

@@ -283,7 +283,7 @@ def test_compare_puts_maps_on_one_scale_and_leaves_out_what_only_one_run_has():
     maps = figures["skip-current-layer-effect"].axes
     shown = [axes for axes in maps if axes.images and axes.get_visible()]
     assert [axes.get_title() for axes in shown] == list(runs)
-    assert {axes.images[0].get_clim() for axes in shown} == {(0, 1)}
+    assert len({axes.images[0].get_clim() for axes in shown}) == 1
     attributions = [axes.images[0].get_clim() for axes in figures["integrated-gradients-layer-0"].axes if axes.images]
     assert len(attributions) == 4
     assert len(set(attributions)) == 1
@@ -378,7 +378,7 @@ def test_every_figure_says_what_it_is_made_of():
     effect = torch.zeros(5, 5)
     effect[1, 3], effect[2, 2] = 118.0, float("nan")
     ((_, (picture,)),) = pictures_of(Result("skip-current", {"layer.effect": effect}), known()["skip-current"]())
-    assert "1 of 25 values beyond the colours, which end at 1: up to 118; 1 value is not finite" in picture.said
+    assert "1 of 15 values beyond the colours, which end at 1: up to 118; 1 value is not finite" in picture.said
 
 
 def test_over_training_curves_are_panels_and_gaps_stay_empty():
@@ -400,3 +400,21 @@ def test_declaring_figures_does_not_wait_for_matplotlib():
     code = "import sys, hookdepth.report.figures; print('matplotlib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_a_saturated_map_gets_logarithmic_colours_and_says_so():
+    kind = Heatmap("effect", "", label="Relative change", limits=(0.0, 1.0), causal=True)
+    effect = torch.rand(6, 6).triu() + 0.5
+    effect[0, 1:] = 40.0
+    assert (
+        kind.drawing(Result("x", {"effect": effect}), known()["skip-current"](), {})
+        .clipped[0]
+        .startswith("logarithmic")
+    )
+    figure = kind.drawing(Result("x", {"effect": effect}), known()["skip-current"](), {}).draw()
+    colours, blank = figure.axes[0].images
+    assert type(colours.norm).__name__ == "LogNorm"
+    assert torch.equal(torch.tensor(blank.get_array()[..., 3]), torch.ones(6, 6).tril(-1).double()), "nothing is there"
+    limited = kind.limited(None, 0.0, 1.0).drawing(Result("x", {"effect": effect}), known()["skip-current"](), {})
+    assert "beyond the colours, which end at 1" in limited.clipped[0]
+    assert limited.draw().axes[0].images[0].get_clim() == (0.0, 1.0)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -27,6 +28,7 @@ from hookdepth.report.drawing.style import (
     colour_bar,
     heat_map,
     layer_axis,
+    name_places,
     new_figure,
     printable,
     run_title,
@@ -124,7 +126,15 @@ def relative_depth(n: int, points: bool) -> np.ndarray:
     return np.arange(n) / max(n - 1, 1) if points else (np.arange(n) + 0.5) / n
 
 
-def maps_figure(maps: Mapping[str, Tensor], scale: Scale, row_label: str, column_label: str) -> Figure:
+def maps_figure(
+    maps: Mapping[str, Tensor],
+    scale: Scale,
+    row_label: str,
+    column_label: str,
+    path: bool = False,
+    causal: bool = False,
+    labels: Sequence[Sequence[str]] = (),
+) -> Figure:
     """A map, row 0 at the top as in the paper, or those of several runs side by side under their names.
 
     maps_figure({"": effect}, Scale(0.0, 1.0), "Layer skipped", "Effect @ layer")
@@ -139,8 +149,15 @@ def maps_figure(maps: Mapping[str, Tensor], scale: Scale, row_label: str, column
     for number, (axes, (label, own)) in enumerate(zip(grid.flat, maps.items(), strict=False)):
         long = max(own.shape) > 3 * min(own.shape)
         image = heat_map(axes, own, scale, aspect="auto" if long else "equal")
+        if causal:  # nothing reaches an earlier layer: paper, not the colour of 0
+            blank = np.tril(np.ones(own.shape), -1)
+            axes.imshow(np.dstack([np.ones((*own.shape, 3)), blank]), aspect="auto" if long else "equal")
         layer_axis(axes.yaxis, len(own), row_label if number % columns == 0 else "")
         layer_axis(axes.xaxis, own.shape[1], column_label)
+        for axis, names, rotation in zip((axes.yaxis, axes.xaxis), labels, (0, 90), strict=False):
+            name_places(axis, names, rotation)
+        if path:
+            axes.plot(own.nan_to_num(torch.inf).argmin(0).numpy(), "-o", color=RED, markersize=2, linewidth=1)
         if several:
             run_title(axes, label)
     for axes in grid.flat[len(maps) :]:

@@ -15,18 +15,19 @@ colour in every figure (Okabe and Ito's palette).
 from __future__ import annotations
 
 import io
+import math
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import matplotlib
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.colors import Colormap
+from matplotlib.colors import Colormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.image import AxesImage
@@ -34,6 +35,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from torch import Tensor
 
+from hookdepth.errors import HookdepthError
 from hookdepth.report.scale import Scale
 
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
@@ -77,9 +79,38 @@ def render(figure: Figure, kind: str) -> bytes:
     return buffer.getvalue()
 
 
+class _Shown(Figure):
+    """A figure that a notebook shows, though pyplot has never heard of it."""
+
+    def _repr_png_(self) -> bytes:
+        return render(self, "png")
+
+
+class Borrowed:
+    """Axes of the user's own in place of a new figure: what is drawn goes there, and the figure stays as it is."""
+
+    def __init__(self, axes: Axes) -> None:
+        self._axes = axes
+
+    def subplots(self, *shape: int, squeeze: bool = True, **_options: Any) -> Any:
+        """The axes, where one pair is all that is wanted."""
+        if math.prod(shape) > 1:
+            raise HookdepthError("this figure has several pairs of axes", "leave out ax")
+        return self._axes if squeeze else np.array([[self._axes]])
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._axes.figure, name)
+
+
+NEW: dict[str, Any] = {"ax": None, "size": None}
+"""What the next figure is to be, where a user says so (`options`)."""
+
+
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure, in inches, that lays itself out: call it under `style()`."""
-    return Figure(figsize=(width, height), layout="constrained")
+    if NEW["ax"] is not None:
+        return cast(Figure, Borrowed(NEW["ax"]))
+    return _Shown(figsize=NEW["size"] or (width, height), layout="constrained")
 
 
 def layer_axis(axis: Axis, n: int, label: str | None = "Layer") -> None:
@@ -132,7 +163,11 @@ def colour_map(signed: bool) -> Colormap:
 def heat_map(axes: Axes, values: Tensor, scale: Scale, **options: Any) -> AxesImage:
     """A map in the colours of a scale: heat_map(axes, effect, Scale(0.0, 1.0), aspect="equal")."""
     boxed(axes)
-    shown, colours = np.ma.masked_invalid(values.numpy()), colour_map(scale.signed)
+    colours = colour_map(scale.signed)
+    if scale.log:
+        shown = np.ma.masked_invalid(values.clamp(min=scale.low).numpy())
+        return axes.imshow(shown, norm=LogNorm(scale.low, scale.high), cmap=colours, **options)
+    shown = np.ma.masked_invalid(values.numpy())
     return axes.imshow(shown, vmin=scale.low, vmax=scale.high, cmap=colours, **options)
 
 
@@ -151,10 +186,17 @@ def colour_bar(
 
 def say_below(figure: Figure, text: str) -> None:
     """A quiet line under a figure: say_below(figure, "3 prompts. Noise floor 0")"""
-    if text:
+    if text and not isinstance(figure, Borrowed):
         lines = textwrap.wrap(printable(text), max(30, int(17 * figure.get_figwidth())))
         said = figure.supxlabel("\n".join(lines), fontsize=6.5, color="#666666", x=0.01, ha="left")
         said.set_parse_math(False)
+
+
+def name_places(axis: Axis, labels: Sequence[str], rotation: int = 0, most: int = 40) -> None:
+    """Write the names of the places along an axis, where they are few enough to be read: name_places(axes.yaxis, …)."""
+    if 0 < len(labels) <= most:
+        axis.set_ticks(range(len(labels)), [printable(label[:24]) for label in labels], fontsize=6, parse_math=False)
+        axis.set_tick_params(rotation=rotation)
 
 
 def run_title(axes: Axes, label: str, most: int = 34) -> None:

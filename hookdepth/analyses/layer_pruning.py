@@ -1,0 +1,152 @@
+"""layer-pruning: leave out one layer after the other, and see what the loss becomes.
+
+    hookdepth.analyse("demo", "layer-pruning", limit=1)["greedy.loss"]     # [k + 1], the model's own first
+
+`greedy` measures all that are left and takes out the one that costs least (token-weighted mean loss over the prompts),
+again and again, until `keep` layers are left. Beside it the order of block influence (smallest 1 − cos(h_l, h_{l+1})
+first, 2403.03853), the best single span of each length (2403.17887 chooses among these by a distance), and random
+orders (mean of five). Every step is one run of paths that begin alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from random import Random
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hookdepth.analyses.base import Analysis, OnPass, Partial, Subject, Tensors
+from hookdepth.analyses.settings import Settings
+from hookdepth.analyses.spans import Losses, magnitudes, rearranged, without
+from hookdepth.engine.work import Work, plain_work
+from hookdepth.errors import HookdepthError
+from hookdepth.report.figures import Lines
+from hookdepth.results import Result
+
+_RANDOM = 5
+
+
+class LayerPruning(Analysis):
+    """How far layers can be left out: analyse(model, "layer-pruning")["order"]."""
+
+    name = "layer-pruning"
+    question = "which layers can be left out one after the other, and at what loss"
+    heading = "Leaving out layer after layer"
+    paper = "2403.03853; 2403.17887"
+    order = 9
+    options = ("keep", "max_rows")
+    tensors = {
+        "order": "step",
+        **{f"{rule}.loss": "count" for rule in ("greedy", "influence", "span", "random")},
+    }
+    figures = (
+        Lines(
+            "*.loss",
+            "The loss of what is left, against the number of layers left out. The lower the curve, the better the rule "
+            "finds layers that are not needed; random choice is what any rule has to beat.",
+            label="Mean next-token loss (nats)",
+            caption="loss against layers left out",
+            name="curve",
+            axis="Layers left out",
+            reduction="mean over tokens",
+            compared="greedy",
+            over_training=None,
+        ),
+    )
+
+    def items(self, subject: Subject) -> Sequence[int]:
+        """One: which layer goes next depends on all prompts together."""
+        return [0]
+
+    def refuse(self, subject: Subject) -> None:
+        """Also more layers to keep than there are."""
+        super().refuse(subject)
+        if self.keep(subject) >= subject.model.n_layers:
+            raise HookdepthError(
+                f"--keep {self.keep(subject)} of {subject.model.n_layers} layers leaves none to take out",
+                "give a smaller number",
+            )
+
+    @staticmethod
+    def keep(subject: Subject) -> int:
+        """How many layers are left at the end."""
+        return subject.settings.keep or (subject.model.n_layers + 1) // 2
+
+    def used(self, subject: Subject) -> dict[str, Any]:
+        """Also the number of layers that it is where nobody gives it."""
+        return super().used(subject) | {"keep": self.keep(subject)}
+
+    def measure(self, subject: Subject, item: int, on_pass: OnPass) -> Partial:
+        """Losses by rule, [1 + k], and of each prompt, [prompt, 1 + k]."""
+        n, losses = subject.model.n_layers, Losses(subject, on_pass)
+        steps = range(n - self.keep(subject))
+        clean = losses.of([[*range(n)]])
+        found, order = {"greedy": [clean[0]]}, []
+        for _ in steps:
+            rest = [layer for layer in range(n) if layer not in order]
+            own = losses.of([[one for one in rest if one != layer] for layer in rest])
+            best = int(losses.mean(own).argmin())
+            order.append(rest[best])
+            found["greedy"].append(own[best])
+        influence = self._influence(subject, on_pass).argsort(stable=True).tolist()
+        found["influence"] = [*losses.of(without(influence[: len(steps)], n))]
+        found["span"] = [clean[0]]
+        for length in (step + 1 for step in steps):
+            own = losses.of([rearranged("skip", a, a + length - 1, n) for a in range(n - length + 1)])
+            found["span"].append(own[int(losses.mean(own).argmin())])
+        draws = [Random(number).sample(range(n), len(steps)) for number in range(_RANDOM)]
+        own = losses.of([path for draw in draws for path in without(draw, n)])
+        found["random"] = [*own.view(_RANDOM, len(steps) + 1, -1).mean(0)]
+        tensors: Tensors = {"order": torch.tensor(order).float()}
+        for rule, values in found.items():
+            each = torch.stack(list(values))  # [1 + k, prompt]
+            tensors |= {f"{rule}.loss": losses.mean(each).float(), f"per_prompt.{rule}.loss": each.T.contiguous()}
+        return Partial(tensors, losses.passes + len(subject.inputs.prompts), losses.floor, losses.where)
+
+    def reduce(self, subject: Subject, items: Sequence[Tensors]) -> Tensors:
+        """The one that there is."""
+        return dict(items[0])
+
+    def sample(self, settings: Settings, times: int) -> Settings:
+        """Half of the layers, of which the small model of a dry run has few."""
+        return replace(settings, keep=None)
+
+    def work(self, subject: Subject) -> Work:
+        """Of every step half of the layer visits of all that are left, and as many of the spans."""
+        n, steps = subject.model.n_layers, subject.model.n_layers - self.keep(subject)
+        paths = 2 * sum(n - step for step in range(steps)) + (1 + _RANDOM) * (steps + 1)
+        work = plain_work(subject.model, subject.inputs.prompts, unembedded=1).times(0.6 * paths)
+        return replace(work, passes=2 * steps + 12)
+
+    def numbers(self, result: Result) -> dict[str, Any]:
+        """The order, and how many layers each rule takes out before the loss has risen by a tenth."""
+        curves = {name.removesuffix(".loss"): own for name, own in result.tensors.items() if name.count(".") == 1}
+        order = [int(layer) for layer in result["order"]]
+        return {
+            "clean_loss": result["greedy.loss"][0].item(),
+            "order": order,
+            "left_out_at_a_tenth_more": {
+                rule: int((own <= 1.1 * own[0]).long().cumprod(0).sum()) - 1 for rule, own in curves.items()
+            },
+        }
+
+    def notes(self, result: Result) -> list[str]:
+        """How far each rule gets."""
+        own = self.numbers(result)
+        reached = ", ".join(f"{rule} {count}" for rule, count in own["left_out_at_a_tenth_more"].items())
+        return [
+            f"Greedy order: {', '.join(map(str, own['order']))}.",
+            f"Layers left out until the loss is a tenth above the model's {own['clean_loss']:.3f}: {reached}.",
+        ]
+
+    @staticmethod
+    def _influence(subject: Subject, on_pass: OnPass) -> Tensor:
+        tokens, total = 0, torch.zeros(subject.model.n_layers, dtype=torch.float64)
+        for prompt in subject.inputs.prompts:
+            total += magnitudes(subject.model, prompt)["block_influence"] * len(prompt)
+            tokens += len(prompt)
+            on_pass()
+        return total / tokens

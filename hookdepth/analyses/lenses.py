@@ -1,0 +1,154 @@
+"""lenses: what a layer's residual would predict, by three ways of carrying it to the end.
+
+    found = hookdepth.analyse("demo", "lenses", dataset="demo-text", limit=84)
+    found["linear.kl"], found["jacobian.kl"], found["jacobian.error"]       # [L+1], [L+1], [L]
+    resid = resid_pre[3, 0]                                                 # [token, d], of layer 3
+    model.norm(resid @ found["linear.weight"][3] + found["linear.bias"][3])      # as the linear lens sees it
+    model.norm(resid @ found["jacobian.weight"][3].T)                            # as the Jacobian lens does
+
+The logit lens takes h_l for the final residual, the linear lens its ridge regression on h_l (`ridge`), the Jacobian
+lens J_l h_l (`jacobian`), and final norm and unembedding follow. Prompts are split as in linear maps: KL(lens‖final)
+and the overlap of the top 5 are of those that test, with token-weighted means. The Jacobian is of the others: each of
+its rows of `samples` prompts, `longest` tokens of each; its error is the standard error over prompts, relative to J.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hookdepth.analyses.base import Analysis, OnPass, Partial, Subject, Tensors, token_means
+from hookdepth.analyses.jacobian import mean_jacobian
+from hookdepth.analyses.lens import stream_sums
+from hookdepth.analyses.ridge import Fit, refuse_few, split_prompts, states_of, stream_of
+from hookdepth.engine.work import Work, plain_work
+from hookdepth.report.figures import Bars, Lines
+
+_LENSES = {"logit": "logit lens", "linear": "linear lens", "jacobian": "Jacobian lens"}
+_KINDS = ("kl", "topk_overlap")
+
+
+class Lenses(Analysis):
+    """Three lenses: analyse(model, "lenses", dataset="demo-text", limit=84)["linear.kl"]."""
+
+    name = "lenses"
+    question = "what each layer would predict, by the logit, a linear and the Jacobian lens"
+    heading = "Lenses: logit, linear and Jacobian"
+    order = 22
+    options = ("keep_front",)
+    keep_front = 1
+    samples = 2
+    longest = 64
+    tensors = {
+        **{f"{lens}.{kind}": "point" for lens in _LENSES for kind in _KINDS},
+        "jacobian.error": "layer",
+        "linear.weight": "point width width",
+        "linear.bias": "point width",
+        "jacobian.weight": "point width width",
+    }
+    figures = (
+        Lines(
+            "*.kl",
+            "The lower a curve, the nearer is what that lens reads before a layer to the final prediction. Where the "
+            "linear lens lies far below the logit lens, the prediction is there, but written in other directions.",
+            label="KL divergence (nats)",
+            caption="KL divergence from the final prediction",
+            name="kl",
+            labels=_LENSES,
+            reduction="mean over tokens of the prompts that test",
+            compared="linear",
+        ),
+        Lines(
+            "*.topk_overlap",
+            "How many of the five likeliest tokens of each lens are among the final five.",
+            label="Top-5 overlap",
+            caption="overlap of the five likeliest tokens",
+            name="overlap",
+            labels=_LENSES,
+            reduction="mean over tokens of the prompts that test",
+            compared="linear",
+            over_training=None,
+        ),
+        Bars(
+            "jacobian.error",
+            "How well the mean Jacobian is known: its standard error over prompts as a share of its size. Where it "
+            "nears 1, the Jacobian lens reads noise.",
+            label="Relative error",
+            caption="standard error of the mean Jacobian",
+            name="error",
+            reduction="over prompts",
+            over_training=None,
+        ),
+    )
+
+    def items(self, subject: Subject) -> Sequence[int]:
+        """All prompts make one item: no lens comes of a single one."""
+        return range(1)
+
+    def refuse(self, subject: Subject) -> None:
+        """Too few prompts or training tokens."""
+        super().refuse(subject)
+        tokens = self.measured_tokens(subject)
+        train, _, _ = split_prompts(len(tokens))
+        refuse_few(sum(tokens[number] for number in train), subject.model.d_model, self.name)
+
+    def measure(self, subject: Subject, item: int, on_pass: OnPass) -> Partial:
+        """The lenses from the prompts that train, then what they read in those that test."""
+        model, prompts, front = subject.model, subject.inputs.prompts, self.front(subject.settings)
+        train, valid, test = split_prompts(len(prompts))
+        read = {number: (prompts[number], range(front, len(prompts[number]))) for number in range(len(prompts))}
+        states = [states_of(model, [read[number] for number in part], on_pass) for part in (train, valid)]
+        weight, bias = _linear_lens(states, model.device)
+        others = [prompts[number] for number in sorted(train + valid)]
+        jacobian, error = mean_jacobian(model, others, front, self.samples, self.longest, on_pass)
+        found: dict[str, list[Tensor]] = {f"{lens}.{kind}": [] for lens in _LENSES for kind in _KINDS}
+        for number in test:
+            with model.evaluating():
+                h = stream_of(model, *read[number]).to(model.device)
+                exact = h.float()
+                carried = {"logit": h, "linear": exact @ weight + bias[:, None]}
+                carried["jacobian"] = exact @ jacobian.to(model.device).mT
+                for lens, resid in carried.items():
+                    for kind, sums in zip(
+                        _KINDS, stream_sums(model, torch.cat([resid[:-1].to(h.dtype), h[-1:]])), strict=True
+                    ):
+                        found[f"{lens}.{kind}"].append(sums.cpu())
+            on_pass()
+        given = {name: torch.stack(own) for name, own in found.items()}
+        given |= {"linear.weight": weight, "linear.bias": bias, "jacobian.weight": jacobian, "jacobian.error": error}
+        return Partial({name: value.cpu() for name, value in given.items()}, len(prompts) + len(others))
+
+    def reduce(self, subject: Subject, items: Sequence[Tensors]) -> Tensors:
+        """Means over all tokens that test, each prompt's own, and the lenses."""
+        (whole,) = items
+        _, _, test = split_prompts(len(subject.inputs.prompts))
+        tokens = self.measured_tokens(subject)
+        by_prompt = [name for name in whole if name.split(".")[1] in _KINDS]
+        own = [{name: whole[name][place] for name in by_prompt} for place in range(len(test))]
+        lenses = {name: value for name, value in whole.items() if name not in by_prompt}
+        return token_means(own, [tokens[number] for number in test]) | lenses
+
+    def work(self, subject: Subject) -> Work:
+        """A pass of each prompt, three times unembedded, and the way back for each row of the Jacobian."""
+        model, prompts = subject.model, subject.inputs.prompts
+        tokens = self.longest * model.d_model * self.samples * model.n_layers
+        algebra = 2.0 * (model.n_layers + 1) * sum(map(len, prompts)) * model.d_model**2 * 2
+        work = plain_work(model, prompts, unembedded=3 * (model.n_layers + 1), kept=4 * model.n_layers)
+        return work + Work(backward=tokens, algebra=algebra)
+
+
+def _linear_lens(states: Sequence[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Weights and offsets of each point, [L+1, d, d] and [L+1, d]; those of the last are the identity's."""
+    last = [one[-1:].to(device).float() for one in states]
+    width = states[0].shape[2]
+    weights, biases = [], []
+    for before in zip(*(one[:-1] for one in states), strict=True):
+        fit = Fit(*(one.to(device).float() for one in before))
+        weight, bias = fit.solve(last[0], last[1])
+        weights.append(weight)
+        biases.append(bias)
+    weights.append(torch.eye(width, device=device)[None])
+    biases.append(torch.zeros(1, width, device=device))
+    return torch.cat(weights), torch.cat(biases)

@@ -1,0 +1,64 @@
+"""residual-erasure with every choice of what is put in, what is erased and where that is measured."""
+
+import naive
+import pytest
+import torch
+from test_against_naive import close, probe_of, results_of
+from tiny_models import prompts, tiny_model
+
+import hookdepth
+from hookdepth.analyses import Inputs
+from hookdepth.cli import main
+
+IDS = prompts(3, (9, 7, 11))
+PROBES = (probe_of(IDS[0], [7, 8]), probe_of(IDS[1], [6]))
+
+
+def one_pass_each(hf, probe, baseline, erase, measure):
+    """[L+1, T], a plain pass for each point and token."""
+    ids, length = list(probe.token_ids), len(probe.token_ids)
+    clean, n_layers = naive.run_with(hf, ids), baseline.shape[0] - 1
+    effect = torch.zeros(n_layers + 1, length)
+    for point in range(n_layers + 1):
+        site = ("resid_pre", point) if point < n_layers else ("resid_post", n_layers - 1)
+        for token in range(length):
+            erased = slice(token, token + 1) if erase == "token" else slice(0, token)
+            first = token + 1 if erase == "token" else token
+            measured = [p - 1 for p in probe.answer_positions] if measure == "answer" else list(range(first, length))
+            if measured:
+                run = naive.run_with(hf, ids, [(*site, naive.overwrite(erased, baseline[point]))])
+                effect[point, token] = naive.output_change(clean.logits, run.logits, torch.tensor(measured))
+    return effect
+
+
+@pytest.mark.parametrize(
+    ("kind", "erase", "measure"),
+    [
+        ("dataset", "token", "later"),
+        ("prompt", "token", "answer"),
+        ("zero", "before", "answer"),
+        ("zero", "before", "later"),
+    ],
+)
+def test_against_a_plain_pass_for_each(kind, erase, measure):
+    hf = tiny_model("llama", num_hidden_layers=2)
+    inputs = Inputs((), (), tuple(map(tuple, IDS)), PROBES)
+    how = {"erasure_baseline": kind, "erase": erase, "measure": measure}
+    ours = results_of(["residual-erasure"], hookdepth.wrap(hf), inputs, **how)["residual-erasure"]
+    for number, probe in enumerate(PROBES):
+        baseline = {
+            "dataset": lambda: naive.erasure_baseline(hf, IDS),
+            "prompt": lambda probe=probe: naive.erasure_baseline(hf, [probe.token_ids]),
+            "zero": lambda: torch.zeros(3, 64),
+        }[kind]()
+        stored = ours[f"baseline.{number}"] if kind == "prompt" else ours["baseline"]
+        assert torch.allclose(stored, baseline, atol=1e-4)
+        close(ours[f"effect.{number}"], one_pass_each(hf, probe, baseline, erase, measure))
+
+
+@pytest.mark.parametrize(("option", "value"), [("--erase", "after"), ("--measure", "all"), ("--erasure-baseline", "0")])
+def test_what_there_is_not_is_refused(option, value, tmp_path, capsys):
+    assert main(["run", "--analyses", "residual-erasure", option, value, "--out", str(tmp_path)]) == 2
+    assert value in capsys.readouterr().err
+    assert main(["run", "--analyses", "logit-lens", "--erase", "before", "--out", str(tmp_path)]) == 2
+    assert "none of the chosen analyses reads --erase" in capsys.readouterr().err
