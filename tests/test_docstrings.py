@@ -98,7 +98,7 @@ NOT_RUN = {
     "hookdepth.engine.results.on_host": "a pass's result, which only the engine makes: tests/engine/test_gradients.py",
     "hookdepth.engine.forward": "the engine's own arguments: tests/engine/test_passes.py",
     "hookdepth.engine.output": "the engine's own arguments: tests/engine/test_passes.py",
-    "hookdepth.engine.kv_cache.GrowingCache": "the engine's own arguments: tests/engine/test_decoding.py",
+    "hookdepth.model.kv_cache.GrowingCache": "the engine's own arguments: tests/engine/test_decoding.py",
     "hookdepth.engine.writing": "the engine's own arguments: tests/engine/test_decoding.py",
     "hookdepth.engine.measured": "the engine's own arguments: tests/engine/test_measured.py",
     "hookdepth.data.hub": "asks the hub: tests/data/test_levels.py",

@@ -91,7 +91,7 @@ class LayerPaths(Analysis):
         """Also paths through layers that are not there, and prompts of which no next token can be predicted."""
         super().refuse(subject)
         for path in subject.settings.paths:
-            LayerPath(path).check(subject.model.n_layers, 1, 0)
+            LayerPath(path).check(subject.model, 1)
 
     def branches(self, subject: Subject, item: int) -> list[Branch]:
         """All spans, each in three ways, all pairs of neighbours in two, and the user's own paths."""

@@ -71,7 +71,7 @@ def prune(model: Decoder, keep: str | Sequence[int], out: str | os.PathLike[str]
 
 def _kept(model: Decoder, keep: str | Sequence[int]) -> list[int]:
     path = LayerPath(keep)
-    path.check(model.n_layers, 1, model.d_model)
+    path.check(model, 1)
     kept = [layer for stage in path.stages for layer in stage]
     if not kept or kept != sorted(set(kept)) or len(kept) != len(path.stages):
         raise HookdepthError(
