@@ -54,7 +54,8 @@ def magnitudes(model: Decoder, prompt: Sequence[int], front: int = 0) -> Tensors
     points = torch.stack(last)
     distance = angular_distance(points[:-1, None], points[None, 1:])
     below = torch.ones_like(distance, dtype=torch.bool).tril(-1)
-    return {"block_influence": torch.stack(influence), "angular_distance": distance.masked_fill(below, torch.nan)}
+    found = {"block_influence": torch.stack(influence), "angular_distance": distance.masked_fill(below, torch.nan)}
+    return {name: value.float() for name, value in found.items()}  # as a file keeps them: a longer run goes on from it
 
 
 def best(losses: Tensor, clean: float) -> list[dict[str, Any]]:
