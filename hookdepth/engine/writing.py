@@ -9,7 +9,7 @@ hides; positions are counted from each prompt's own start.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,8 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hookdepth.engine.branches import Branch
 from hookdepth.engine.forward import PassResult
 from hookdepth.engine.interventions import Intervention
+from hookdepth.engine.measurements import OutputMeasurement, OutputView
+from hookdepth.engine.passes import measure
 from hookdepth.engine.rows import RowTable
 from hookdepth.engine.texts import CLOSE, Generated
 from hookdepth.engine.tokens import locate
@@ -72,8 +75,7 @@ class Choice:
             for row, between in zip(rows, margin, strict=True):
                 if not isfinite(between):
                     raise NotFiniteError("non-finite logits", "check the weights, or use a dtype of wider range", 1)
-                if between < CLOSE and row.close_call is None:
-                    row.close_call = len(row.tokens)
+                row.note(between)
             return [int(token) for token in chosen]
         scores = logits.double() / self.temperature
         if self.top_k is not None:
@@ -116,6 +118,11 @@ class _Writing:
         if not self.done:
             self.tokens.append(token)
             self.done = token in choice.ends or any(text in self.decoded(model) for text in choice.texts)
+
+    def note(self, ahead: float) -> None:
+        """By how much the likeliest token's logit was ahead of the next."""
+        if ahead < CLOSE and self.close_call is None and not self.done:
+            self.close_call = len(self.tokens)
 
     def decoded(self, model: Decoder) -> str:
         """All that it wrote."""
@@ -170,6 +177,35 @@ def write(
             cache.start = longest + step
             logits = model.unembed(_read_last(model, going, cache, longest)).float()
     return {row.number: row.text(choice, model) for row in everybody}, (clean - control).abs().max().item()
+
+
+class _Next(OutputMeasurement):
+    """The likeliest token, or by how much its logit is ahead."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def values(self, view: OutputView) -> Tensor:
+        """The id as a float, which holds those of any vocabulary exactly; or the difference."""
+        best = view.logits.float().topk(2).values
+        return view.logits.argmax(-1).float() if self.name == "token" else best[..., 0] - best[..., 1]
+
+
+def write_again(
+    model: Decoder, rows: Mapping[int, Row], new: int, choice: Choice, max_rows: int | None
+) -> dict[int, Generated]:
+    """The same for rows along paths of layers, which read their whole text for each token: texts by number."""
+    everybody = going = [_Writing(row, number) for number, row in rows.items()]
+    for _ in range(new):
+        if not (going := [row for row in going if not row.done]):
+            break
+        prompts = [[*row.row.token_ids, *row.tokens] for row in going]
+        branches = [Branch(row.row.interventions, number, measured=[-1]) for number, row in enumerate(going)]
+        found = measure(model, prompts, branches, [_Next("token"), _Next("ahead")], max_rows=max_rows).output
+        for row, token, ahead in zip(going, found["token"].tolist(), found["ahead"].tolist(), strict=True):
+            row.note(ahead)
+            row.add(int(token), choice, model)
+    return {row.number: row.text(choice, model) for row in everybody}
 
 
 def _last_tokens(table: RowTable, hidden: Tensor, ends: dict[int, int]) -> Tensor:

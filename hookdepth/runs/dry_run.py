@@ -167,7 +167,8 @@ def _shortened(inputs: Inputs, tokens: int, vocabulary: int) -> Inputs:
     levels = [replace(one, probe=_end(one.probe, tokens, vocabulary)) for one in inputs.levels]
     leveled = [replace(one, cuts=one.probe.answer_positions[: len(one.cuts)]) for one in levels]
     most = sorted(leveled, key=lambda one: len(one.cuts))[-1:]
-    return Inputs((ids,), (scaled,), (ids,) if inputs.baseline else (), probes, tuple(most))
+    asked = tuple(replace(one, token_ids=ids) for one in inputs.questions[:1])
+    return Inputs((ids,), (scaled,), (ids,) if inputs.baseline else (), probes, tuple(most), questions=asked)
 
 
 def _end(probe: Probe, tokens: int, vocabulary: int) -> Probe:
