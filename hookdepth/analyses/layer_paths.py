@@ -72,6 +72,7 @@ class LayerPaths(Analysis):
             caption="neighbours exchanged, or side by side",
             name="pairs",
             axis="First of the two layers",
+            labels={"swap.loss": "exchanged", "parallel.loss": "on the same input"},
             reduction="mean over tokens",
             over_training=None,
         ),
