@@ -118,10 +118,6 @@ class LayerAccuracy(Analysis):
             total += Work(1 + new, skipped + paths, rows * new, width=length + new)
         return total
 
-    def sample(self, settings: Any, times: int) -> Any:
-        """Every branch writes as it does in the run."""
-        return settings
-
     def refuse(self, subject: Subject) -> None:
         """Questions must be longer than what is left alone, and answers be read."""
         super().refuse(subject)
@@ -137,18 +133,20 @@ class LayerAccuracy(Analysis):
 
     def numbers(self, result: Result) -> dict[str, Any]:
         """How much is right untouched, how much at worst, and where."""
-        accuracy = result.tensors["accuracy"]
+        if "accuracy" not in result.tensors:
+            return dict.fromkeys(("clean_accuracy", "lowest_accuracy", "lowest_at", "unharmed"))
+        accuracy, clean = result["accuracy"], result["clean_accuracy"]
         return {
-            "clean_accuracy": round(float(result.tensors["clean_accuracy"]), 4),
+            "clean_accuracy": round(float(clean), 4),
             "lowest_accuracy": round(float(accuracy.min()), 4),
-            "lowest_at": str(result.metadata["branches"][int(accuracy.argmin())])
-            if "branches" in result.metadata
-            else None,
-            "unharmed": int((accuracy >= result.tensors["clean_accuracy"]).sum()),
+            "lowest_at": result.metadata.get("branches", range(len(accuracy)))[int(accuracy.argmin())],
+            "unharmed": int((accuracy >= clean).sum()),
         }
 
     def notes(self, result: Result) -> list[str]:
         """The share of right answers of the untouched model."""
-        low, high = result.tensors["clean_accuracy_interval"].tolist()
-        share = float(result.tensors["clean_accuracy"])
+        if "clean_accuracy_interval" not in result.tensors:
+            return []
+        low, high = result["clean_accuracy_interval"].tolist()
+        share = float(result["clean_accuracy"])
         return [f"Untouched, the model answers {share:.0%} right (95 % interval {low:.0%} to {high:.0%})."]
