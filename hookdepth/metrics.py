@@ -135,9 +135,6 @@ def masked_reduce(
     return reduced.masked_fill(empty if zeros is None else empty & (zeros == 0), float("nan"))
 
 
-OVER_PROMPTS = ("max", "mean", "median", "none")
-
-
 def over_prompts(values: Float[Tensor, prompt * rest], how: str) -> Float[Tensor, "*rest"]:
     """Reduce over prompts, axis 0; a prompt that is NaN somewhere does not count there, and NaN is where none counts.
 
@@ -146,7 +143,7 @@ def over_prompts(values: Float[Tensor, prompt * rest], how: str) -> Float[Tensor
     Raises:
         HookdepthError: another reduction than max, mean and median.
     """
-    choose("reduction over prompts", how, OVER_PROMPTS[:-1])
+    choose("reduction over prompts", how, ("max", "mean", "median"))
     if how == "max":
         most = values.masked_fill(values.isnan(), -torch.inf).amax(0)
         return most.masked_fill(values.isnan().all(0), torch.nan)

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from hookdepth.analyses.base import Analysis, OnPass, Partial, Subject, Tensors
 from hookdepth.data.questions import is_right
-from hookdepth.engine.branches import Branch
 from hookdepth.engine.decoding import generate
 from hookdepth.engine.interventions import Skip
 from hookdepth.engine.paths import LayerPath
@@ -125,11 +124,9 @@ class LayerAccuracy(Analysis):
             raise HookdepthError(
                 f"{self.name} reads what the model writes, and it has no tokenizer", "give one to wrap"
             )
-        for path in subject.settings.paths:
+        for path in self.runs(subject)[subject.model.n_layers :]:
             for asked in subject.inputs.questions:
-                Branch((LayerPath(path, keep_front=self.front(subject.settings)),)).check(
-                    subject.model.n_layers, len(asked.token_ids), subject.model.d_model
-                )
+                path.check(subject.model, len(asked.token_ids))
 
     def numbers(self, result: Result) -> dict[str, Any]:
         """How much is right untouched, how much at worst, and where."""

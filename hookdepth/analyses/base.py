@@ -40,8 +40,10 @@ from hookdepth.engine.branches import Branch
 from hookdepth.engine.measurements import Measurement
 from hookdepth.engine.work import Work, plain_work
 from hookdepth.errors import HookdepthError
+from hookdepth.metrics import over_prompts
 from hookdepth.model.decoder import Decoder
 from hookdepth.report.figures import Kind
+from hookdepth.report.patterns import PER_PROMPT
 from hookdepth.results import Result
 
 Tensors = dict[str, Tensor]
@@ -156,7 +158,7 @@ class Analysis:
     in_all: ClassVar[bool] = False
     needs: ClassVar[str] = "prompts"
     baseline: ClassVar[bool] = False
-    options: ClassVar[tuple[str, ...]] = ("max_rows",)
+    options: ClassVar[tuple[str, ...]] = ("over_prompts", "max_rows")
     keep_front: ClassVar[int] = 0
     together: ClassVar[str] = ""
     measurements: ClassVar[Sequence[Measurement]] = ()
@@ -222,13 +224,19 @@ class Analysis:
         return settings
 
     def reduce(self, subject: Subject, items: Sequence[Tensors]) -> Tensors:
-        """One result from all items: of prompts the maximum, beside each prompt's own; of probes each by its number."""
+        """One result from all items: of prompts as `over_prompts` says, beside each one's own; of probes by number."""
         if self.needs == "probes":
             return {f"{name}.{item}": value for item, own in enumerate(items) for name, value in own.items()}
         values = {name: stacked(name, [own[name] for own in items]) for name in items[0]}
-        # A prompt that could not be measured is NaN, and the others' maximum does not mind.
-        result = {name: _largest(own) for name, own in values.items()}
-        return result | {f"per_prompt.{name}": own for name, own in values.items()}
+        how = subject.settings.over_prompts
+        result = {} if how == "none" else {name: over_prompts(own, how) for name, own in values.items()}
+        return result | {f"{PER_PROMPT}{name}": own for name, own in values.items()}
+
+    def each(self, tensors: Mapping[str, Tensor]) -> list[Tensors]:
+        """What each prompt gave, read off a result: items that `reduce` makes the result of again."""
+        own = {name.removeprefix(PER_PROMPT): v for name, v in tensors.items() if name.startswith(PER_PROMPT)}
+        count = min((len(values) for values in own.values()), default=0)
+        return [{name: values[item] for name, values in own.items()} for item in range(count)]
 
     def numbers(self, result: Result) -> dict[str, Any]:
         """What it has for `summary.json`: JSON-able."""
@@ -288,6 +296,7 @@ class Analysis:
         known["data"] = {
             "n_prompts": len(prompts),
             "lengths": [len(prompt) for prompt in prompts],
+            "prompts": [hashlib.sha256(json.dumps(prompt).encode()).hexdigest()[:16] for prompt in prompts],
             "tokens_sha256": hashlib.sha256(json.dumps(prompts).encode()).hexdigest(),
         }
         if self.needs == "probes":
@@ -308,29 +317,21 @@ def stacked(name: str, values: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(values))
 
 
-def _largest(values: Tensor) -> Tensor:
-    most = values.masked_fill(values.isnan(), -torch.inf).amax(0)
-    return most.masked_fill(values.isnan().all(0), torch.nan)
-
-
 def token_means(items: Sequence[Tensors], tokens: Sequence[int], largest: str = " ") -> Tensors:
-    """Means over all tokens of all prompts, and each prompt's own, from the sums over each prompt's tokens.
+    """Means over all tokens of all prompts, from the means over each prompt's tokens, which stand beside them.
 
-        token_means([{"kl": kl_sums}, {"kl": other_sums}], [180, 95])["per_prompt.kl"]     # [2, L+1]
+        token_means([{"kl": kl}, {"kl": kl}], [180, 95])["per_prompt.kl"]     # [2, L+1]
 
     Args:
-        tokens: how many each prompt's sums are over.
-        largest: names that begin so are not sums, but maxima.
+        tokens: how many each prompt's means are over: a long prompt counts for more.
+        largest: names that begin so are not means, but maxima.
     """
     counts = torch.tensor(tokens, dtype=torch.float64)
     result: Tensors = {}
     for name in items[0]:
-        values = torch.stack([own[name] for own in items])
-        if name.startswith(largest):
-            result |= {name: values.amax(0), f"per_prompt.{name}": values}
-        else:
-            result[name] = (values.double().sum(0) / counts.sum()).float()
-            result[f"per_prompt.{name}"] = (values.double() / counts[:, None]).float()
+        values = torch.stack([own[name] for own in items]).float()
+        mean = (torch.tensordot(counts, values.double(), 1) / counts.sum()).float()
+        result |= {name: values.amax(0) if name.startswith(largest) else mean, f"{PER_PROMPT}{name}": values}
     return result
 
 

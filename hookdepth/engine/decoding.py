@@ -177,7 +177,7 @@ def _placed(model: Decoder, one: Intervention, length: int, new: int, where: str
     """The intervention with its tokens counted from the start, so that they mean the same as the text grows."""
     name = type(one).__name__
     if where == "prompt":
-        one.check(model.n_layers, length, model.d_model)
+        one.check(model, length)
         return one
     if not one.tokenwise or one.sources():
         why = "the clean run, which writes other tokens" if one.sources() else "tokens that it does not change"
@@ -196,7 +196,7 @@ def _placed(model: Decoder, one: Intervention, length: int, new: int, where: str
     placed = copy.copy(one)
     object.__setattr__(placed, "tokens", tokens)
     try:
-        placed.check(model.n_layers, length + new, model.d_model)
+        placed.check(model, length + new)
     except HookdepthError as error:
         raise HookdepthError(error.problem, f'{error.remedy}, or use where="prompt"') from error
     return placed

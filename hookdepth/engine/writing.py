@@ -18,19 +18,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.hooks import RemovableHandle
 
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.forward import PassResult
 from hookdepth.engine.interventions import Intervention
-from hookdepth.engine.kv_cache import GrowingCache, KeysValues
 from hookdepth.engine.measurements import OutputMeasurement, OutputView
 from hookdepth.engine.passes import measure
 from hookdepth.engine.rows import RowTable
 from hookdepth.engine.texts import CLOSE, Generated
 from hookdepth.engine.tokens import locate
 from hookdepth.errors import HookdepthError, NotFiniteError, shown, whole_number
-from hookdepth.model.decoder import SITES, Decoder
+from hookdepth.model.decoder import Decoder
+from hookdepth.model.kv_cache import GrowingCache, KeysValues
+from hookdepth.model.sites import ORDER
 from hookdepth.model.turns import in_this_thread
 
 
@@ -261,15 +261,15 @@ class _Edits:
     def __init__(self, model: Decoder, going: Sequence[_Writing], hooks: ExitStack) -> None:
         self.going, self.pre = going, torch.empty(0)
         places = dict.fromkeys((one.layer, one.site) for row in going for one in row.row.interventions)
-        for site in SITES:  # a layer's input is noted after what changes it
+        for site in ORDER:  # a layer's input is noted after what changes it
             for layer in (layer for layer, own in places if own == site):
-                self._add(hooks, getattr(model, f"on_{site}"), layer, partial(self._edit, layer, site))
+                self._add(hooks, model, site, layer, partial(self._edit, layer, site))
             for layer in {layer for layer, _ in places} if site == "resid_pre" else ():
-                self._add(hooks, model.on_resid_pre, layer, self._note)
+                self._add(hooks, model, "resid_pre", layer, self._note)
 
     @staticmethod
-    def _add(hooks: ExitStack, on: Callable[..., RemovableHandle], layer: int, body: Callable[[Tensor], Any]) -> None:
-        hooks.callback(on(layer, in_this_thread(body)).remove)
+    def _add(hooks: ExitStack, model: Decoder, site: str, layer: int, body: Callable[[Tensor], Any]) -> None:
+        hooks.enter_context(model.on(site, layer, in_this_thread(body)))
 
     def _note(self, hidden: Tensor) -> None:
         self.pre = hidden
@@ -280,7 +280,8 @@ class _Edits:
             for one in row.row.interventions:
                 if (one.layer, one.site) == (layer, site):
                     where = locate(one.tokens, row.row.total, row.position, row.position + 1)
-                    one.apply(changed[n], where, _Around(self.pre[n] if site != "resid_pre" else None))
+                    own = changed[n] if one.head is None else changed[n][:, one.head]
+                    one.apply(own, where, _Around(self.pre[n] if site != "resid_pre" else None))
         return changed
 
 
@@ -293,6 +294,9 @@ class _Around:
     def resid_pre(self) -> Tensor:
         assert self._resid_pre is not None, "asked for resid_pre before the layer's input is complete"
         return self._resid_pre
+
+    def clean(self) -> Tensor:
+        raise HookdepthError("a new token has no clean run", 'use where="prompt"')
 
     def contribution(self, layer: int) -> Tensor:
         raise HookdepthError("a new token has no clean run", 'use where="prompt"')

@@ -142,8 +142,9 @@ def _often(analysis: Analysis, times: int) -> Analysis:
 
     def collect(subject: Subject, item: int, measured: Measured) -> Tensors:
         own = len(measured.branches) // times
-        layer, output = ({name: v[:own] for name, v in found.items()} for found in (measured.layer, measured.output))
-        return analysis.collect(subject, item, Measured(measured.branches[:own], layer, output))
+        given = (measured.layer, measured.output, measured.clean)
+        first = ({name: v[:own] for name, v in found.items()} for found in given)
+        return analysis.collect(subject, item, Measured(measured.branches[:own], *first))
 
     often = copy.copy(analysis)
     vars(often).update(

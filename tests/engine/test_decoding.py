@@ -48,8 +48,8 @@ def hugging_face(model, ids, branch, where, new=NEW, **options):
         return body
 
     handles.append(model.base.register_forward_pre_hook(begin, with_kwargs=True))
-    handles += [getattr(model, f"on_{one.site}")(one.layer, edit(one)) for one in branch]
-    handles += [model.on_resid_pre(layer, note(layer)) for layer in {one.layer for one in branch}]
+    handles += [model.on(one.site, one.layer, edit(one)) for one in branch]
+    handles += [model.on("resid_pre", layer, note(layer)) for layer in {one.layer for one in branch}]
     options = {"do_sample": False, "pad_token_id": 0, **options}
     try:
         found = model.hf.generate(torch.tensor([ids]), max_new_tokens=new, **options)
