@@ -135,6 +135,8 @@ def _parser() -> argparse.ArgumentParser:
     compare = commands.add_parser("compare", help=text, description=_sentence(text))
     compare.add_argument("folders", metavar="DIR", nargs="+", help="the --out folders of two or more runs")
     compare.add_argument("--out", metavar="DIR", default="compare", help="where the page goes (default: compare)")
+    scatter = "effective depth over models, too, with regression lines"
+    compare.add_argument("--scatter", action="store_true", help=scatter)
     compare.set_defaults(command=_compare)
     text = "show metadata and tensors of a result file or folder, as a table"
     info = commands.add_parser("info", help=text, description=_sentence(text))
@@ -293,7 +295,7 @@ def _compare(options: argparse.Namespace) -> int:
     from hookdepth.runs.reporting import comparison
 
     _check_out(options.out)
-    print(f"comparison: {comparison(options.folders, options.out)}")
+    print(f"comparison: {comparison(options.folders, options.out, options.scatter)}")
     return 0
 
 
