@@ -43,7 +43,7 @@ from hookdepth.runs.branches import Branches
 from hookdepth.runs.branches import measured as run_here
 from hookdepth.runs.config import Config
 from hookdepth.runs.runner import Run
-from hookdepth.runs.start import analyses_of, read_dataset, run_of
+from hookdepth.runs.start import analyses_of, met, read_dataset, run_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -93,6 +93,7 @@ def analyse(
     try:
         with tempfile.TemporaryDirectory(prefix="hookdepth-") as scratch:
             kept = config if config.out is not None else replace(config, out=scratch)
+            wanted = met(kept, wanted, data, decoder, notes.append)
             found = run_of(kept, wanted, data, decoder, notes.append).execute(wanted)
     finally:
         for note in notes:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 INTERRUPTED = "hookdepth: interrupted; the same command goes on where it stopped"
 INTERRUPTED_STATUS = 130
-COMMANDS = ("run", "report", "compare", "info", "prune")
+COMMANDS = ("run", "report", "compare", "merge", "info", "export", "prune")
 EXAMPLES = """\
 examples:
   hookdepth run --limit 2 --out out/first         the demo model on two prompts
@@ -127,36 +127,36 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"hookdepth {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_run(commands)
-    text = "make report.html and the figures of a run's folder again"
-    report = commands.add_parser("report", help=text, description=_sentence(text))
+    report = _add(commands, "report", _report, "make report.html and the figures of a run's folder again")
     report.add_argument("folder", metavar="DIR", help="the --out folder of a run")
-    report.set_defaults(command=_report)
-    text = "put the same curves of several runs into one figure each"
-    compare = commands.add_parser("compare", help=text, description=_sentence(text))
+    compare = _add(commands, "compare", _compare, "put the same curves of several runs into one figure each")
     compare.add_argument("folders", metavar="DIR", nargs="+", help="the --out folders of two or more runs")
     compare.add_argument("--out", metavar="DIR", default="compare", help="where the page goes (default: compare)")
     scatter = "effective depth over models, too, with regression lines"
     compare.add_argument("--scatter", action="store_true", help=scatter)
-    compare.set_defaults(command=_compare)
-    text = "show metadata and tensors of a result file or folder, as a table"
-    info = commands.add_parser("info", help=text, description=_sentence(text))
+    merge = _add(commands, "merge", _merge, "put runs over different prompts, all else equal, together as one")
+    merge.add_argument("folders", metavar="DIR", nargs="+", help="the --out folders of two or more runs")
+    merge.add_argument("--out", metavar="DIR", required=True, help="a folder for the results")
+    info = _add(commands, "info", _info, "show metadata and tensors of a result file or folder, as a table")
     info.add_argument("path", metavar="FILE|DIR", help="a .safetensors file of a run, or its folder")
-    info.set_defaults(command=_info)
-    text = "write a checkpoint without some of the layers"
-    prune = commands.add_parser("prune", help=text, description=_sentence(text))
+    export = _add(commands, "export", _export, "write the values of a result file as a table, beside it")
+    export.add_argument("path", metavar="FILE", help="a .safetensors file of a run")
+    export.add_argument("--to", metavar="csv|parquet", default="csv", help="the format (default: csv)")
+    prune = _add(commands, "prune", _prune, "write a checkpoint without some of the layers")
     for name in ("model", "dtype", "device"):
         prune.add_argument(f"--{name}", **_argument(Config.__dataclass_fields__[name]))
     prune.add_argument("--keep", metavar="0-9,12-29", required=True, help="the layers that stay")
     prune.add_argument("--out", metavar="DIR", required=True, help="a new folder, which from_pretrained loads")
-    prune.set_defaults(command=_prune)
     for command in commands.choices.values():
         options = [option for action in command._actions for option in action.option_strings]
         command.set_defaults(known_options=options)
     return parser
 
 
-def _sentence(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:]}."
+def _add(commands: argparse._SubParsersAction[_Parser], name: str, function: Any, text: str) -> _Parser:
+    command = commands.add_parser(name, help=text, description=f"{text[:1].upper()}{text[1:]}.")
+    command.set_defaults(command=function)
+    return command
 
 
 def _add_run(commands: argparse._SubParsersAction[_Parser]) -> None:
@@ -311,6 +311,27 @@ def _prune(options: argparse.Namespace) -> int:
 
 def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
     return {name: getattr(options, name) for name in names if name in options}
+
+
+def _merge(options: argparse.Namespace) -> int:
+    from hookdepth.runs.extending import merge
+    from hookdepth.runs.reporting import report
+
+    _check_out(options.out)
+    merge(options.folders, options.out, _warn)
+    print(f"report: {report(options.out)}")
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from hookdepth.analyses.registry import declared
+    from hookdepth.report.notebook import FORMATS, export
+    from hookdepth.results import Result
+
+    kind = choose("format", options.to, FORMATS)
+    result = Result.load(options.path)
+    print(f"table: {export(result, declared(result), Path(options.path).with_suffix(f'.{kind}'))}")
+    return 0
 
 
 def _info(options: argparse.Namespace) -> int:

@@ -57,6 +57,17 @@ def differs_by_rounding(a: Tensor, b: Tensor, size: Tensor) -> Bool[Tensor, "*b"
     return (a - b).abs() <= 4 * torch.finfo(b.dtype).eps * size
 
 
+def wilson_interval(right: Tensor, total: int) -> Float[Tensor, "*b 2"]:
+    """The 95 % interval of a share, after Wilson (1927): right also for few trials, and shares of 0 and 1.
+
+    wilson_interval(torch.tensor([0.0, 5.0]), 10)   # 0 to 0.28, and 0.24 to 0.76
+    """
+    z, share = 1.96, right.double() / total
+    centre = (share + z * z / (2 * total)) / (1 + z * z / total)
+    half = (share * (1 - share) / total + z * z / (4 * total * total)).sqrt() * z / (1 + z * z / total)
+    return torch.stack([(centre - half).clamp(min=0), (centre + half).clamp(max=1)], dim=-1).float()
+
+
 def kl_divergence(log_p: Float[Tensor, "*b v"], log_q: Float[Tensor, "*b v"]) -> Float[Tensor, "*b"]:
     """KL(p‖q) in nats from log-probabilities, ≥ 0.
 
@@ -124,9 +135,6 @@ def masked_reduce(
     return reduced.masked_fill(empty if zeros is None else empty & (zeros == 0), float("nan"))
 
 
-OVER_PROMPTS = ("max", "mean", "median", "none")
-
-
 def over_prompts(values: Float[Tensor, prompt * rest], how: str) -> Float[Tensor, "*rest"]:
     """Reduce over prompts, axis 0; a prompt that is NaN somewhere does not count there, and NaN is where none counts.
 
@@ -135,7 +143,7 @@ def over_prompts(values: Float[Tensor, prompt * rest], how: str) -> Float[Tensor
     Raises:
         HookdepthError: another reduction than max, mean and median.
     """
-    choose("reduction over prompts", how, OVER_PROMPTS[:-1])
+    choose("reduction over prompts", how, ("max", "mean", "median"))
     if how == "max":
         most = values.masked_fill(values.isnan(), -torch.inf).amax(0)
         return most.masked_fill(values.isnan().all(0), torch.nan)

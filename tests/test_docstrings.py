@@ -98,7 +98,7 @@ NOT_RUN = {
     "hookdepth.engine.results.on_host": "a pass's result, which only the engine makes: tests/engine/test_gradients.py",
     "hookdepth.engine.forward": "the engine's own arguments: tests/engine/test_passes.py",
     "hookdepth.engine.output": "the engine's own arguments: tests/engine/test_passes.py",
-    "hookdepth.engine.kv_cache.GrowingCache": "the engine's own arguments: tests/engine/test_decoding.py",
+    "hookdepth.model.kv_cache.GrowingCache": "the engine's own arguments: tests/engine/test_decoding.py",
     "hookdepth.engine.writing": "the engine's own arguments: tests/engine/test_decoding.py",
     "hookdepth.engine.measured": "the engine's own arguments: tests/engine/test_measured.py",
     "hookdepth.data.hub": "asks the hub: tests/data/test_levels.py",
@@ -108,6 +108,7 @@ NOT_RUN = {
     "hookdepth.analyses.alignment": "two models and their states: tests/analyses/test_linear_maps.py",
     "hookdepth.analyses.map_errors": "two models and their states: tests/analyses/test_linear_maps.py",
     "hookdepth.analyses.ridge": "two models and their states: tests/analyses/test_linear_maps.py",
+    "hookdepth.engine.travel": "the engine's own arguments: tests/engine/test_paths.py",
     "hookdepth.model.hub": "asks the model hub: tests/test_bad_input.py",
     "hookdepth.training.wrapping.unwrap": "DDP needs a process group: tests/test_training_processes.py",
 }

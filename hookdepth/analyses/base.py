@@ -35,19 +35,21 @@ from torch import Tensor
 
 from hookdepth.analyses.settings import Settings
 from hookdepth.analyses.source import own_values
-from hookdepth.data import Leveled, Probe
+from hookdepth.data import Leveled, Probe, Question
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.measurements import Measurement
 from hookdepth.engine.work import Work, plain_work
 from hookdepth.errors import HookdepthError
+from hookdepth.metrics import over_prompts
 from hookdepth.model.decoder import Decoder
 from hookdepth.report.figures import Kind
+from hookdepth.report.patterns import PER_PROMPT
 from hookdepth.results import Result
 
 Tensors = dict[str, Tensor]
 OnPass = Callable[[], object]
 
-NEEDS = ("prompts", "cuts", "probes", "levels")
+NEEDS = ("prompts", "cuts", "probes", "levels", "questions")
 BASELINE_PROMPTS = 10
 """So many of the first prompts make the baseline of residual erasure, as in the notebook."""
 
@@ -65,6 +67,7 @@ class Inputs:
         probes: prompt and answer, for the analyses of single answers.
         levels: examples that carry a level, each with its cuts.
         texts: what the prompts were made of, where they were texts.
+        questions: prompts that the model answers in its own words, with what is right.
     """
 
     prompts: tuple[tuple[int, ...], ...]
@@ -73,6 +76,7 @@ class Inputs:
     probes: tuple[Probe, ...] = ()
     levels: tuple[Leveled, ...] = ()
     texts: tuple[str, ...] = ()
+    questions: tuple[Question, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -134,7 +138,7 @@ class Analysis:
         order: its place among the others, in a run and in the report.
         in_all: whether `--analyses all` means it, too.
         needs: "prompts", "cuts" (prompts that are cut into tokens < t and ≥ t), "probes" (prompts with an answer) or
-            "levels" (those with a level besides).
+            "levels" (those with a level besides) or "questions" (answered by the model itself).
         baseline: whether the data set's first prompts matter besides.
         options: the fields of `Settings` that its numbers depend on.
         keep_front: what the option of that name is where nobody gives it.
@@ -154,7 +158,7 @@ class Analysis:
     in_all: ClassVar[bool] = False
     needs: ClassVar[str] = "prompts"
     baseline: ClassVar[bool] = False
-    options: ClassVar[tuple[str, ...]] = ("max_rows",)
+    options: ClassVar[tuple[str, ...]] = ("over_prompts", "max_rows")
     keep_front: ClassVar[int] = 0
     together: ClassVar[str] = ""
     measurements: ClassVar[Sequence[Measurement]] = ()
@@ -179,6 +183,8 @@ class Analysis:
         """The token ids of all items."""
         if self.needs == "probes":
             return [probe.token_ids for probe in inputs.probes]
+        if self.needs == "questions":
+            return [one.token_ids for one in inputs.questions]
         return [one.probe.token_ids for one in inputs.levels] if self.needs == "levels" else inputs.prompts
 
     def branches(self, subject: Subject, item: int) -> list[Branch]:
@@ -218,16 +224,26 @@ class Analysis:
         return settings
 
     def reduce(self, subject: Subject, items: Sequence[Tensors]) -> Tensors:
-        """One result from all items: of prompts the maximum, beside each prompt's own; of probes each by its number."""
+        """One result from all items: of prompts as `over_prompts` says, beside each one's own; of probes by number."""
         if self.needs == "probes":
             return {f"{name}.{item}": value for item, own in enumerate(items) for name, value in own.items()}
         values = {name: stacked(name, [own[name] for own in items]) for name in items[0]}
-        # A prompt that could not be measured is NaN, and the others' maximum does not mind.
-        result = {name: _largest(own) for name, own in values.items()}
-        return result | {f"per_prompt.{name}": own for name, own in values.items()}
+        how = subject.settings.over_prompts
+        result = {} if how == "none" else {name: over_prompts(own, how) for name, own in values.items()}
+        return result | {f"{PER_PROMPT}{name}": own for name, own in values.items()}
+
+    def each(self, tensors: Mapping[str, Tensor]) -> list[Tensors]:
+        """What each prompt gave, read off a result: items that `reduce` makes the result of again."""
+        own = {name.removeprefix(PER_PROMPT): v for name, v in tensors.items() if name.startswith(PER_PROMPT)}
+        count = min((len(values) for values in own.values()), default=0)
+        return [{name: values[item] for name, values in own.items()} for item in range(count)]
 
     def numbers(self, result: Result) -> dict[str, Any]:
         """What it has for `summary.json`: JSON-able."""
+        return {}
+
+    def metadata(self, subject: Subject, tensors: Tensors) -> dict[str, Any]:
+        """What else its result says about itself, beside the tensors: JSON-able."""
         return {}
 
     def notes(self, result: Result) -> list[str]:
@@ -274,10 +290,13 @@ class Analysis:
         known: dict[str, Any] = {"settings": settings}
         if self.needs == "levels":
             settings["levels"] = [(one.level, one.cuts) for one in inputs.levels]
+        if self.needs == "questions":
+            settings["questions"] = [(one.answer, one.most_tokens) for one in inputs.questions]
         prompts = (inputs.baseline if self.baseline else ()) if self.needs == "probes" else self.texts(inputs)
         known["data"] = {
             "n_prompts": len(prompts),
             "lengths": [len(prompt) for prompt in prompts],
+            "prompts": [hashlib.sha256(json.dumps(prompt).encode()).hexdigest()[:16] for prompt in prompts],
             "tokens_sha256": hashlib.sha256(json.dumps(prompts).encode()).hexdigest(),
         }
         if self.needs == "probes":
@@ -298,30 +317,22 @@ def stacked(name: str, values: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(values))
 
 
-def _largest(values: Tensor) -> Tensor:
-    most = values.masked_fill(values.isnan(), -torch.inf).amax(0)
-    return most.masked_fill(values.isnan().all(0), torch.nan)
-
-
 def token_means(items: Sequence[Tensors], tokens: Sequence[int], largest: str = " ") -> Tensors:
-    """Means over all tokens of all prompts, and each prompt's own, from the sums over each prompt's tokens.
+    """Means over all tokens of all prompts, from the means over each prompt's tokens, which stand beside them.
 
-        token_means([{"kl": kl_sums}, {"kl": other_sums}], [180, 95])["per_prompt.kl"]     # [2, L+1]
+        token_means([{"kl": kl}, {"kl": kl}], [180, 95])["per_prompt.kl"]     # [2, L+1]
 
     Args:
-        tokens: how many each prompt's sums are over.
-        largest: names that begin so are not sums, but maxima.
+        tokens: how many each prompt's means are over: a long prompt counts for more.
+        largest: names that begin so are not means, but maxima.
     """
     counts = torch.tensor(tokens, dtype=torch.float64)
     result: Tensors = {}
     for name in items[0]:
         values = torch.stack([own[name] for own in items])
-        if name.startswith(largest):
-            result |= {name: values.amax(0), f"per_prompt.{name}": values}
-        else:
-            result[name] = (values.double().sum(0) / counts.sum()).float()
-            each = counts.view(-1, *[1] * (values.ndim - 1))
-            result[f"per_prompt.{name}"] = (values.double() / each).float()
+        mean = (torch.tensordot(counts, values.double(), 1) / counts.sum()).float()
+        whole = values.amax(0) if name.startswith(largest) else mean
+        result |= {name: whole, f"{PER_PROMPT}{name}": values.float()}
     return result
 
 

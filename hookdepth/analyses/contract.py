@@ -137,7 +137,8 @@ def wrong_tensors(
         if (words := match(pattern, name)) is not None
     }
     for pattern, wanted in declared_axes.items():
-        if not wanted.endswith("?") and not any(match(pattern, name) is not None for name in tensors):
+        here = [match(one, name) for one in (pattern, f"{PER_PROMPT}{pattern}") for name in tensors]
+        if not wanted.endswith("?") and all(found is None for found in here):
             return f"the tensor {pattern} is missing"
     if strict and (strange := [name for name in tensors if name not in axes]):
         return f"nobody has declared the tensor {strange[0]}"

@@ -83,10 +83,10 @@ class LogitLens(Analysis):
         return {"effective_depth": depth.lens_depths(result.tensors)}
 
     def measure(self, subject: Subject, item: int, on_pass: OnPass) -> Partial:
-        """Sums over the tokens of a prompt, from one forward pass."""
+        """Means over the tokens of a prompt, from one forward pass."""
         sums = lens_sums(subject.model, subject.inputs.prompts[item], self.front(subject.settings))
         on_pass()
-        return Partial(sums, 1)
+        return Partial({name: own / self.measured_tokens(subject)[item] for name, own in sums.items()}, 1)
 
     def work(self, subject: Subject) -> Work:
         """A forward pass of each prompt; all points are kept, and again when they are stacked, and unembedded."""

@@ -34,7 +34,7 @@ def _subtract(source: int, layer: int, front: int) -> Subtract:
 class Direct(Analysis):
     """What both have in common: which contributions are taken out of which inputs, and what is measured."""
 
-    options = ("keep_front", "max_rows")
+    options = ("keep_front", "over_prompts", "max_rows")
     keep_front = 1
     together = "local"
     in_all = True

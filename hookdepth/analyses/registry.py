@@ -184,7 +184,7 @@ def declared(result: Result) -> Analysis | None:
 
 
 def chosen(wanted: Any) -> list[Analysis]:
-    """Analyses from names, instances, "all", or several of them, each once and in their order.
+    """Analyses from names, instances, "all" (the notebook's eight), "every", or several; each once, in their order.
 
         [one.name for one in chosen("skip-current,logit-lens")]   # ['logit-lens', 'skip-current']
 
@@ -196,10 +196,11 @@ def chosen(wanted: Any) -> list[Analysis]:
     given = [one for one in listed if not isinstance(one, str)]
     names = [word for word in words if word]
     if not names and not given:
-        raise HookdepthError("--analyses names none", f"use all, or some of {', '.join(known())}")
+        raise HookdepthError("--analyses names none", f"use all, every, or some of {', '.join(known())}")
     found = [checked(one) for one in given]
     for word in names:
-        found += [kind() for kind in known().values() if kind.in_all] if word == "all" else [find(word)]
+        several = {"all": [kind for kind in known().values() if kind.in_all], "every": known().values()}
+        found += [kind() for kind in several[word]] if word in several else [find(word)]
     named: dict[str, Analysis] = {}
     for one in found:
         if type(named.setdefault(one.name, one)) is not type(one):

@@ -14,6 +14,7 @@ from hookdepth.engine.stages import parsed, path_text
 from hookdepth.options import Options, between, one_of, option, some_of, text, whole
 
 PARTS = ("layer", "attn", "mlp")
+OVER_PROMPTS = ("max", "mean", "median", "none")
 METHODS = ("adaptive", "riemann", "gauss-legendre")
 _ALSO_PARTS = {"all": ",".join(PARTS), "both": "attn,mlp", "ffn": "mlp", "block": "layer"}
 _ALSO_METHODS = {"gauss": "gauss-legendre", "paper": "riemann"}
@@ -49,6 +50,8 @@ class Settings(Options):
         cut: where the answers of examples with a level are cut.
         erasure_baseline, erase, measure: what replaces a residual, at which tokens, and where that is measured.
         target: the model whose residual stream linear maps predict: a name, or one that is loaded.
+        over_prompts: how the prompts' values become one: max (the paper's), mean, median; none for no value but the
+            prompts' own. A maximum grows with the number of prompts.
         max_rows: most rows of a pass; None for as many as fit.
         ig_method, ig_steps, ig_tolerance, ig_max_evaluations: of integrated gradients; steps of the methods
             that have a fixed number, tolerance and most evaluations per layer of the adaptive one. Without a
@@ -64,6 +67,9 @@ class Settings(Options):
     )
     paths: tuple[str, ...] = option(
         (), "repeatable: layers in the order of the visits", _paths, "0-9,4-9,10-29", action="append"
+    )
+    over_prompts: str = option(
+        "max", "max, mean, median or none, of what each prompt gives", one_of("reduction", *OVER_PROMPTS), "NAME"
     )
     keep: int | None = option(None, "layers that pruning leaves (default: half of them)", whole(1), "N")
     cut: str = option(

@@ -7,7 +7,7 @@ for group in groups_of([SkipCurrent(), SkipFuture()], Subject(model, inputs, Set
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -42,10 +42,11 @@ class Group:
         name: for the progress bar.
         analyses: one, or several that branch and need the same items.
         subject: what they run on.
+        begin: how many of the first items are known already.
     """
 
-    def __init__(self, name: str, analyses: Sequence[Analysis], subject: Subject) -> None:
-        self.name, self.members, self.subject = name, tuple(analyses), subject
+    def __init__(self, name: str, analyses: Sequence[Analysis], subject: Subject, begin: int = 0) -> None:
+        self.name, self.members, self.subject, self.begin = name, tuple(analyses), subject, begin
         self.branching = analyses[0].branching
 
     @property
@@ -62,7 +63,7 @@ class Group:
     def chunks(self) -> list[Sequence[int]]:
         """Items by chunk: consecutive prompts that are short enough to fill a pass together, others alone."""
         first = self.members[0]
-        items = first.items(self.subject)
+        items = first.items(self.subject)[self.begin :]
         lengths = [len(first.tokens(self.subject, item)) for item in items]
         if not self.branching or first.needs == "probes" or not lengths:
             return [[item] for item in items]
@@ -127,8 +128,10 @@ class Group:
             given[member.name].append(collected(member, self.subject, item, Measured(own, layer, output, clean)))
         return Partial(_stacked(given), found.passes, found.null_effect, found.null_where)
 
-    def finish(self, partials: Sequence[Partial]) -> dict[str, Tensors]:
-        """Results by analysis, from the partials of all chunks in order."""
+    def finish(
+        self, partials: Sequence[Partial], known: Mapping[str, Sequence[Tensors]] | None = None
+    ) -> dict[str, Tensors]:
+        """Results by analysis, from the partials of all chunks in order, and the items that were known before."""
         results = {}
         for member in self.members:
             prefix = f"{member.name}/"
@@ -139,7 +142,7 @@ class Group:
                 for values in zip(*(partial.tensors[name] for name in names), strict=True)
             ]
             with self.subject.model.evaluating():
-                results[member.name] = reduced(member, self.subject, items)
+                results[member.name] = reduced(member, self.subject, [*(known or {}).get(member.name, ()), *items])
         return results
 
 

@@ -59,7 +59,7 @@ def _skip(layer: int, part: str, front: int) -> Skip:
 class Skips(Analysis):
     """What both have in common: which layers and parts are skipped, and what is measured."""
 
-    options = ("parts", "keep_front", "max_rows")
+    options = ("parts", "keep_front", "over_prompts", "max_rows")
     keep_front = 1
     together = "skip"
     in_all = True

@@ -119,11 +119,15 @@ class ResidualStats(Analysis):
         return {"effective_depth": depth.cosine_depth(result.tensors)}
 
     def measure(self, subject: Subject, item: int, on_pass: OnPass) -> Partial:
-        """Sums over the tokens of a prompt, on the device, from one forward pass."""
+        """Means over the tokens of a prompt, and maxima, from one forward pass."""
+        prompt, front = subject.inputs.prompts[item], self.front(subject.settings)
         points: list[Tensor] = []
-        sums = residual_sums(subject.model, subject.inputs.prompts[item], self.front(subject.settings), points)
+        found = residual_sums(subject.model, prompt, front, points)
         on_pass()
-        return Partial(sums | turns(torch.stack([point.to(points[-1].device) for point in points])), 1)
+        found |= turns(torch.stack([point.to(points[-1].device) for point in points]))
+        whole = (_LARGEST, _LAST)
+        tokens = len(prompt) - front
+        return Partial({name: own if name.startswith(whole) else own / tokens for name, own in found.items()}, 1)
 
     def work(self, subject: Subject) -> Work:
         """A forward pass of each prompt; all points are kept."""
@@ -166,10 +170,11 @@ def residual_sums(model: Decoder, prompt: Sequence[int], front: int = 0, points:
     last_norm: list[Tensor] = []
 
     def measure(layer: int, sites: LayerSites) -> None:
+        attn_out, mlp_out = sites.added["attn"], sites.added["mlp"]
         points.append(sites.resid_pre[0, front:])
-        resid_mid = sites.resid_pre + sites.attn_out
+        resid_mid = sites.resid_pre if model.sites.parallel else sites.resid_pre + attn_out
         contribution = sites.resid_post.float() - sites.resid_pre.float()
-        pairs = ((sites.attn_out, sites.resid_pre), (sites.mlp_out, resid_mid), (contribution, sites.resid_pre))
+        pairs = ((attn_out, sites.resid_pre), (mlp_out, resid_mid), (contribution, sites.resid_pre))
         relative = torch.stack([relative_norm(part, whole)[0, front:] for part, whole in pairs])  # [part, token]
         cosines = torch.stack([cosine(part, whole)[0, front:] for part, whole in pairs])
         norms = torch.stack([part.float().norm(dim=-1)[0, front:] for part, _ in pairs])

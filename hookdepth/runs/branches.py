@@ -31,7 +31,7 @@ from hookdepth.engine.paths import LayerPath
 from hookdepth.model.decoder import Decoder
 from hookdepth.report.figures import Bars, Heatmap, Kind
 from hookdepth.results import CLEAN, Result
-from hookdepth.runs.runner import bar_over
+from hookdepth.runs.saying import bar_over
 
 LAYOUTS = ("one", "every", "own")
 _LONGEST_LABEL = 40
@@ -51,6 +51,7 @@ class Branches(Analysis):
     name = "run"
     question = "what do these branches change?"
     heading = "Branches of one's own"
+    options = ("max_rows",)
 
     def __init__(
         self,
@@ -137,6 +138,11 @@ class Branches(Analysis):
         if self._layout == "one":
             return dict(items[0])
         return {name: torch.stack([own[name] for own in items]) for name in items[0]}
+
+    def each(self, tensors: Mapping[str, Tensor]) -> list[Tensors]:
+        """What each prompt gave: they lie beside each other."""
+        count = min(map(len, tensors.values())) if self._layout == "every" else 0
+        return [{name: values[item] for name, values in tensors.items()} for item in range(count)]
 
     def facts(self) -> dict[str, Any]:
         """What a result says where nothing was written: model, data, and what its axes are."""

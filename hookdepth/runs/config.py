@@ -39,7 +39,9 @@ class Config(Settings):
     model: Any = option("demo", "demo, a hub id or a folder", _anything, "demo|HUB_ID|FOLDER")
     dataset: str = option("demo", "a data set, a JSONL or a text file", text, "NAME|FILE")
     limit: int | None = option(None, "first N prompts (default: 10)", whole(1), "N")
-    analyses: Any = option("all", "all, or of those below, or FILE.py:CLASS", _anything, "A,B,…")
+    analyses: Any = option(
+        "all", "all (the paper's eight), every, some of those below, or FILE.py:CLASS", _anything, "A,B,…"
+    )
     probes: tuple[tuple[str, str], ...] | None = option(
         None,
         "repeatable; default: the data set's answers, or the paper's two",

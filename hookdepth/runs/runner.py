@@ -24,29 +24,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from hookdepth._version import __version__
-from hookdepth.analyses.base import Analysis, Inputs, Partial, Subject, noise_floor
+from hookdepth.analyses.base import Analysis, Inputs, Partial, Subject, Tensors, noise_floor
 from hookdepth.analyses.contract import check_contents, wrong_tensors
 from hookdepth.analyses.registry import chosen
 from hookdepth.analyses.settings import Settings
 from hookdepth.analyses.sharing import Group, groups_of
 from hookdepth.analyses.stored import declaration_of
-from hookdepth.engine.passes import plan_for
 from hookdepth.engine.reading import first_not_finite
 from hookdepth.errors import DamagedError, HookdepthError, NotFiniteError
 from hookdepth.model.decoder import Decoder
 from hookdepth.model.identity import identity_of
 from hookdepth.model.rounding import rounding_of
 from hookdepth.model.rounding import threads as so_many_threads
-from hookdepth.results import SUFFIX, Result, add_to_log, check_folder_name, sweep
+from hookdepth.results import SUFFIX, Result, add_to_log, check_folder_name, read_log, sweep
+from hookdepth.runs.extending import beginning, items_of
+from hookdepth.runs.saying import announce_floor, bar_over
 from hookdepth.runs.store import LOCK, VISIBLE_S, Chunks, appears, forget, locked, refuse_other
 from hookdepth.runs.threads import threads_of
 from hookdepth.runs.workers import Workers
 
 UNITS = ".chunks"
-_PLANNED = 16  # chunks whose passes are counted for the bar; it takes the others to be like them
 
 
 @dataclass
@@ -60,6 +59,7 @@ class Run:
         overwrite: start afresh where results of other settings lie in `out`.
         warn: called with one line where something deserves attention.
         workers: the processes that share the work; all must make the same `Run`.
+        before: analysis → a finished result of the first prompts, and what each of them gave.
     """
 
     model: Decoder
@@ -71,6 +71,7 @@ class Run:
     overwrite: bool = False
     warn: Callable[[str], None] = field(default=lambda line: None)
     workers: Workers = field(default_factory=Workers)
+    before: dict[str, tuple[Result, list[Tensors]]] = field(default_factory=dict)
 
     def execute(self, analyses: Sequence[str | Analysis]) -> list[Result]:
         """Compute, or complete, the named analyses and write their files; what is returned, the first process has.
@@ -87,13 +88,14 @@ class Run:
             steps = self.workers.of_first(lambda: self._prepare(known, identities, results))
             self.workers.together(self._see_folder)
             self._compare(identities)
-            for shared, wanted in steps:
+            for shared, wanted, begin in steps:
                 (group,) = groups_of([known[name] for name in shared], self.subject)
-                chunks = self._chunks(shared, identities)
+                group.begin = begin
+                chunks = self._chunks(shared, identities, begin)
                 with so_many_threads(threads[shared[0]]):
                     self._measure(group, chunks)
                 if self.workers.first:
-                    results += self._reduce(group, chunks, wanted)
+                    results += self._reduce(group, chunks, wanted, identities)
             self.workers.wait()
         return results
 
@@ -128,33 +130,37 @@ class Run:
         if not list((self.out / UNITS).glob(f"*{SUFFIX}")):
             shutil.rmtree(self.out / UNITS, ignore_errors=True)
 
-    def _chunks(self, analyses: Iterable[str], identities: dict[str, dict[str, Any]]) -> Chunks:
+    def _chunks(self, analyses: Iterable[str], identities: dict[str, dict[str, Any]], begin: int) -> Chunks:
         patience = VISIBLE_S if self.workers.size > 1 else 0.0
-        return Chunks(self.out / UNITS, analyses, identities, self.warn, patience)
+        own = {name: {**one, "begin": begin} if begin else one for name, one in identities.items()}
+        return Chunks(self.out / UNITS, analyses, own, self.warn, patience)
 
     def _prepare(
         self,
         known: Mapping[str, Analysis],
         identities: dict[str, dict[str, Any]],
         results: list[Result],
-    ) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
-        """What is left: (analyses that share passes, those of them that are wanted). Adds what is there."""
+    ) -> list[tuple[tuple[str, ...], tuple[str, ...], int]]:
+        """What is left: (analyses that share passes, those of them that are wanted, prompts that they have). Adds what
+        is there."""
         for folder in (self.out, self.out / UNITS):
             sweep(folder)
         if self.overwrite:
             for name in identities:
                 (self.out / f"{name}{SUFFIX}").unlink(missing_ok=True)
             forget(self.out / UNITS, identities)
-        done = self._finished(identities)
+        done = self._finished(known, identities)
         results += done.values()
         steps = []
         for group in groups_of(known.values(), self.subject):
-            missing = tuple(name for name in group.analyses if name not in done)
-            if missing:
+            left = [name for name in group.analyses if name not in done]
+            begins = {name: len(self.before[name][1]) if name in self.before else 0 for name in left}
+            for begin in sorted(set(begins.values())):
+                missing = tuple(name for name in left if begins[name] == begin)
                 # What was stopped between the results of shared passes goes on with these passes.
-                shared = group.analyses if self._chunks(group.analyses, identities).count() else missing
-                self._chunks(shared, identities).claim()
-                steps.append((shared, missing))
+                shared = group.analyses if self._chunks(group.analyses, identities, begin).count() else missing
+                self._chunks(shared, identities, begin).claim()
+                steps.append((shared, missing, begin))
         return steps
 
     def _see_folder(self) -> None:
@@ -169,13 +175,14 @@ class Run:
         """What the analyses run on; what they share among items is computed once."""
         return Subject(self.model, self.inputs, self.settings)
 
-    def identity(self, analysis: Analysis, model: Mapping[str, Any]) -> dict[str, Any]:
+    def identity(self, analysis: Analysis, model: Mapping[str, Any], subject: Subject | None = None) -> dict[str, Any]:
         """Everything that the numbers of an analysis depend on: goes into its metadata.
 
         Args:
             model: what `identity_of` says of the model.
+            subject: what it runs on, if not on all prompts.
         """
-        own = analysis.identity(self.subject)
+        own = analysis.identity(subject or self.subject)
         identity = {
             **own,
             "data": {**self.data, **own["data"]},
@@ -191,7 +198,8 @@ class Run:
         }
         return dict(json.loads(json.dumps(identity)))  # as it reads back from a file: tuples are lists there
 
-    def _finished(self, identities: dict[str, dict[str, Any]]) -> dict[str, Result]:
+    def _finished(self, known: Mapping[str, Analysis], identities: dict[str, dict[str, Any]]) -> dict[str, Result]:
+        """What is done; results of the first of this run's prompts are put into `before`."""
         done = {}
         for name, identity in identities.items():
             path = self.out / f"{name}{SUFFIX}"
@@ -205,8 +213,16 @@ class Run:
             except DamagedError as error:
                 self.warn(f"{error.problem}; measured again")
             else:
-                refuse_other(path, result.metadata, identity)
-                done[name] = result
+                first = beginning(known[name], result, self.subject)
+                if first is None:
+                    refuse_other(path, result.metadata, identity)
+                    done[name] = result
+                    continue
+                refuse_other(path, result.metadata, self.identity(known[name], identity["model"], first))
+                if (items := items_of(known[name], first, result)) is not None:
+                    self.before[name] = (result, items)
+                else:
+                    self.warn(f"{name} cannot go on from its first {len(first.inputs.prompts)} prompts; measured again")
         return done
 
     def _measure(self, group: Group, chunks: Chunks) -> None:
@@ -227,26 +243,34 @@ class Run:
                 chunks.save(chunk, partial, time.perf_counter() - begin)
             self.workers.wait(lambda: move(0))
 
-    def _reduce(self, group: Group, chunks: Chunks, wanted: Sequence[str]) -> list[Result]:
+    def _reduce(
+        self, group: Group, chunks: Chunks, wanted: Sequence[str], identities: Mapping[str, dict[str, Any]]
+    ) -> list[Result]:
         """Read all chunks back, write the results, and only then let the chunks go."""
         loaded = [chunks.load(chunk) for chunk in range(group.n_chunks)]
         partials = [partial for partial, _ in loaded]
-        facts = {
+        facts: dict[str, Any] = {
             "wall_time_s": round(sum(how["seconds"] for _, how in loaded), 3),
             "passes": sum(partial.passes for partial in partials),
             "hosts": sorted({how["host"] for _, how in loaded}),
             "processes": self.workers.size,
         }
-        add_to_log(self.out, dict.fromkeys(wanted, facts))
-        results = []
-        finished, known = group.finish(partials), {member.name: member for member in group.members}
+        earlier = read_log(self.out) if group.begin else {}
+        results, known = [], {member.name: member for member in group.members}
+        before = {name: self.before[name] for name in known if group.begin and name in self.before}
+        finished = group.finish(partials, {name: items for name, (_, items) in before.items()})
         for name in wanted:
-            metadata = {**chunks.identity[name], **noise_floor(partials)}
+            so_far = earlier.get(name, {})
+            more = {key: facts[key] + so_far.get(key, 0) for key in ("wall_time_s", "passes")}
+            add_to_log(self.out, {name: {**facts, **more}})
+            floors = [before[name][0].metadata] if name in before else []
+            first = [Partial({}, 0, one.get("null_effect"), one.get("null_where")) for one in floors]
+            metadata = {**identities[name], **noise_floor([*first, *partials])}
             wrong = wrong_tensors(known[name].tensors, finished[name], self.model.n_layers, True)
             if wrong:
                 raise HookdepthError(f"{name} gives what it does not declare: {wrong}", "mend its `tensors`", 1)
-            metadata |= declaration_of(known[name])
-            _announce_floor(name, metadata, finished[name], self.warn)
+            metadata |= declaration_of(known[name]) | known[name].metadata(self.subject, finished[name])
+            announce_floor(name, metadata, finished[name], self.warn)
             path = Result(name, finished[name], metadata).save(self.out / f"{name}{SUFFIX}")
             results.append(Result.load(path))  # what lies on the disk is what is returned
         chunks.clear()
@@ -278,28 +302,3 @@ class Run:
                         "check the checkpoint's weights, load it with another --dtype, or leave that text out",
                         1,
                     )
-
-
-def bar_over(group: Group, shown: bool) -> tqdm[Any]:
-    """A bar over the passes of a group; it shows itself only where stderr is a terminal."""
-    if not shown:
-        return tqdm(disable=True)
-    model, settings, total = group.subject.model, group.subject.settings, group.n_chunks
-    if group.branching and total:
-        passes = 0
-        chosen = range(0, total, -(-total // _PLANNED))
-        for chunk in chosen:
-            branches, lengths = group.branches(chunk)
-            passes += plan_for(model, branches, lengths, max_rows=settings.max_rows).n_passes if branches else 0
-        total = round(passes * total / len(chosen))
-    return tqdm(total=total, desc=group.name, unit="pass", disable=None, leave=False, dynamic_ncols=True)
-
-
-def _announce_floor(name: str, metadata: dict[str, Any], tensors: dict[str, Any], warn: Callable[[str], None]) -> None:
-    floor = metadata.get("null_effect")
-    if floor:
-        effects = [value.nan_to_num().abs().max().item() for key, value in tensors.items() if "baseline" not in key]
-        warn(
-            f"{name}: noise floor {floor:.2g} ({metadata['null_where']}), "
-            f"{floor / max(*effects, 1e-30):.1g} of the largest effect {max(effects):.3g}"
-        )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from hookdepth.analyses.base import BASELINE_PROMPTS, Analysis, Inputs
+from hookdepth.analyses.base import BASELINE_PROMPTS, Analysis, Inputs, Subject
 from hookdepth.analyses.registry import chosen
 from hookdepth.data import Dataset, load_examples
 from hookdepth.errors import HookdepthError
@@ -59,16 +59,43 @@ def run(
     """Load model and data, run the analyses, write the results; of several processes the first has them."""
     workers = workers or Workers()
 
-    def prepare() -> Run:
+    def prepare() -> tuple[Run, list[Analysis]]:
         dataset = read_dataset(config, analyses, warn)
         model = config.model
         if not isinstance(model, Decoder):
             model = load(model, device_map=config.device_map, **config.of_model)
-        return run_of(config, analyses, dataset, model, warn, workers)
+        usable = met(config, analyses, dataset, model, warn)
+        return run_of(config, usable, dataset, model, warn, workers), usable
 
     if config.model == "demo":
         workers.of_first(lambda: str(demo_folder()))  # is converted once
-    return workers.together(prepare).execute(analyses)
+    work, usable = workers.together(prepare)
+    return work.execute(usable)
+
+
+def met(
+    config: Config, analyses: Sequence[Analysis], dataset: Dataset, model: Decoder, warn: Callable[[str], None]
+) -> list[Analysis]:
+    """The analyses whose needs model and data meet, where "every" is asked for; a line for each that is left out.
+
+    met(Config(analyses="every"), [find("logit-lens")], load_examples("demo", 10), model, print)
+    """
+    if config.analyses != "every":
+        return list(analyses)
+    refusals = {one.name: _refusal(config, one, dataset, model) for one in analyses}
+    for name, problem in refusals.items():
+        if problem:
+            warn(f"{name} is left out: {problem}")
+    return [one for one in analyses if not refusals[one.name]]
+
+
+def _refusal(config: Config, analysis: Analysis, dataset: Dataset, model: Decoder) -> str:
+    try:
+        inputs = _inputs(config, [analysis], dataset, model, lambda line: None)
+        analysis.refuse(Subject(model, inputs, config.settings))
+    except HookdepthError as error:
+        return error.problem
+    return ""
 
 
 def run_of(
@@ -111,6 +138,7 @@ def describe_plan(config: Config, analyses: Sequence[Analysis]) -> str:
     outline = load_outline(config.model, **config.of_model)
     notes: list[str] = []
     dataset = read_dataset(config, analyses, lambda line: notes.append(f"note: {line}"))
+    analyses = met(config, analyses, dataset, outline, lambda line: notes.append(f"note: {line}"))
     inputs = _inputs(config, analyses, dataset, outline, lambda line: None)
     if isinstance(outline.tokenizer, Words):
         notes.append("note: there is no tokenizer; a word, a digit or a sign is taken for a token")

@@ -1,0 +1,149 @@
+"""Results of some prompts as the beginning of results of more: a larger `--limit`, and runs that are merged.
+
+    items = items_of(find("logit-lens"), subject, result)     # what each prompt gave; None where that cannot be told
+    merge(["out/first", "out/second"], "out/both", print)
+
+A result is reduced from what each prompt gave, which stands in its file as `per_prompt.…`. So the file is enough to go
+on, for every analysis whose `reduce` gives the same bytes from it again: that is tried, and not believed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from hookdepth.analyses.base import Analysis, Inputs, Partial, Subject, Tensors, noise_floor
+from hookdepth.analyses.contract import load_folder
+from hookdepth.analyses.registry import declared
+from hookdepth.analyses.settings import Settings
+from hookdepth.errors import HookdepthError
+from hookdepth.model.decoder import Decoder
+from hookdepth.results import SUFFIX, Result, check_folder_name
+from hookdepth.runs.store import refuse_other
+
+_OF_PROMPTS = ("prompts", "cuts")
+
+
+def items_of(analysis: Analysis, subject: Subject, result: Result) -> list[Tensors] | None:
+    """What each prompt of a result gave; None where its tensors are not what these reduce to.
+
+    items_of(find("logit-lens"), subject, result)
+
+    Args:
+        subject: its inputs are the prompts of the result.
+    """
+    items = analysis.each(result.tensors)
+    if len(items) != len(subject.inputs.prompts):
+        return None
+    try:
+        again = analysis.reduce(subject, items)
+    except KeyError:  # it reduces something else than what stands in the file
+        return None
+    return items if again.keys() == result.tensors.keys() and _equal(again, result.tensors) else None
+
+
+def _equal(some: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> bool:
+    return all(torch.equal(own.nan_to_num(-1e30), others[name].nan_to_num(-1e30)) for name, own in some.items())
+
+
+def beginning(analysis: Analysis, result: Result, subject: Subject) -> Subject | None:
+    """The first of a subject's prompts, as many as a result has; None where it does not have fewer.
+
+    beginning(find("logit-lens"), result, subject)
+    """
+    count, inputs = (result.metadata.get("data") or {}).get("n_prompts"), subject.inputs
+    if analysis.needs not in _OF_PROMPTS or not isinstance(count, int) or not 0 < count < len(inputs.prompts):
+        return None
+    first = {name: getattr(inputs, name)[:count] for name in ("prompts", "cuts", "texts")}
+    return replace(subject, inputs=replace(inputs, **first))
+
+
+def merge(folders: Sequence[str], out: str, warn: Callable[[str], None]) -> list[Path]:
+    """Put runs over different prompts, all else equal, together as one.
+
+        merge(["out/first", "out/second"], "out/both", print)
+
+    Raises:
+        HookdepthError: fewer than two folders, results of the same prompts or of other settings, none that all have,
+            or a folder for the results that holds some.
+    """
+    if len(folders) < 2:
+        raise HookdepthError("merge puts several runs together", "give two folders or more, and --out")
+    check_folder_name(out)
+    if list(Path(out).glob(f"*{SUFFIX}")):
+        raise HookdepthError(f"{out!r} holds results already", "give another --out folder")
+    runs = [load_folder(folder) for folder in folders]
+    names = [name for name in runs[0] if all(name in own for own in runs)]
+    for name in sorted({name for own in runs for name in own} - set(names)):
+        warn(f"{name} is not in all of the folders, and is left out")
+    merged = []
+    for name in names:
+        paths = [Path(folder) / f"{name}{SUFFIX}" for folder in folders]
+        results = [own[name] for own in runs]
+        analysis = declared(results[0])
+        if analysis is None or analysis.needs not in _OF_PROMPTS:
+            warn(f"{name} is not over prompts, and is left out")
+            continue
+        merged.append(_merged(analysis, results, paths))
+    if not merged:
+        raise HookdepthError("the folders have no analysis over prompts in common", "give runs of the same analyses")
+    return [result.save(Path(out) / f"{result.analysis}{SUFFIX}") for result in merged]
+
+
+def _merged(analysis: Analysis, results: Sequence[Result], paths: Sequence[Path]) -> Result:
+    first, items = _apart(results[0].metadata), []
+    known: set[str] = set()
+    for result, path in zip(results, paths, strict=True):
+        refuse_other(path, _apart(result.metadata), first)
+        prompts = result.metadata["data"].get("prompts") or [result.metadata["data"]["tokens_sha256"]]
+        if known & set(prompts):
+            raise HookdepthError(f"{str(path)!r} holds prompts that another of the runs has", "give each prompt once")
+        known |= set(prompts)
+        own = items_of(analysis, _subject([result]), result)
+        if own is None:
+            raise HookdepthError(
+                f"{result.analysis} cannot be put together from its prompts' values", "run it on all of the prompts"
+            )
+        items += own
+    parts = [Partial({}, 0, one.metadata.get("null_effect"), one.metadata.get("null_where")) for one in results]
+    metadata = {**results[0].metadata, **noise_floor(parts), "data": _joined([one.metadata["data"] for one in results])}
+    if "cuts" in (settings := metadata.get("settings") or {}):
+        cuts = [cut for one in results for cut in one.metadata["settings"]["cuts"]]
+        metadata["settings"] = {**settings, "cuts": cuts}
+    return Result(results[0].analysis, analysis.reduce(_subject(results), items), metadata)
+
+
+def _apart(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """What merged runs must have in common: all but prompts, cuts, noise floor and digest."""
+    settings = {key: value for key, value in (metadata.get("settings") or {}).items() if key != "cuts"}
+    left_out = ("data", "digest", "null_effect", "null_where", "settings", "declaration")
+    return {key: value for key, value in metadata.items() if key not in left_out} | {"settings": settings}
+
+
+def _subject(results: Sequence[Result]) -> Subject:
+    """What a result's own `reduce` asks for: lengths of prompts and settings, without a model."""
+    lengths = [length for one in results for length in one.metadata["data"]["lengths"]]
+    stored = results[0].metadata.get("settings") or {}
+    known = {one.name: stored[one.name] for one in fields(Settings) if stored.get(one.name) is not None}
+    inputs = Inputs(tuple((0,) * length for length in lengths), ((),) * len(lengths))
+    return Subject(cast(Decoder, None), inputs, Settings(**known))
+
+
+def _joined(data: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    digests = [one["tokens_sha256"] for one in data]
+    return {
+        **data[0],
+        "name": " + ".join(dict.fromkeys(str(one.get("name")) for one in data)),
+        "n_prompts": sum(one["n_prompts"] for one in data),
+        "lengths": [length for one in data for length in one["lengths"]],
+        "prompts": [prompt for one in data for prompt in one.get("prompts") or ()],
+        "tokens_sha256": hashlib.sha256(json.dumps(digests).encode()).hexdigest(),
+        "merged": digests,
+    }

@@ -1,0 +1,39 @@
+"""What a run says while it works: a bar over its passes, and a word about its noise floor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tqdm import tqdm
+
+from hookdepth.analyses.sharing import Group
+from hookdepth.engine.passes import plan_for
+
+_PLANNED = 16  # chunks whose passes are counted for the bar; it takes the others to be like them
+
+
+def bar_over(group: Group, shown: bool) -> tqdm[Any]:
+    """A bar over the passes of a group; it shows itself only where stderr is a terminal."""
+    if not shown:
+        return tqdm(disable=True)
+    model, settings, total = group.subject.model, group.subject.settings, group.n_chunks
+    if group.branching and total:
+        passes = 0
+        chosen = range(0, total, -(-total // _PLANNED))
+        for chunk in chosen:
+            branches, lengths = group.branches(chunk)
+            passes += plan_for(model, branches, lengths, max_rows=settings.max_rows).n_passes if branches else 0
+        total = round(passes * total / len(chosen))
+    return tqdm(total=total, desc=group.name, unit="pass", disable=None, leave=False, dynamic_ncols=True)
+
+
+def announce_floor(name: str, metadata: dict[str, Any], tensors: dict[str, Any], warn: Callable[[str], None]) -> None:
+    """A line where branches that change nothing differ from their clean runs: announce_floor("mine", {}, {}, print)"""
+    floor = metadata.get("null_effect")
+    if floor:
+        effects = [value.nan_to_num().abs().max().item() for key, value in tensors.items() if "baseline" not in key]
+        warn(
+            f"{name}: noise floor {floor:.2g} ({metadata['null_where']}), "
+            f"{floor / max(*effects, 1e-30):.1g} of the largest effect {max(effects):.3g}"
+        )
