@@ -7,6 +7,7 @@ from tiny_families import FAMILIES, REFUSED, tiny
 import hookdepth
 from hookdepth import Branch, Family, OutputEffect, Skip
 from hookdepth.checks import verify
+from hookdepth.engine.passes import measure
 from hookdepth.errors import HookdepthError
 
 IDS = [(7 * n) % 290 + 3 for n in range(14)]
@@ -51,7 +52,7 @@ def test_every_part_of_every_layer_is_skipped(name):
     }[name]
     assert set(model.parts) == {"layer", *modules}
     cases = [(part, layer) for part in modules for layer in range(model.n_layers)]
-    found = hookdepth.run(
+    found = measure(
         model, [IDS], [Branch((Skip(layer, part, slice(None)),)) for part, layer in cases], [OutputEffect()]
     )
     with torch.no_grad():
@@ -107,7 +108,7 @@ def test_a_family_of_ones_own():
 def test_a_cut_without_keys_and_values_is_one_pass_from_the_start():
     model = hookdepth.wrap(tiny("mamba"))
     branches = [Branch((Skip(1),), cut=cut) for cut in (4, 8)] + [Branch((Skip(1),))]
-    found = hookdepth.run(model, [IDS], branches, [OutputEffect()])
+    found = measure(model, [IDS], branches, [OutputEffect()])
     assert [(pass_.start, pass_.prefix) for pass_ in found.plan.walk()] == [(0, "none")]
     assert (found.output["output"] > 0).all()
 
@@ -115,10 +116,10 @@ def test_a_cut_without_keys_and_values_is_one_pass_from_the_start():
 def test_a_site_that_a_layer_does_not_have_is_refused():
     model = hookdepth.wrap(tiny("mamba"))
     with pytest.raises(HookdepthError, match=r"layer 1 of .* has no attn_out; it has resid_pre, mixer_out, resid_post"):
-        hookdepth.run(model, [IDS], [Branch((Skip(1, "attn"),))], [OutputEffect()])
+        measure(model, [IDS], [Branch((Skip(1, "attn"),))], [OutputEffect()])
     parallel = hookdepth.wrap(tiny("gpt-j"))
     with pytest.raises(HookdepthError, match=r"no resid_mid: its MLP reads the layer's input, beside attention"):
-        hookdepth.run(parallel, [IDS], [Branch((hookdepth.Ablate("resid_mid", 1),))], [OutputEffect()])
+        measure(parallel, [IDS], [Branch((hookdepth.Ablate("resid_mid", 1),))], [OutputEffect()])
 
 
 def test_a_wrapper_runs_as_its_text_model():
