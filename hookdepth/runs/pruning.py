@@ -32,7 +32,7 @@ from hookdepth.results import check_folder_name
 
 _REMEDY = "keep other layers, or run those as a LayerPath"
 _NUMBERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
-_INDICES = ("mlp_only_layers",)  # lists of layers' numbers, where others have an entry a layer
+_INDICES = ("mlp_only_layers", "moe_layers")  # lists of layers' numbers, where others have an entry a layer
 _NOT_BY_LAYER = ("eos_token_id", "architectures")
 _FIRST_LAYERS = ("max_window_layers", "first_k_dense_replace")  # so many of the first layers are of another kind
 

@@ -1,10 +1,12 @@
 """Paths through depth: what a path gives is what calling the layers by hand, in its order, gives."""
 
 import random
+from contextlib import ExitStack
 
 import naive
 import pytest
 import torch
+from tiny_families import tiny as tiny_family
 from tiny_models import prompts, tiny_model
 
 import hookdepth
@@ -89,6 +91,42 @@ def test_random_paths_are_layers_called_by_hand(family):
                 assert effect.item() == pytest.approx(expected, rel=1e-4, abs=1e-4)
             else:
                 assert effect.isnan()
+
+
+def visited(model, ids, stages):
+    """Logits of the layers called by hand, whatever the family calls its modules."""
+    given = {}
+    with ExitStack() as stack:
+        for i, layer in enumerate(model.layers):
+
+            def note(_module, args, kwargs, i=i):
+                given[i] = args, dict(kwargs)
+
+            stack.callback(layer.register_forward_pre_hook(note, with_kwargs=True).remove)
+        model.forward(torch.tensor([ids]))
+    hidden = given[0][0][0] if given[0][0] else given[0][1]["hidden_states"]
+    for stage in stages:
+        outputs = []
+        for i in stage:
+            args, kwargs = given[i]
+            call = ((hidden, *args[1:]), kwargs) if args else ((), {**kwargs, "hidden_states": hidden})
+            output = model.layers[i](*call[0], **call[1])
+            outputs.append(output[0] if isinstance(output, tuple) else output)
+        hidden = outputs[0] if len(stage) == 1 else hidden + sum(output - hidden for output in outputs)
+    return model.unembed(model.norm(hidden))[0]
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt-neox", "falcon-alibi", "llama4", "mamba2", "lfm2", "gemma4-embeddings"])
+@torch.no_grad()
+def test_families_of_other_kinds(name):
+    model, ids = hookdepth.wrap(tiny_family(name).eval()), prompts(1, T)[0]
+    given = [[(0,), (1,), (2,), (1,), (2,), (3,)], [(0,), (3,)], [(0,), (1, 2), (3,)], [(3,), (2,), (1,), (1,), (0,)]]
+    found = run(model, [(stages, False) for stages in given], LOGIT, ids)
+    for n, stages in enumerate(given):
+        logits = visited(model, ids, stages)
+        for measurement, token in zip(LOGIT, (7, 99), strict=True):
+            expected = logits[:, token].mean().item()
+            assert found.output[measurement.name][n].item() == pytest.approx(expected, abs=1e-5, rel=1e-5)
 
 
 def test_the_identity_is_the_clean_run_to_the_bit(family):

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from tiny_families import tiny as tiny_family
 from tiny_models import prompts, tiny_model
 from tiny_tokenizer import tiny_tokenizer
 from transformers import AutoModelForCausalLM
@@ -39,6 +40,20 @@ def test_what_is_left_is_the_path(family, tmp_path):
         own, other = found[str(token)].tolist()
         assert own == pytest.approx(logits[:, token].mean().item(), abs=1e-5)
         assert own != pytest.approx(other, abs=1e-3)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "falcon-alibi", "llama4", "nemotron-h"])
+def test_other_families_are_held_against_the_path_before_they_are_kept(family, tmp_path):
+    model = hookdepth.wrap(tiny_family(family).eval(), tiny_tokenizer())
+    prune(model, "1-3", tmp_path / "pruned")
+    assert hookdepth.load(str(tmp_path / "pruned")).n_layers == 3
+
+
+def test_layers_that_a_rule_of_their_number_makes_are_refused(tmp_path):
+    model = hookdepth.wrap(tiny_family("jamba").eval(), tiny_tokenizer())
+    with pytest.raises(HookdepthError, match="does not run|would be other layers"):
+        prune(model, "1-3", tmp_path / "pruned")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
