@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         LayerEffect,
         LayerMeasurement,
         LogitDifference,
+        LogitLens,
         Loss,
         Norm,
         OutputEffect,
@@ -58,8 +59,8 @@ _HOME = {
     "engine.interventions": "AddVector Erase Identity Intervention Patch Scale Skip Subtract",
     "model.loading": "load",
     "engine.measurements": (
-        "Custom KL LayerEffect LayerMeasurement LogitDifference Loss Norm OutputEffect OutputMeasurement Probability "
-        "TargetProbability Top1"
+        "Custom KL LayerEffect LayerMeasurement LogitDifference LogitLens Loss Norm OutputEffect OutputMeasurement "
+        "Probability TargetProbability Top1"
     ),
     "model.checking": "wrap",
     "model.decoder": "Decoder",
@@ -98,6 +99,7 @@ __all__ = [
     "LayerMeasurement",
     "LayerPath",
     "LogitDifference",
+    "LogitLens",
     "Loss",
     "Norm",
     "OutputEffect",

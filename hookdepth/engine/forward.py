@@ -95,7 +95,9 @@ def run_pass(
     cache = PrefixCache(pass_.start, _prefix(table, parent) if parent else None, record)
     wanted = measurements if pass_.measured else ()
     layered = [m for m in wanted if isinstance(m, LayerMeasurement) and table.observed_rows()]
+    outputs, most = [m for m in wanted if isinstance(m, OutputMeasurement)], logit_elements or most_logits(model.device)
     forward = _Pass(model, table, branches, lengths, layered, travel or Travel())
+    forward.through_lens = {layer for measurement in outputs for layer in measurement.lenses}
     with ExitStack() as hooks:
         forward.register(hooks)
         forward.leave_out_unread(hooks)
@@ -103,8 +105,7 @@ def run_pass(
         hidden = model.forward(token_ids[:, pass_.start : pass_.stop], cache, token_ids.shape[1])
     if on_hidden is not None:
         on_hidden(hidden)
-    outputs, most = [m for m in wanted if isinstance(m, OutputMeasurement)], logit_elements or most_logits(model.device)
-    output = measure_output(model, hidden, token_ids, table, branches, lengths, outputs, most)
+    output = measure_output(model, hidden, token_ids, table, branches, lengths, outputs, most, forward.lenses)
     return PassResult(table, *_own_and_clean(forward.layer_results()), *_own_and_clean(output), cache.recorded)
 
 
@@ -169,6 +170,8 @@ class _Pass:
         self.values: dict[str, list[Tensor]] = {m.name: [] for m in measurements}
         self.pre = self.attn = self.mlp = torch.empty(0)
         self.contributions: dict[int, Tensor] = {}
+        self.through_lens: set[int] = set()
+        self.lenses: dict[int, Tensor] = {}
         self.sources = {
             source for edits in table.edits.values() for _, own in edits for i in own for source in i.sources()
         }
@@ -215,6 +218,10 @@ class _Pass:
         born = [self._born(layer, "resid_pre", hidden, id_) for id_ in rows.born_pre]
         born += [self._clean(layer, hidden, id_) for id_ in rows.born_attn]
         self.pre = _append(edited, born)
+        if layer in self.through_lens:  # the one thing of a row and token that outlives its layer
+            place = {id_: n for n, id_ in enumerate(rows.inside)}
+            here = [place.get(id_, rows.clean_place(self.table.slot[id_])) for id_ in self.table.final]
+            self.lenses[layer] = self.pre.index_select(0, torch.tensor(here, device=self.pre.device))
         return None if self.pre is hidden else self.pre
 
     def attn_in(self, layer: int, hidden: Tensor) -> Tensor:
