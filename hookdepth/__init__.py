@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from hookdepth.analyses.base import Analysis
     from hookdepth.analyses.contract import load_folder
     from hookdepth.api import analyse, plot, run
+    from hookdepth.engine.ablation import Ablate, Clamp
     from hookdepth.engine.branches import Branch
     from hookdepth.engine.decoding import generate
     from hookdepth.engine.interventions import AddVector, Erase, Identity, Intervention, Patch, Scale, Skip, Subtract
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from hookdepth.engine.texts import Generated, Generations
     from hookdepth.model.checking import wrap
     from hookdepth.model.decoder import Decoder
+    from hookdepth.model.families import Family
     from hookdepth.model.loading import load
     from hookdepth.results import Result
     from hookdepth.sweeps.attribution import attribute
@@ -54,6 +56,7 @@ _HOME = {
     "engine.branches": "Branch",
     "engine.paths": "LayerPath",
     "engine.reading": "Activations capture",
+    "engine.ablation": "Ablate Clamp",
     "engine.decoding": "generate",
     "engine.texts": "Generated Generations",
     "engine.interventions": "AddVector Erase Identity Intervention Patch Scale Skip Subtract",
@@ -64,6 +67,7 @@ _HOME = {
     ),
     "model.checking": "wrap",
     "model.decoder": "Decoder",
+    "model.families": "Family",
     "results": "Result",
     "sweeps.attribution": "attribute",
     "sweeps.patching": "ablate_sweep patch_sweep skip_sweep",
@@ -83,13 +87,16 @@ def __dir__() -> list[str]:
 
 __all__ = [
     "KL",
+    "Ablate",
     "Activations",
     "AddVector",
     "Analysis",
     "Branch",
+    "Clamp",
     "Custom",
     "Decoder",
     "Erase",
+    "Family",
     "Generated",
     "Generations",
     "HookdepthError",

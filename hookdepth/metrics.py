@@ -57,6 +57,17 @@ def differs_by_rounding(a: Tensor, b: Tensor, size: Tensor) -> Bool[Tensor, "*b"
     return (a - b).abs() <= 4 * torch.finfo(b.dtype).eps * size
 
 
+def wilson_interval(right: Tensor, total: int) -> Float[Tensor, "*b 2"]:
+    """The 95 % interval of a share, after Wilson (1927): right also for few trials, and shares of 0 and 1.
+
+    wilson_interval(torch.tensor([0.0, 5.0]), 10)   # 0 to 0.28, and 0.24 to 0.76
+    """
+    z, share = 1.96, right.double() / total
+    centre = (share + z * z / (2 * total)) / (1 + z * z / total)
+    half = (share * (1 - share) / total + z * z / (4 * total * total)).sqrt() * z / (1 + z * z / total)
+    return torch.stack([(centre - half).clamp(min=0), (centre + half).clamp(max=1)], dim=-1).float()
+
+
 def kl_divergence(log_p: Float[Tensor, "*b v"], log_q: Float[Tensor, "*b v"]) -> Float[Tensor, "*b"]:
     """KL(p‖q) in nats from log-probabilities, ≥ 0.
 
@@ -172,15 +183,6 @@ def blocks(n: int, elements: int, device: torch.device) -> Iterator[slice]:
     """
     size = n if device.type != "cpu" else max(1, (1 << 18) // max(elements, 1))
     return (slice(begin, begin + size) for begin in range(0, n, max(size, 1)))
-
-
-def angular_distance(a: Float[Tensor, "*b d"], b: Float[Tensor, "*b d"]) -> Float[Tensor, "*b"]:
-    """arccos(cos(a, b)) / π in float64, from 0 to 1 (2403.17887).
-
-    angular_distance(resid_pre, resid_post)   # [row, token]
-    """
-    cosines = torch.nn.functional.cosine_similarity(a.double(), b.double(), dim=-1, eps=EPS)
-    return cosines.clamp(-1, 1).arccos() / torch.pi
 
 
 def rank_correlation(a: Float[Tensor, " n"], b: Float[Tensor, " n"]) -> float | None:

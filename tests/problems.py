@@ -1,10 +1,17 @@
 """Problems for the planner, drawn at random: `@given(problems())`."""
 
+from types import SimpleNamespace
+
 from hypothesis import strategies as st
 
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.interventions import Identity
-from hookdepth.model.decoder import SITES
+from hookdepth.model.sites import SITES
+
+
+def shapes(n_layers, width=4):
+    """What a check asks of a model."""
+    return SimpleNamespace(n_layers=n_layers, shape_of=lambda site, layer: (2, width // 2) if site == "z" else (width,))
 
 
 @st.composite
@@ -44,7 +51,7 @@ def problems(draw):
         until = draw(st.none() | st.integers(last, n_layers - 1))
         measured = draw(st.none() | st.lists(st.integers(cut or 0, length - 1), min_size=1, max_size=3, unique=True))
         branch = Branch(interventions, prompt, cut, until, measured)
-        branch.check(n_layers, length, 4)
+        branch.check(shapes(n_layers), length)
         branches.append(branch)
     limits = {
         "max_row_tokens": draw(st.integers(1, 1200)),

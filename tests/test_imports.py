@@ -22,7 +22,7 @@ FILES = {
 HEAVY = {
     "matplotlib": {name for name in FILES if name.split(".")[0] == "report"} | {"api"},
     "transformers": {name for name in FILES if name.startswith("model.")}
-    | {"engine.kv_cache", "runs.runner", "runs.outline", "training.callback"},
+    | {"model.kv_cache", "runs.runner", "runs.outline", "training.callback"},
     "accelerate": {"model.decoder", "model.loading", "engine.memory"},
     "bitsandbytes": {"model.loading"},
     "datasets": {"data.hub"},

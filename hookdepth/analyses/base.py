@@ -35,7 +35,7 @@ from torch import Tensor
 
 from hookdepth.analyses.settings import Settings
 from hookdepth.analyses.source import own_values
-from hookdepth.data import Leveled, Probe
+from hookdepth.data import Leveled, Probe, Question
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.measurements import Measurement
 from hookdepth.engine.work import Work, plain_work
@@ -49,7 +49,7 @@ from hookdepth.results import Result
 Tensors = dict[str, Tensor]
 OnPass = Callable[[], object]
 
-NEEDS = ("prompts", "cuts", "probes", "levels")
+NEEDS = ("prompts", "cuts", "probes", "levels", "questions")
 BASELINE_PROMPTS = 10
 """So many of the first prompts make the baseline of residual erasure, as in the notebook."""
 
@@ -67,6 +67,7 @@ class Inputs:
         probes: prompt and answer, for the analyses of single answers.
         levels: examples that carry a level, each with its cuts.
         texts: what the prompts were made of, where they were texts.
+        questions: prompts that the model answers in its own words, with what is right.
     """
 
     prompts: tuple[tuple[int, ...], ...]
@@ -75,6 +76,7 @@ class Inputs:
     probes: tuple[Probe, ...] = ()
     levels: tuple[Leveled, ...] = ()
     texts: tuple[str, ...] = ()
+    questions: tuple[Question, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ class Analysis:
         order: its place among the others, in a run and in the report.
         in_all: whether `--analyses all` means it, too.
         needs: "prompts", "cuts" (prompts that are cut into tokens < t and ≥ t), "probes" (prompts with an answer) or
-            "levels" (those with a level besides).
+            "levels" (those with a level besides) or "questions" (answered by the model itself).
         baseline: whether the data set's first prompts matter besides.
         options: the fields of `Settings` that its numbers depend on.
         keep_front: what the option of that name is where nobody gives it.
@@ -181,6 +183,8 @@ class Analysis:
         """The token ids of all items."""
         if self.needs == "probes":
             return [probe.token_ids for probe in inputs.probes]
+        if self.needs == "questions":
+            return [one.token_ids for one in inputs.questions]
         return [one.probe.token_ids for one in inputs.levels] if self.needs == "levels" else inputs.prompts
 
     def branches(self, subject: Subject, item: int) -> list[Branch]:
@@ -238,6 +242,10 @@ class Analysis:
         """What it has for `summary.json`: JSON-able."""
         return {}
 
+    def metadata(self, subject: Subject, tensors: Tensors) -> dict[str, Any]:
+        """What else its result says about itself, beside the tensors: JSON-able."""
+        return {}
+
     def notes(self, result: Result) -> list[str]:
         """Sentences for the report that depend on the numbers."""
         return []
@@ -282,6 +290,8 @@ class Analysis:
         known: dict[str, Any] = {"settings": settings}
         if self.needs == "levels":
             settings["levels"] = [(one.level, one.cuts) for one in inputs.levels]
+        if self.needs == "questions":
+            settings["questions"] = [(one.answer, one.most_tokens) for one in inputs.questions]
         prompts = (inputs.baseline if self.baseline else ()) if self.needs == "probes" else self.texts(inputs)
         known["data"] = {
             "n_prompts": len(prompts),
@@ -321,9 +331,10 @@ def token_means(items: Sequence[Tensors], tokens: Sequence[int], largest: str = 
     counts = torch.tensor(tokens, dtype=torch.float64)
     result: Tensors = {}
     for name in items[0]:
-        values = torch.stack([own[name] for own in items]).float()
+        values = torch.stack([own[name] for own in items])
         mean = (torch.tensordot(counts, values.double(), 1) / counts.sum()).float()
-        result |= {name: values.amax(0) if name.startswith(largest) else mean, f"{PER_PROMPT}{name}": values}
+        whole = values.amax(0) if name.startswith(largest) else mean
+        result |= {name: whole, f"{PER_PROMPT}{name}": values.float()}
     return result
 
 

@@ -70,7 +70,7 @@ def jacobian_rows(
         last[:] = [sites.resid_post]
 
     with model.evaluating(grad=True):
-        leaf = model.on_resid_pre(0, lambda value: value.detach().requires_grad_())
+        leaf = model.on("resid_pre", 0, lambda value: value.detach().requires_grad_())
         try:
             with each_layer(model, keep):
                 model.forward(torch.tensor([list(prompt)] * copies, device=model.device))

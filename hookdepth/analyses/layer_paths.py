@@ -12,25 +12,24 @@ arccos(cos(h_a, h_{b+1}))/π at the last token (2403.17887).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from hookdepth.analyses.base import Analysis, Measured, Subject, Tensors
+from hookdepth.analyses.settings import Settings
+from hookdepth.analyses.spans import best, magnitudes, over_lengths, rearranged
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.measurements import KL, Loss, Top1
 from hookdepth.engine.paths import LayerPath
-from hookdepth.engine.reading import LayerSites, each_layer
 from hookdepth.engine.work import Work, plain_work
-from hookdepth.metrics import angular_distance, cosine, rank_correlation
-from hookdepth.model.decoder import Decoder
+from hookdepth.metrics import rank_correlation
 from hookdepth.report.figures import Bars, Triangles
 from hookdepth.results import Result
 
 SPANS, PAIRS = ("skip", "repeat", "reverse"), ("swap", "parallel")
 VALUES = {"loss": "loss", "kl": "kl", "agreement": "top1"}
-_NAMED = 5  # spans that the summary names
 
 
 class LayerPaths(Analysis):
@@ -73,6 +72,7 @@ class LayerPaths(Analysis):
             caption="neighbours exchanged, or side by side",
             name="pairs",
             axis="First of the two layers",
+            labels={"swap.loss": "exchanged", "parallel.loss": "on the same input"},
             reduction="mean over tokens",
             over_training=None,
         ),
@@ -92,12 +92,16 @@ class LayerPaths(Analysis):
         """Also paths through layers that are not there, and prompts of which no next token can be predicted."""
         super().refuse(subject)
         for path in subject.settings.paths:
-            LayerPath(path).check(subject.model.n_layers, 1, 0)
+            LayerPath(path).check(subject.model, 1)
 
     def branches(self, subject: Subject, item: int) -> list[Branch]:
         """All spans, each in three ways, all pairs of neighbours in two, and the user's own paths."""
         measured = slice(self.front(subject.settings), None)
         return [Branch((path,), measured=measured) for *_, path in self._listed(subject)]
+
+    def sample(self, settings: Settings, times: int) -> Settings:
+        """Without the user's own paths, which the small model of a dry run does not have."""
+        return replace(settings, paths=())
 
     def work(self, subject: Subject) -> Work:
         """A plain forward pass of each prompt, for the magnitudes."""
@@ -133,18 +137,18 @@ class LayerPaths(Analysis):
             return {}
         clean, skip = result["clean_loss"].item(), result["skip.loss"]
         floor = result.metadata.get("null_effect") or 0.0
-        repeats = _best(result["repeat.loss"], clean)
+        repeats = best(result["repeat.loss"], clean)
         single = skip.diagonal()
         return {
             "clean_loss": clean,
             "best_repeats": repeats,
             "repeats_below_the_model": int((result["repeat.loss"] < clean - floor).sum()),
-            "cheapest_omissions": _best(skip, clean),
-            "cheapest_layers": _best(torch.diag(single).masked_fill(torch.eye(len(single)) == 0, torch.nan), clean),
+            "cheapest_omissions": best(skip, clean),
+            "cheapest_layers": best(torch.diag(single).masked_fill(torch.eye(len(single)) == 0, torch.nan), clean),
             "rank_correlation": {
                 "block_influence": rank_correlation(result["block_influence"], single),
                 "angular_distance": rank_correlation(result["angular_distance"].diagonal(), single),
-                "angular_distance_of_spans": _over_lengths(result["angular_distance"], skip),
+                "angular_distance_of_spans": over_lengths(result["angular_distance"], skip),
             },
         }
 
@@ -157,52 +161,9 @@ class LayerPaths(Analysis):
             f"{own['repeats_below_the_model']} repeats have a lower loss than the model ({own['clean_loss']:.4f}); the "
             f"best is that of layers {repeat['first']} to {repeat['last']} ({repeat['loss']:.4f}).",
             "Cheapest to leave out: "
-            + ", ".join(f"layer {one['first']} (+{one['more']:.3f})" for one in omitted)
+            + ", ".join(f"layer {one['first']} ({one['more']:+.3f})" for one in omitted)
             + ".",
             f"Rank correlation with the loss when a layer is left out: block influence {known['block_influence']}, "
             f"angular distance {known['angular_distance']}; with that of spans of equal length: angular distance "
             f"{known['angular_distance_of_spans']}.",
         ]
-
-
-def rearranged(kind: str, a: int, b: int, n_layers: int) -> list[int | tuple[int, ...]]:
-    """The layers of a path: rearranged("repeat", 1, 2, 4)    # [0, 1, 2, 1, 2, 3]"""
-    span = list(range(a, b + 1))
-    turned: list[int | tuple[int, ...]] = [*reversed(span)]
-    middle = {"skip": [], "repeat": [*span, *span], "reverse": turned, "swap": turned, "parallel": [tuple(span)]}[kind]
-    return [*range(a), *middle, *range(b + 1, n_layers)]
-
-
-def magnitudes(model: Decoder, prompt: Sequence[int], front: int = 0) -> Tensors:
-    """Block influence, mean over tokens, [L], and angular distances of the last token, [L, L]: (a, b) of a span a … b.
-
-    magnitudes(model, ids)["block_influence"]     # [L]
-    """
-    influence: list[Tensor] = []
-    last: list[Tensor] = []
-
-    def note(layer: int, sites: LayerSites) -> None:
-        influence.append(1 - cosine(sites.resid_pre[0, front:], sites.resid_post[0, front:]).double().mean().cpu())
-        last.extend(site[0, -1].double().cpu() for site in ((sites.resid_pre, sites.resid_post)[layer > 0 :]))
-
-    with model.evaluating(), each_layer(model, note):
-        model.forward(torch.tensor([list(prompt)], device=model.device))
-    points = torch.stack(last)
-    distance = angular_distance(points[:-1, None], points[None, 1:])
-    below = torch.ones_like(distance, dtype=torch.bool).tril(-1)
-    return {"block_influence": torch.stack(influence), "angular_distance": distance.masked_fill(below, torch.nan)}
-
-
-def _best(losses: Tensor, clean: float) -> list[dict[str, Any]]:
-    """The spans of the lowest losses, from the lowest on."""
-    order = losses.nan_to_num(torch.inf).flatten().argsort(stable=True)[:_NAMED].tolist()
-    found = [(*divmod(place, losses.shape[1]), losses.flatten()[place].item()) for place in order]
-    return [{"first": a, "last": b, "loss": loss, "more": loss - clean} for a, b, loss in found if loss == loss]
-
-
-def _over_lengths(distance: Tensor, losses: Tensor) -> float | None:
-    """Mean over lengths of the rank correlation over spans of one length, where there are at least five."""
-    n = len(losses)
-    found = [rank_correlation(distance.diagonal(more), losses.diagonal(more)) for more in range(1, n - 4)]
-    known = [one for one in found if one is not None]
-    return sum(known) / len(known) if known else None

@@ -1,6 +1,6 @@
 """layer-pruning: leave out one layer after the other, and see what the loss becomes.
 
-    hookdepth.analyse("demo", "layer-pruning", limit=1, keep=27)["greedy.loss"]     # [k + 1], the model's own first
+    hookdepth.analyse("demo", "layer-pruning", limit=1)["greedy.loss"]     # [k + 1], the model's own first
 
 `greedy` measures all that are left and takes out the one that costs least (token-weighted mean loss over the prompts),
 again and again, until `keep` layers are left. Beside it the order of block influence (smallest 1 − cos(h_l, h_{l+1})
@@ -10,8 +10,8 @@ orders (mean of five). Every step is one run of paths that begin alike.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from itertools import accumulate
+from collections.abc import Sequence
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -19,11 +19,8 @@ import torch
 from torch import Tensor
 
 from hookdepth.analyses.base import Analysis, OnPass, Partial, Subject, Tensors
-from hookdepth.analyses.layer_paths import magnitudes, rearranged
-from hookdepth.engine.branches import Branch
-from hookdepth.engine.measurements import Loss
-from hookdepth.engine.passes import measure
-from hookdepth.engine.paths import LayerPath
+from hookdepth.analyses.settings import Settings
+from hookdepth.analyses.spans import Losses, magnitudes, rearranged, without
 from hookdepth.engine.work import Work, plain_work
 from hookdepth.errors import HookdepthError
 from hookdepth.report.figures import Lines
@@ -84,11 +81,8 @@ class LayerPruning(Analysis):
 
     def measure(self, subject: Subject, item: int, on_pass: OnPass) -> Partial:
         """Losses by rule, [1 + k], and of each prompt, [prompt, 1 + k]."""
-        n, steps, losses = (
-            subject.model.n_layers,
-            range(subject.model.n_layers - self.keep(subject)),
-            _Losses(subject, on_pass),
-        )
+        n, losses = subject.model.n_layers, Losses(subject, on_pass)
+        steps = range(n - self.keep(subject))
         clean = losses.of([[*range(n)]])
         found, order = {"greedy": [clean[0]]}, []
         for _ in steps:
@@ -116,11 +110,16 @@ class LayerPruning(Analysis):
         """The one that there is."""
         return dict(items[0])
 
+    def sample(self, settings: Settings, times: int) -> Settings:
+        """Half of the layers, of which the small model of a dry run has few."""
+        return replace(settings, keep=None)
+
     def work(self, subject: Subject) -> Work:
         """Of every step half of the layer visits of all that are left, and as many of the spans."""
         n, steps = subject.model.n_layers, subject.model.n_layers - self.keep(subject)
         paths = 2 * sum(n - step for step in range(steps)) + (1 + _RANDOM) * (steps + 1)
-        return plain_work(subject.model, subject.inputs.prompts, unembedded=1).times(0.6 * paths)
+        work = plain_work(subject.model, subject.inputs.prompts, unembedded=1).times(0.6 * paths)
+        return replace(work, passes=2 * steps + 12)
 
     def numbers(self, result: Result) -> dict[str, Any]:
         """The order, and how many layers each rule takes out before the loss has risen by a tenth."""
@@ -142,7 +141,7 @@ class LayerPruning(Analysis):
         reached = ", ".join(f"{rule} {count}" for rule, count in own["left_out_at_a_tenth_more"].items())
         return [
             f"Greedy order: {', '.join(map(str, own['order']))}.",
-            f"Layers left out before the loss is more than a tenth above the model's {own['clean_loss']:.3f}: {reached}.",
+            f"Layers left out until the loss is a tenth above the model's {own['clean_loss']:.3f}: {reached}.",
         ]
 
     @staticmethod
@@ -153,33 +152,3 @@ class LayerPruning(Analysis):
             tokens += len(prompt)
             on_pass()
         return total / tokens
-
-
-class _Losses:
-    """Losses of paths on all prompts; counts passes and keeps the largest noise floor."""
-
-    def __init__(self, subject: Subject, on_pass: OnPass) -> None:
-        self.subject, self.on_pass = subject, on_pass
-        self.passes, self.floor, self.where = 0, 0.0, None
-
-    def of(self, paths: Iterable[Sequence[Any]]) -> Tensor:
-        """[path, prompt]"""
-        own, prompts = [LayerPath(path) for path in paths], self.subject.inputs.prompts
-        branches = [Branch((path,), prompt=number) for path in own for number in range(len(prompts))]
-        rows = self.subject.settings.max_rows
-        found = measure(self.subject.model, prompts, branches, [Loss()], max_rows=rows, on_pass=self.on_pass)
-        self.passes += found.passes
-        if found.null_effect > self.floor:
-            self.floor, self.where = found.null_effect, found.null_where
-        return found.output["loss"].view(len(own), len(prompts))
-
-    def mean(self, losses: Tensor) -> Tensor:
-        """Over the tokens of all prompts, [path]; the last of each has no next one."""
-        weights = torch.tensor([len(prompt) - 1 for prompt in self.subject.inputs.prompts], dtype=torch.float64)
-        return losses.double() @ weights / weights.sum()
-
-
-def without(order: Sequence[int], n_layers: int) -> list[list[int]]:
-    """What is left after each step, the whole first: without([2, 0], 3)    # [[0, 1, 2], [0, 1], [1]]"""
-    gone = accumulate(order, lambda before, layer: before | {layer}, initial=frozenset())
-    return [[layer for layer in range(n_layers) if layer not in out] for out in gone]

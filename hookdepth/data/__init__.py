@@ -8,6 +8,7 @@ cuts = sample_cuts([len(ids)])                       # [(80, 32, 72, 48)] for 13
 
 from hookdepth.data.examples import NAMES, Dataset, Example, load_examples, texts_as_dataset
 from hookdepth.data.levels import Leveled, leveled_examples
+from hookdepth.data.questions import Question, questions_of
 from hookdepth.data.tokens import DEFAULT_PROBES, Probe, encode, make_probe, readable_tokens, sample_cuts
 
 __all__ = [
@@ -17,10 +18,12 @@ __all__ = [
     "Example",
     "Leveled",
     "Probe",
+    "Question",
     "encode",
     "leveled_examples",
     "load_examples",
     "make_probe",
+    "questions_of",
     "readable_tokens",
     "sample_cuts",
     "texts_as_dataset",

@@ -19,7 +19,12 @@ from hookdepth.data.lines import Lines
 from hookdepth.data.tokens import refuse_unusable
 from hookdepth.errors import HookdepthError, clipped, shown, suggestion
 
-SHIPPED = {"demo": "demo.jsonl", "demo-levels": "demo-levels.jsonl", "demo-text": "demo-text.txt"}
+SHIPPED = {
+    "demo": "demo.jsonl",
+    "demo-levels": "demo-levels.jsonl",
+    "demo-facts": "demo-facts.jsonl",
+    "demo-text": "demo-text.txt",
+}
 NAMES = (*SHIPPED, *HUB_SETS)
 ROW = (
     'one JSON object a line, all with "question" and "answer", or all with "prompt" and, optionally, "answer" '

@@ -85,7 +85,7 @@ def as_branches(model: Decoder, given: Any, prompts: Sequence[Sequence[int]]) ->
     for branch in branches:
         if branch.prompt >= len(prompts):
             raise HookdepthError(f"a branch of prompt {branch.prompt} of {len(prompts)}", "give one of the prompts")
-        branch.check(model.n_layers, len(prompts[branch.prompt]), model.d_model)
+        branch.check(model, len(prompts[branch.prompt]))
     return branches
 
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from hookdepth.engine.interventions import Intervention
 from hookdepth.engine.paths import LayerPath
 from hookdepth.engine.tokens import Tokens, as_tokens, positions
 from hookdepth.errors import HookdepthError, shown, whole_number
-from hookdepth.model.decoder import SITES
+from hookdepth.model.decoder import Decoder
+from hookdepth.model.sites import ORDER
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,28 +68,28 @@ class Branch:
         if self.measured is not None:
             object.__setattr__(self, "measured", as_tokens(self.measured, "where a branch is measured"))
 
-    @property
+    @cached_property
     def path(self) -> LayerPath | None:
         """The sequence of layers that it visits; None for the model's own."""
         return next((one for one in self.interventions if isinstance(one, LayerPath)), None)
 
     def joins(self) -> tuple[int, str]:
         """(layer, site) of its first intervention: before that the branch is the clean run."""
-        first = min(self.interventions, key=lambda i: (i.layer, SITES.index(i.site)))
+        first = min(self.interventions, key=lambda i: (i.layer, ORDER.index(i.site)))
         return first.layer, first.site
 
-    def check(self, n_layers: int, length: int, width: int) -> None:
+    def check(self, model: Decoder, length: int) -> None:
         """Raise where the branch does not fit the model or the prompt."""
         for intervention in self.interventions:
-            intervention.check(n_layers, length, width)
+            intervention.check(model, length)
         if self.path is not None:
             self._check_path(self.path)
         if self.cut is not None and not 0 < self.cut < length:
             raise HookdepthError(f"a cut at {self.cut} in a prompt of {length} tokens", f"give 1 to {length - 1}")
         last = max(i.layer for i in self.interventions)
-        if self.until is not None and not last <= self.until < n_layers:
+        if self.until is not None and not last <= self.until < model.n_layers:
             raise HookdepthError(
-                f"a branch until layer {self.until} that intervenes at layer {last} of {n_layers}",
+                f"a branch until layer {self.until} that intervenes at layer {last} of {model.n_layers}",
                 "let it live at least through the layer of its last intervention",
             )
         if not self.measured_positions(length):

@@ -20,17 +20,18 @@ from typing import Any
 
 from torch import Tensor
 
-from hookdepth.engine.arguments import as_prompts, check_limit
+from hookdepth.engine.arguments import as_prompts, check_limit, listed_branches
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.forward import PassResult, run_pass
 from hookdepth.engine.interventions import Identity, Intervention
 from hookdepth.engine.memory import Budget, default_row_tokens
 from hookdepth.engine.passes import padded, plan_within, run_within
+from hookdepth.engine.paths import LayerPath
 from hookdepth.engine.plan import ForwardPass, Plan
 from hookdepth.engine.rows import RowTable
 from hookdepth.engine.texts import Generated, Generations
 from hookdepth.engine.tokens import Tokens, positions
-from hookdepth.engine.writing import Choice, Row, write
+from hookdepth.engine.writing import Choice, Row, write, write_again
 from hookdepth.errors import HookdepthError, choose, shown, whole_number
 from hookdepth.model.decoder import Decoder
 
@@ -60,8 +61,9 @@ def generate(
     Args:
         model: from `load` or `wrap`.
         prompts: texts or token ids.
-        branches: interventions, or branches of several; each is run on every prompt.
         max_new_tokens: at most so many.
+        branches: interventions, or branches of several; each is run on every prompt. One along a `LayerPath` reads the
+            whole text again for each token.
         where: "prompt": what a branch changes, it changes while the prompt is read, and what follows only sees the
             keys and values; "new": on the tokens that it writes alone; "both". A slice without an end reaches the new
             tokens (slice(1, None), the default of a skip), positions and slices that end do not.
@@ -86,6 +88,12 @@ def generate(
     choose("where", where, WHERE)
     choice = Choice.of(model, temperature, top_k, seed, stop)
     given = _as_interventions(branches)
+    paths = [any(isinstance(one, LayerPath) for one in own) for own in given]
+    if any(paths) and (choice.temperature or where != "both"):
+        raise HookdepthError(
+            f"a text along a path of layers, with {'temperature' if choice.temperature else 'where'} set",
+            'let it take the likeliest tokens, where="both"',
+        )
     _check_room(model, ids, new)
     rows, planned = _rows(model, ids, given, new, where)
     prefix = [len(prompt) for prompt in ids]
@@ -110,9 +118,10 @@ def generate(
                 floors.append(floor)
             yield pass_.measured, found
 
-    texts: dict[int, Generated] = {}
+    ordinary = {number for number in range(len(rows)) if not [False, *paths][number % (1 + len(given))]}
     with model.evaluating():
-        for found in run_within(budget, first := plan(), plan, run):
+        texts = write_again(model, {n: row for n, row in enumerate(rows) if n not in ordinary}, new, choice, max_rows)
+        for found in run_within(budget, first := plan(ordinary), plan, run):
             texts |= found
     width = 1 + len(given)
     by_prompt = [[texts[number * width + n] for n in range(width)] for number in range(len(ids))]
@@ -120,22 +129,14 @@ def generate(
 
 
 def _as_interventions(branches: Any) -> list[tuple[Intervention, ...]]:
-    listed = [branches] if isinstance(branches, Branch | Intervention) else branches
-    if not isinstance(listed, Iterable) or isinstance(listed, str | Tensor):
-        raise HookdepthError(f"the branches are {shown(branches)}", "give a list of interventions, e.g. [Skip(4)]")
     found = []
-    for one in listed:
-        branch = Branch((one,)) if isinstance(one, Intervention) else one
-        if not isinstance(branch, Branch):
-            raise HookdepthError(f"{shown(one)} where a branch is meant", "give instances, e.g. [Skip(4)]")
+    for branch in listed_branches(branches):
         fixed = [name for name in ("cut", "until", "measured") if getattr(branch, name) is not None]
         if fixed or branch.prompt:
             raise HookdepthError(
                 f"a branch to generate from has {(fixed or ['prompt'])[0]} set",
                 "give its interventions alone: it runs to the end, on every prompt",
             )
-        if branch.path is not None:
-            raise HookdepthError(f"a text along {branch.path!r}", "generate along the model's own order of layers")
         found.append(branch.interventions)
     return found
 
@@ -176,7 +177,7 @@ def _placed(model: Decoder, one: Intervention, length: int, new: int, where: str
     """The intervention with its tokens counted from the start, so that they mean the same as the text grows."""
     name = type(one).__name__
     if where == "prompt":
-        one.check(model.n_layers, length, model.d_model)
+        one.check(model, length)
         return one
     if not one.tokenwise or one.sources():
         why = "the clean run, which writes other tokens" if one.sources() else "tokens that it does not change"
@@ -195,7 +196,7 @@ def _placed(model: Decoder, one: Intervention, length: int, new: int, where: str
     placed = copy.copy(one)
     object.__setattr__(placed, "tokens", tokens)
     try:
-        placed.check(model.n_layers, length + new, model.d_model)
+        placed.check(model, length + new)
     except HookdepthError as error:
         raise HookdepthError(error.problem, f'{error.remedy}, or use where="prompt"') from error
     return placed

@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -20,14 +22,16 @@ from torch import Tensor
 
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.interventions import Intervention
-from hookdepth.engine.kv_cache import KeysValues, PrefixCache
 from hookdepth.engine.measured import checked, measured_tokens, only_read
 from hookdepth.engine.measurements import LayerMeasurement, LayerView, Measurement, OutputMeasurement
 from hookdepth.engine.output import measure_output
 from hookdepth.engine.rows import RowTable
 from hookdepth.engine.tokens import Where, locate
 from hookdepth.engine.travel import Travel
+from hookdepth.model.contributions import INNER_SITE
 from hookdepth.model.decoder import Decoder
+from hookdepth.model.kv_cache import KeysValues, PrefixCache
+from hookdepth.model.sites import ORDER, middle_change, rescaled
 from hookdepth.model.turns import in_this_thread
 from hookdepth.model.unembedding import most_logits
 
@@ -93,16 +97,17 @@ def run_pass(
     pass_ = table.pass_
     record = pass_.record or on_hidden is not None
     cache = PrefixCache(pass_.start, _prefix(table, parent) if parent else None, record)
-    wanted = measurements if pass_.measured else ()
-    layered = [m for m in wanted if isinstance(m, LayerMeasurement) and table.observed_rows()]
-    outputs, most = [m for m in wanted if isinstance(m, OutputMeasurement)], logit_elements or most_logits(model.device)
+    none = cache if model.prefixes else None  # a mixer's state is in no cache of ours
+    layered = [m for m in measurements if isinstance(m, LayerMeasurement) and table.observed_rows()]
+    outputs = [m for m in measurements if isinstance(m, OutputMeasurement) and pass_.measured]
+    most = logit_elements or most_logits(model.device)
     forward = _Pass(model, table, branches, lengths, layered, travel or Travel())
     forward.through_lens = {layer for measurement in outputs for layer in measurement.lenses}
     with ExitStack() as hooks:
         forward.register(hooks)
         forward.leave_out_unread(hooks)
         # The longest prompt has the pass's whole width; the planner puts only prompts of equal factors together.
-        hidden = model.forward(token_ids[:, pass_.start : pass_.stop], cache, token_ids.shape[1])
+        hidden = model.forward(token_ids[:, pass_.start : pass_.stop], none, token_ids.shape[1])
     if on_hidden is not None:
         on_hidden(hidden)
     output = measure_output(model, hidden, token_ids, table, branches, lengths, outputs, most, forward.lenses)
@@ -135,8 +140,14 @@ def _prefix(table: RowTable, parent: PassResult) -> Callable[[int], KeysValues]:
 class _Around:
     """What an intervention may read: see `interventions.Surroundings`."""
 
-    def __init__(self, resid_pre: Tensor | None, contributions: dict[int, Tensor], slot: int, tokens: int) -> None:
-        self._resid_pre, self._contributions, self._slot, self._tokens = resid_pre, contributions, slot, tokens
+    def __init__(
+        self, resid_pre: Tensor | None, clean: Tensor, contributions: dict[int, Tensor], slot: int, tokens: int
+    ) -> None:
+        self._resid_pre, self._clean, self._contributions = resid_pre, clean, contributions
+        self._slot, self._tokens = slot, tokens
+
+    def clean(self) -> Tensor:
+        return self._clean
 
     def resid_pre(self) -> Tensor:
         assert self._resid_pre is not None, "asked for resid_pre before the layer's input is complete"
@@ -147,7 +158,9 @@ class _Around:
 
     def lent(self) -> dict[str, Tensor]:
         """All that it may read, by name."""
-        own = {} if self._resid_pre is None else {"resid_pre": self._resid_pre}
+        own = (
+            {"clean": self._clean} if self._resid_pre is None else {"clean": self._clean, "resid_pre": self._resid_pre}
+        )
         return own | {f"contribution({layer})": values for layer, values in self._contributions.items()}
 
 
@@ -168,7 +181,8 @@ class _Pass:
         self.measured = measured_tokens(table, table.observed_rows(), branches, lengths)
         self.measured_here = self.measured.to(model.device)
         self.values: dict[str, list[Tensor]] = {m.name: [] for m in measurements}
-        self.pre = self.attn = self.mlp = torch.empty(0)
+        self.pre = torch.empty(0)
+        self.beside: Tensor | None = None  # what a mixer beside attention adds
         self.contributions: dict[int, Tensor] = {}
         self.through_lens: set[int] = set()
         self.lenses: dict[int, Tensor] = {}
@@ -178,24 +192,26 @@ class _Pass:
 
     def register(self, hooks: ExitStack) -> None:
         """Hook the layers where something happens; the stack takes the hooks off again."""
-        model, table = self.model, self.table
-        for layer in range(model.n_layers):
-            rows = table.layers[layer]
+        for layer in range(self.model.n_layers):
+            hooks.enter_context(self.model.on("resid_pre", layer, self._body(self.resid_pre, layer)))
+            for part in self.model.sites.found.contributions[layer]:
+                self._register_inside(hooks, layer, part)
+            hooks.enter_context(self.model.on("resid_post", layer, self._body(self.resid_post, layer)))
 
-            def add(site: str, layer: int = layer) -> None:
-                body = getattr(self, site)
-                handle = getattr(model, f"on_{site}")(layer, in_this_thread(lambda value: body(layer, value)))
-                hooks.callback(handle.remove)
+    def _body(self, body: Callable[..., Tensor | None], *given: Any) -> Callable[..., Tensor | None]:
+        return in_this_thread(partial(body, *given))
 
-            after_mlp = (layer, "mlp_out") in table.edits and bool(rows.born_post)
-            add("resid_pre")
-            if rows.born_attn:
-                add("attn_in")
-            if rows.born_attn or after_mlp or (layer, "attn_out") in table.edits:
-                add("attn_out")
-            if (layer, "mlp_out") in table.edits:
-                add("mlp_out")
-            add("resid_post")
+    def _register_inside(self, hooks: ExitStack, layer: int, part: str) -> None:
+        sites, rows, output = self.model.sites, self.table.layers[layer], f"{part}_out"
+        inner = INNER_SITE[part] if INNER_SITE.get(part) in sites.of(layer) else output
+        narrowed = rows.before(inner) < len(rows.inside)
+        changed = [site for site in (inner, output) if (layer, site) in self.table.edits]
+        if narrowed:
+            hooks.enter_context(sites.on_reads(part, layer, self._body(lambda value: value[: rows.before(inner)])))
+        if inner != output and inner in changed:
+            hooks.enter_context(sites.on(inner, layer, self._body(self.inner, layer, inner)))
+        if narrowed or output in changed or (part == "attn" and (layer, "resid_mid") in self.table.edits):
+            hooks.enter_context(sites.on(output, layer, self._body(self.output, layer, part), raw=True))
 
     def leave_out_unread(self, hooks: ExitStack) -> None:
         """The last layer's MLP runs only at tokens that are unembedded: nothing else reads it. In erasure and
@@ -204,118 +220,126 @@ class _Pass:
         edits = [self.table.edits.get((last, site), []) for site in ("mlp_out", "resid_post")]
         tokenwise = all(i.tokenwise for site in edits for _, own in site for i in own)
         read = self.measured.mask.any(0)
-        if self.measurements or not tokenwise or read.all() or self.travel.holds_at(last):
+        held = self.travel.holds_at(last) or (last, "neurons") in self.table.edits
+        if self.measurements or not tokenwise or read.all() or held:
             return
         tokens = read.nonzero().flatten() if read.any() else torch.zeros(1, dtype=torch.long)
-        for handle in self.model.mlp_only_at(last, tokens.to(self.model.layer_device(last))):
-            hooks.callback(handle.remove)
+        hooks.enter_context(self.model.mlp_only_at(last, tokens.to(self.model.layer_device(last))))
 
     def resid_pre(self, layer: int, hidden: Tensor) -> Tensor | None:
-        """A layer's input: branches born here or in the attention join."""
+        """A layer's input: branches born here or inside the layer join."""
         rows = self.table.layers[layer]
         self.travel.before(layer, hidden)
-        edited = self._edit_rows(layer, "resid_pre", hidden, rows.inside)
-        born = [self._born(layer, "resid_pre", hidden, id_) for id_ in rows.born_pre]
-        born += [self._clean(layer, hidden, id_) for id_ in rows.born_attn]
-        self.pre = _append(edited, born)
+        edited = self._edit_rows(layer, "resid_pre", hidden)
+        born = [self._born(layer, "resid_pre", hidden, id_) for id_ in rows.born["resid_pre"]]
+        inside = rows.inside[hidden.shape[0] + len(born) :]
+        self.pre = _append(edited, born + [self._clean(layer, hidden, id_) for id_ in inside])
+        self.beside = None
         if layer in self.through_lens:  # the one thing of a row and token that outlives its layer
             place = {id_: n for n, id_ in enumerate(rows.inside)}
             here = [place.get(id_, rows.clean_place(self.table.slot[id_])) for id_ in self.table.final]
             self.lenses[layer] = self.pre.index_select(0, torch.tensor(here, device=self.pre.device))
         return None if self.pre is hidden else self.pre
 
-    def attn_in(self, layer: int, hidden: Tensor) -> Tensor:
-        """Rows born in the attention take the clean run's: theirs need not be computed."""
-        return hidden[: len(self.table.layers[layer].attending)]
+    def inner(self, layer: int, site: str, value: Tensor) -> Tensor:
+        """What a projection reads: branches born here join, and run through the projection."""
+        born = [self._born(layer, site, value, id_) for id_ in self.table.layers[layer].born[site]]
+        return _append(self._edit_rows(layer, site, value), born)
 
-    def attn_out(self, layer: int, value: Tensor) -> Tensor | None:
-        """What attention adds, for every row of the layer."""
-        rows = self.table.layers[layer]
-        edited = self._edit_rows(layer, "attn_out", value, rows.attending)
-        attn = _append(edited, [self._born(layer, "attn_out", value, id_) for id_ in rows.born_attn])
-        self.attn = value if attn is value else self.model.landed(attn)
-        return None if attn is value else attn
+    def output(self, layer: int, part: str, value: Tensor) -> Tensor | None:
+        """What a contribution adds, before the family's factor, for every row of the layer."""
+        rows, site = self.table.layers[layer], f"{part}_out"
+        scale = self.model.sites.found.contributions[layer][part].scale
+        born = [self._born(layer, site, value, id_, scale) for id_ in rows.born[site]]
+        later = [self._clean(layer, value, id_) for id_ in rows.inside[value.shape[0] + len(born) :]]
+        out = _append(self._edit_rows(layer, site, value, scale), born + later)
+        if part == "mixer":
+            self.beside = out * scale
+        if part == "attn" and (layer, "resid_mid") in self.table.edits:
+            out = self._middle(layer, out, scale)
+        return None if out is value else out
 
-    def mlp_out(self, layer: int, value: Tensor) -> Tensor | None:
-        """What the MLP adds; branches born here join at the layer's output."""
-        mlp = self._edit_rows(layer, "mlp_out", value, self.table.layers[layer].inside)
-        self.mlp = value if mlp is value else self.model.landed(mlp)
-        return None if mlp is value else mlp
+    def _middle(self, layer: int, attn: Tensor, scale: float) -> Tensor:
+        """resid_mid is changed by what attention adds to it."""
+        before = self.pre if self.beside is None else self.pre + self.beside
+        mid, changed = before + attn * scale, attn.clone()
+        edited = self._edit_rows(layer, "resid_mid", mid)
+        for id_, _ in self.table.edits[layer, "resid_mid"]:
+            n = self.table.layers[layer].inside.index(id_)
+            new = middle_change(before[n], attn[n] * scale, mid[n], edited[n])
+            changed[n] = rescaled(partial(_instead, new), attn[n], scale)
+        return changed
 
     def resid_post(self, layer: int, hidden: Tensor) -> Tensor | None:
         """A layer's output: the last to be born join, all are measured, and those whose time is up leave."""
         rows = self.table.layers[layer]
+        late = rows.born["resid_post"]
         if layer in self.sources:
             self.contributions[layer] = hidden[rows.clean].float() - self.pre[rows.clean].float()
-        edited = self._edit_rows(layer, "resid_post", hidden, rows.inside)
+        edited = self._edit_rows(layer, "resid_post", hidden)
         states = self.travel.after(layer, self.pre, edited)
-        born = [self._born_post(layer, hidden, id_) for id_ in rows.born_post]
+        born = [self._born(layer, "resid_post", hidden, id_) for id_ in late]
         after = _append(edited, born)
         if self.measurements:
-            before = _append(self.pre, [self._clean(layer, self.pre, id_) for id_ in rows.born_post])
+            before = _append(self.pre, [self._clean(layer, self.pre, id_) for id_ in late])
             view = LayerView(layer, before, after, rows.slots, rows.clean)
             for measurement in self.measurements:
                 values = checked(measurement, view, (after.shape[0], after.shape[1]))
                 self.values[measurement.name].append(self.measured_here.reduce(measurement, values, rows.places))
         if states is not edited:
             after = _append(states, born)
-        self.pre = self.attn = self.mlp = torch.empty(0)
+        self.pre = torch.empty(0)
         if rows.keep is not None:
             after = after.index_select(0, rows.keep)
         return None if after is hidden else after
 
-    def _born_post(self, layer: int, hidden: Tensor, id_: int) -> Tensor:
-        row, pre = self._start(layer, 2, hidden, id_), self._clean(layer, self.pre, id_)
-        if any(owner == id_ for owner, _ in self.table.edits.get((layer, "mlp_out"), ())):
-            mlp = self._born(layer, "mlp_out", self.mlp, id_)
-            row = (pre + self._clean(layer, self.attn, id_)) + mlp  # the layer's own order of adding
-        return self._apply(layer, "resid_post", row, id_, pre)
-
-    def _born(self, layer: int, site: str, values: Tensor, id_: int) -> Tensor:
-        """A new row: its clean run's, with what its branch changes here."""
-        if site == "resid_pre":
-            return self._apply(layer, site, self._start(layer, 0, values, id_), id_, None)
-        return self._apply(layer, site, self._clean(layer, values, id_), id_, self._clean(layer, self.pre, id_))
-
-    def _start(self, layer: int, order: int, values: Tensor, id_: int) -> Tensor:
-        """What a row joins with at a layer's input or output: its clean run's, or a state of its path."""
-        return self.travel.arrival(layer, order, id_, self._clean(layer, values, id_))
+    def _born(self, layer: int, site: str, values: Tensor, id_: int, scale: float = 1.0) -> Tensor:
+        """A new row: its clean run's, or a state of its path, with what its branch changes here."""
+        clean = row = self._clean(layer, values, id_)
+        if site in ("resid_pre", "resid_post"):
+            row = self.travel.arrival(layer, ORDER.index(site), id_, clean)
+        own = next((own for owner, own in self.table.edits.get((layer, site), ()) if owner == id_), None)
+        pre = self._clean(layer, self.pre, id_) if site != "resid_pre" else None
+        return row if own is None else self._change(row, own, id_, pre, clean, scale)
 
     def _clean(self, layer: int, values: Tensor, id_: int) -> Tensor:
         """What the layer's values are on a row's clean run."""
         return values[self.table.layers[layer].clean_place(self.table.slot[id_])]
 
-    def _apply(self, layer: int, site: str, row: Tensor, id_: int, resid_pre: Tensor | None) -> Tensor:
-        own = next((own for owner, own in self.table.edits.get((layer, site), ()) if owner == id_), None)
-        return row if own is None else self._change(row, own, self.table.slot[id_], resid_pre)
-
-    def _edit_rows(self, layer: int, site: str, values: Tensor, present: list[int]) -> Tensor:
-        """Apply further interventions of branches that were born before."""
+    def _edit_rows(self, layer: int, site: str, values: Tensor, scale: float = 1.0) -> Tensor:
+        """Apply what branches change here that have joined before: the first of the layer's rows."""
         edits = self.table.edits.get((layer, site))
         if edits is None:
             return values
-        rows = self.table.layers[layer]
-        newborn = {*rows.born_pre} if site == "resid_pre" else {*rows.born_attn} if site == "attn_out" else set()
-        place = {id_: n for n, id_ in enumerate(present) if id_ not in newborn}
+        place = {id_: n for n, id_ in enumerate(self.table.layers[layer].inside[: values.shape[0]])}
         changed = values
         for id_, own in edits:
             if id_ in place:
                 changed = values.clone() if changed is values else changed
                 n = place[id_]
-                resid_pre = None if site == "resid_pre" else self.pre[n]
-                changed[n] = self._change(values[n], own, self.table.slot[id_], resid_pre)
+                pre = None if site == "resid_pre" else self.pre[n]
+                changed[n] = self._change(values[n], own, id_, pre, self._clean(layer, values, id_), scale)
         return changed
 
-    def _change(self, row: Tensor, own: list[Intervention], slot: int, resid_pre: Tensor | None) -> Tensor:
-        pass_, length = self.table.pass_, self.lengths[slot]
+    def _change(
+        self, raw: Tensor, own: list[Intervention], id_: int, pre: Tensor | None, clean: Tensor, scale: float
+    ) -> Tensor:
+        pass_, slot = self.table.pass_, self.table.slot[id_]
+        length, until = self.lengths[slot], self.table.edited_until[id_]
         tokens = min(length, pass_.stop) - pass_.start  # of the prompt: an intervention sees no padding
-        around = _Around(resid_pre, self.contributions, slot, tokens)
-        row = row.clone()
-        for intervention in own:
-            where: Where = locate(intervention.tokens, length, pass_.start, pass_.stop)
-            with only_read(f"the intervention {type(intervention).__name__}", around.lent()):
-                intervention.apply(row[:tokens], where, around)
-        return row
+        clean = clean if scale == 1.0 else clean * scale
+
+        def change(row: Tensor) -> Tensor:
+            row = row.clone()
+            for one in own:
+                where: Where = locate(one.tokens, length, pass_.start, pass_.stop if until is None else until)
+                seen = (slice(tokens),) if one.head is None else (slice(tokens), one.head)
+                around = _Around(pre, clean[seen], self.contributions, slot, tokens)
+                with only_read(f"the intervention {type(one).__name__}", around.lent()):
+                    one.apply(row[seen], where, around)
+            return row
+
+        return rescaled(change, raw, scale)
 
     def layer_results(self) -> dict[str, Tensor]:
         """Measurement → [2, row, L] or [2, row, L, token], the rows' and their clean runs', on the first device."""
@@ -323,6 +347,10 @@ class _Pass:
         return self.travel.merged(
             {name: torch.stack([v.to(device) for v in values], dim=2) for name, values in self.values.items()}
         )
+
+
+def _instead(new: Tensor, _old: Tensor) -> Tensor:
+    return new
 
 
 def _append(rows: Tensor, born: list[Tensor]) -> Tensor:

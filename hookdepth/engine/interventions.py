@@ -7,7 +7,7 @@
     branches += [Branch((Skip(3, "attn"), AddVector("resid_pre", 9, steer)))]  # two at once
 
 An intervention acts at one site of one layer on some tokens; one or more of them make a branch (`branches`),
-and `hookdepth.run` runs any list of branches in shared passes.
+and `hookdepth.run` runs any list of branches in shared passes. Heads, neurons, and what is set to zero: `ablation`.
 """
 
 from __future__ import annotations
@@ -23,11 +23,15 @@ from torch import Tensor
 
 from hookdepth.engine.tokens import Tokens, Where, as_tokens, positions
 from hookdepth.errors import HookdepthError, choose, shown, whole_number
-from hookdepth.model.decoder import PART_SITE, PARTS, SITES
+from hookdepth.model.decoder import Decoder
+from hookdepth.model.sites import ORDER, PARTS, part_site
 
 
 class Surroundings(Protocol):
-    """What an intervention may read besides the value that it changes: rows of the same pass_."""
+    """What an intervention may read besides the value that it changes: rows of the same pass."""
+
+    def clean(self) -> Float[Tensor, "token width"]:
+        """The clean run's value at this site (of this head)."""
 
     def resid_pre(self) -> Float[Tensor, "token width"]:
         """The input of this layer on the branch's own row."""
@@ -61,9 +65,10 @@ class Intervention:
                 row[where.local] += noise[where.positions].to(row.device, row.dtype)
 
     Attributes:
-        site: one of `SITES`.
+        site: one of `model.sites.ORDER`.
         layer: decoder layer, 0-based.
         tokens: the positions it acts on.
+        head: at `z`, the one query head that it sees and changes; None for all, [token, head, head_dim].
         tokenwise: `apply` looks at no other tokens than those that it changes. Only a promise can be relied on, so a
             subclass that keeps it says so; passes may then leave out tokens that nothing needs. One that does not
             promise it is always given the whole prompt: `where.start` is 0 and the row has `where.length` tokens.
@@ -73,16 +78,20 @@ class Intervention:
     site: str
     layer: int
     tokens: Tokens = field(default_factory=lambda: slice(None))
+    head: int | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        self._place(self.site, self.layer, self.tokens)
+        self._place(self.site, self.layer, self.tokens, self.head)
 
-    def _place(self, site: Any, layer: Any, tokens: Any) -> None:
+    def _place(self, site: Any, layer: Any, tokens: Any, head: Any = None) -> None:
         """Keep where it acts, in plain ints; what can be no place in any model is refused here and now."""
         who = type(self).__name__
-        object.__setattr__(self, "site", choose("site", site, SITES))
+        object.__setattr__(self, "site", choose("site", site, ORDER))
         object.__setattr__(self, "layer", whole_number(f"{who}: the layer", layer))
         object.__setattr__(self, "tokens", as_tokens(tokens, who))
+        object.__setattr__(self, "head", None if head is None else whole_number(f"{who}: the head", head, 0))
+        if head is not None and site != "z":
+            raise HookdepthError(f"{who} of a head at {site}", "heads are told apart at z")
 
     def apply(self, row: Tensor, where: Where, around: Surroundings) -> None:
         """Change `row` [token, width] in place at `where` (see `tokens.Where`), and nothing that `around` gives.
@@ -95,15 +104,27 @@ class Intervention:
         """Earlier layers whose contribution `apply` asks for."""
         return ()
 
-    def check(self, n_layers: int, length: int, width: int) -> None:
+    def check(self, model: Decoder, length: int) -> None:
         """Raise where the intervention does not fit the model or the prompt."""
-        self._place(self.site, self.layer, self.tokens)  # a subclass may have set them in an `__init__` of its own
-        if not 0 <= self.layer < n_layers:
+        # A subclass may have set them in an `__init__` of its own.
+        self._place(self.site, self.layer, self.tokens, getattr(self, "head", None))
+        if not 0 <= self.layer < model.n_layers:
             raise HookdepthError(
-                f"{type(self).__name__} at layer {self.layer} of a model of {n_layers} layers",
-                f"give a layer from 0 to {n_layers - 1}",
+                f"{type(self).__name__} at layer {self.layer} of a model of {model.n_layers} layers",
+                f"give a layer from 0 to {model.n_layers - 1}",
+            )
+        shape = model.shape_of(self.site, self.layer)
+        if shape == (0,):
+            raise model.sites.missing(self.site, self.layer)
+        if self.head is not None and self.head >= shape[0]:
+            raise HookdepthError(
+                f"{type(self).__name__} of head {self.head} of {shape[0]} heads", f"give 0 to {shape[0] - 1}"
             )
         positions(self.tokens, length)
+
+    def shape(self, model: Decoder) -> tuple[int, ...]:
+        """The shape of one token of what `apply` gets: (width,), or (head, head_dim) of all heads."""
+        return model.shape_of(self.site, self.layer)[self.head is not None :]
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +149,7 @@ class Skip(Intervention):
 
     Args:
         layer: the layer skipped.
-        part: layer, attn or mlp.
+        part: layer, attn or mlp; mixer or extra, where a family has them.
         tokens: default all but the first, as the paper's notebook does (`no_skip_front=1`).
 
     Raises:
@@ -142,7 +163,7 @@ class Skip(Intervention):
 
     def __init__(self, layer: int, part: str = "layer", tokens: Tokens = slice(1, None)) -> None:
         object.__setattr__(self, "part", choose("part", part, PARTS))
-        self._place(PART_SITE[part], layer, tokens)
+        self._place(part_site(part), layer, tokens)
 
     def apply(self, row: Tensor, where: Where, around: Surroundings) -> None:
         """Set the residual back to the layer's input, or the sublayer's output to 0."""
@@ -159,18 +180,20 @@ class WithValue(Intervention):
     tokenwise: ClassVar[bool] = True
     value: Tensor = field(default_factory=lambda: torch.zeros(()))
 
-    def __init__(self, site: str, layer: int, value: Tensor, tokens: Tokens = slice(None)) -> None:
-        self._place(site, layer, tokens)
-        object.__setattr__(self, "value", _real_tensor(type(self).__name__, value))
+    def __init__(
+        self, site: str, layer: int, value: Tensor, tokens: Tokens = slice(None), head: int | None = None
+    ) -> None:
+        self._place(site, layer, tokens, head)
+        object.__setattr__(self, "value", real_tensor(type(self).__name__, value))
 
     def at(self, where: Where) -> Tensor:
         """The value for the tokens of a pass: [d] or [n, d]."""
-        return _for_tokens(self.value, where)
+        return for_tokens(self, self.value, where)
 
-    def check(self, n_layers: int, length: int, width: int) -> None:
+    def check(self, model: Decoder, length: int) -> None:
         """Also check the value's shape: [width], or [tokens, width] for the tokens acted on."""
-        super().check(n_layers, length, width)
-        _check_shape(self, self.value, length, width)
+        super().check(model, length)
+        check_shape(self, self.value, length, self.shape(model))
 
 
 @dataclass(frozen=True, eq=False, init=False)
@@ -181,9 +204,9 @@ class Patch(WithValue):
         Patch("resid_pre", 5, mean_resid[5], tokens=[3])        # [d]: erase one token
 
     Args:
-        site, layer, tokens: where.
-        value: [d], or [n, d] for the n tokens acted on; cast to the model's dtype. Gradients flow into it
-            where the pass runs with gradients.
+        site, layer, tokens, head: where.
+        value: [d], or [n, d] for the n tokens acted on (at `z`, of a head or of all: [head, head_dim]); cast to the
+            model's dtype. Gradients flow into it where the pass runs with gradients.
     """
 
     def apply(self, row: Tensor, where: Where, around: Surroundings) -> None:
@@ -202,7 +225,7 @@ class AddVector(WithValue):
         AddVector("resid_post", 12, 4.0 * direction, tokens=slice(-1, None))
 
     Args:
-        site, layer, tokens: where.
+        site, layer, tokens, head: where.
         value: [d], or [n, d] for the n tokens acted on.
     """
 
@@ -219,38 +242,40 @@ class Scale(Intervention):
         Scale("mlp_out", 4, 0.5)    # half of what the MLP adds
 
     Args:
-        site, layer, tokens: where.
+        site, layer, tokens, head: where.
         factor: a finite number; or a tensor, [d] or [n, d] for the n tokens acted on.
     """
 
     tokenwise: ClassVar[bool] = True
     factor: float | Tensor = 1.0
 
-    def __init__(self, site: str, layer: int, factor: float | Tensor, tokens: Tokens = slice(None)) -> None:
-        self._place(site, layer, tokens)
+    def __init__(
+        self, site: str, layer: int, factor: float | Tensor, tokens: Tokens = slice(None), head: int | None = None
+    ) -> None:
+        self._place(site, layer, tokens, head)
         object.__setattr__(self, "factor", self._checked(factor))
 
     def apply(self, row: Tensor, where: Where, around: Surroundings) -> None:
         """Scale the selected tokens."""
         factor = self.factor
         if isinstance(factor, Tensor) and factor.ndim:
-            factor = _for_tokens(factor, where).to(row.device, row.dtype)
+            factor = for_tokens(self, factor, where).to(row.device, row.dtype)
         row[where.local] = row[where.local] * factor
 
     @staticmethod
     def _checked(factor: Any) -> float | Tensor:
         if isinstance(factor, Tensor) and factor.ndim:
-            return _real_tensor("Scale", factor)
-        plain = _real_tensor("Scale", factor).item() if isinstance(factor, Tensor) else factor
+            return real_tensor("Scale", factor)
+        plain = real_tensor("Scale", factor).item() if isinstance(factor, Tensor) else factor
         if isinstance(plain, bool) or not isinstance(plain, Real) or not isfinite(plain):
             raise HookdepthError(f"Scale: the factor is {shown(factor)}", "give a finite number, or a tensor [width]")
         return factor if isinstance(factor, Tensor) else float(plain)
 
-    def check(self, n_layers: int, length: int, width: int) -> None:
+    def check(self, model: Decoder, length: int) -> None:
         """Also check the shape of a factor that is a tensor."""
-        super().check(n_layers, length, width)
+        super().check(model, length)
         if isinstance(self.factor, Tensor) and self.factor.ndim:
-            _check_shape(self, self.factor, length, width)
+            check_shape(self, self.factor, length, self.shape(model))
 
 
 @dataclass(frozen=True, eq=False, init=False)
@@ -278,16 +303,17 @@ class Subtract(Intervention):
         """The layer that is taken out."""
         return (self.source,)
 
-    def check(self, n_layers: int, length: int, width: int) -> None:
+    def check(self, model: Decoder, length: int) -> None:
         """Also check that the source comes before the layer."""
-        super().check(n_layers, length, width)
+        super().check(model, length)
         if not 0 <= self.source < self.layer:
             raise HookdepthError(
                 f"Subtract(source={self.source}, layer={self.layer})", "give a source before the layer, from 0"
             )
 
 
-def _real_tensor(who: str, given: Any) -> Tensor:
+def real_tensor(who: str, given: Any) -> Tensor:
+    """A tensor of real numbers, with data: real_tensor("Patch", torch.zeros(64))"""
     if not isinstance(given, Tensor):
         raise HookdepthError(f"{who} got {shown(given)} for a value", "give a tensor, [width] or [tokens, width]")
     if given.is_meta:
@@ -297,14 +323,18 @@ def _real_tensor(who: str, given: Any) -> Tensor:
     return given
 
 
-def _for_tokens(value: Tensor, where: Where) -> Tensor:
-    return value if value.ndim == 1 else value[where.picked]
+def for_tokens(whose: Intervention, value: Tensor, where: Where) -> Tensor:
+    """A value for the tokens of a pass: the same for all, or each its own."""
+    alike = 2 if whose.site == "z" and whose.head is None else 1
+    return value if value.ndim == alike else value[where.picked]
 
 
-def _check_shape(whose: Intervention, value: Tensor, length: int, width: int) -> None:
+def check_shape(whose: Intervention, value: Tensor, length: int, shape: tuple[int, ...]) -> None:
+    """Raise where a value fits neither one token nor all that are acted on."""
     acted_on = len(positions(whose.tokens, length))
-    if tuple(value.shape) not in {(width,), (acted_on, width)}:
+    if tuple(value.shape) not in {shape, (acted_on, *shape)}:
+        axes = "tokens acted on, heads, width of one" if len(shape) > 1 else "tokens acted on, width there"
         raise HookdepthError(
             f"{type(whose).__name__} got a value of shape {list(value.shape)} for {acted_on} tokens",
-            f"give [{width}] or [{acted_on}, {width}] (tokens acted on, width of the model)",
+            f"give {list(shape)} or {[acted_on, *shape]} ({axes})",
         )

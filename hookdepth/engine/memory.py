@@ -97,8 +97,7 @@ def bytes_per_row_token(model: Decoder) -> int:
     """
     config: Any = model.config
     size = model.dtype.itemsize
-    d, inner = model.d_model, int(getattr(config, "intermediate_size", 4 * model.d_model))
-    heads = int(config.num_attention_heads)
+    d, inner, heads = model.d_model, model.d_mlp, max(1, model.n_heads)
     kv = 2 * int(getattr(config, "num_key_value_heads", None) or heads) * (model.attention_width // heads)
     return size * (6 * d + 3 * inner + 4 * model.attention_width + model.n_layers * kv // 2) + 16 * d
 
@@ -139,5 +138,4 @@ def kept_bytes(model: Decoder) -> int:
 
     plan.peak_kept_tokens * kept_bytes(model)   # bytes
     """
-    inner = int(getattr(model.config, "intermediate_size", 4 * model.d_model))
-    return model.dtype.itemsize * (16 * model.d_model + 5 * inner)
+    return model.dtype.itemsize * (16 * model.d_model + 5 * model.d_mlp)

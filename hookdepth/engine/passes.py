@@ -15,7 +15,7 @@ know that a budget is far above what the plan used.)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -216,8 +216,16 @@ def plan_for(
         pass_cost=256 if on_gpu else 10 if model.dtype.itemsize == 4 else 28,
         changes_only=changes_only,
         only=only,
-        keys=[model.rotary.key(length) for length in lengths] if model.rotary.places else None,
+        keys=_keys(model, lengths),
+        prefixes=model.prefixes,
     )
+
+
+def _keys(model: Decoder, lengths: Sequence[int]) -> list[Hashable] | None:
+    """Only prompts of one key share a pass: those of the same rotary factors, where the model lets prompts share."""
+    if not model.shares:
+        return list(range(len(lengths)))
+    return [model.rotary.key(length) for length in lengths] if model.rotary.places else None
 
 
 def padded(prompts: Sequence[Sequence[int]], device: torch.device) -> Tensor:

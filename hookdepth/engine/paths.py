@@ -19,6 +19,7 @@ from hookdepth.engine.interventions import Intervention, Surroundings
 from hookdepth.engine.stages import Piece, Stage, parsed, path_text, pieces_of, stages_of
 from hookdepth.engine.tokens import Tokens, Where  # noqa: F401 (pdoc resolves inherited fields here)
 from hookdepth.errors import HookdepthError, shown, whole_number
+from hookdepth.model.decoder import Decoder
 
 
 @dataclass(frozen=True, eq=False, init=False, repr=False)
@@ -91,12 +92,13 @@ class LayerPath(Intervention):
     def apply(self, row: Tensor, where: Where, around: Surroundings) -> None:
         """Nothing at a site: the engine leads the row through the layers."""
 
-    def check(self, n_layers: int, length: int, width: int) -> None:
+    def check(self, model: Decoder, length: int) -> None:
         """Also check that the model has its layers, and the prompt more than the first tokens."""
         self._place(self.site, self.layer, self.tokens)
-        if wrong := sorted(layer for layer in self.layers() if not 0 <= layer < n_layers):
+        if wrong := sorted(layer for layer in self.layers() if not 0 <= layer < model.n_layers):
             raise HookdepthError(
-                f"{self!r} visits layer {wrong[-1]} of a model of {n_layers} layers", f"give layers 0 to {n_layers - 1}"
+                f"{self!r} visits layer {wrong[-1]} of a model of {model.n_layers} layers",
+                f"give layers 0 to {model.n_layers - 1}",
             )
         if self.keep_front >= length:
             raise HookdepthError(

@@ -17,7 +17,10 @@ from dataclasses import dataclass, field
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.tokens import positions
 from hookdepth.engine.trie import Trie
+from hookdepth.model.sites import ORDER
 
+_MLP_IS_READ = ORDER.index("neurons")
+# From here on a row runs through nothing of its layer that counts.
 CLEAN, CONTROL = -2, -1
 """Row numbers of a prompt's clean run and null branch, where other rows carry a branch's index."""
 ROWS_PER_PROMPT = 2
@@ -29,7 +32,7 @@ class Span:
     """Where a branch differs from its clean run.
 
     Attributes:
-        birth: (layer, 0 resid_pre | 1 attn_out | 2 after the MLP): where its row joins.
+        joins: (layer, place of the site in `sites.ORDER`): where its row joins.
         first, last: first and last layer that it runs through (last < first: output only).
         token, stop: first token that differs, one past the last that is measured.
     """
@@ -57,7 +60,7 @@ def span_of(branch: Branch, length: int, n_layers: int, changes_only: bool = Tru
     span_of(Branch((Skip(3),)), 20, 30)   # born after layer 3, runs through 4..29, tokens 1..19
     """
     layer, site = branch.joins()
-    order = {"resid_pre": 0, "attn_out": 1}.get(site, 2)
+    order = ORDER.index(site)
     changed = [min(where) for i in branch.interventions if (where := positions(i.tokens, length))]
     measured = branch.measured_positions(length)
     if not changes_only:
@@ -66,7 +69,7 @@ def span_of(branch: Branch, length: int, n_layers: int, changes_only: bool = Tru
     last = n_layers - 1 if branch.until is None else branch.until
     if not all(i.tokenwise for i in branch.interventions):
         changed, stop = [0], length  # it may look at any token of the prompt, so a pass must hold all of them
-    return Span((layer, order), layer + (order == 2), last, min(changed, default=length), stop)
+    return Span((layer, order), layer + (order >= _MLP_IS_READ), last, min(changed, default=length), stop)
 
 
 def family_of(branch: Branch) -> tuple[int, ...]:

@@ -51,6 +51,7 @@ def make_plan(
     changes_only: bool = True,
     only: Iterable[int] | None = None,
     keys: Sequence[Hashable] | None = None,
+    prefixes: bool = True,
 ) -> Plan:
     """Pack branches into passes.
 
@@ -69,10 +70,14 @@ def make_plan(
             need not be computed; otherwise all that is measured is.
         only: plan these indices alone (what is left after a pass did not fit).
         keys: per prompt; only prompts of one key share a pass. Default: all may.
+        prefixes: whether a pass may start from another's keys and values. Where not, every pass starts at token 0, and
+            a branch with a cut has a row of its own, which is changed left of the cut and measured right of it.
     """
     chosen = list(range(len(branches))) if only is None else sorted(only)
     spans = tuple(span_of(branch, lengths[branch.prompt], n_layers, changes_only) for branch in branches)
-    limits = _Limits(max_row_tokens, max_rows or 1 << 30, pack_row_tokens, pass_cost * n_layers, max_kept_tokens)
+    limits = _Limits(
+        max_row_tokens, max_rows or 1 << 30, pack_row_tokens, pass_cost * n_layers, max_kept_tokens, prefixes
+    )
     builder = _Builder(branches, lengths, spans, n_layers, limits, keys or [None] * len(lengths))
     by_prompt: dict[int, list[int]] = {}
     for index in chosen:
@@ -89,6 +94,7 @@ class _Limits:
     pack: int
     pass_cost: int
     kept_tokens: int | None
+    prefixes: bool = True
 
     def branches(self, tokens: int, prompts: int) -> int:
         """How many branches fit beside the clean runs and null branches of `prompts`; at least one."""
@@ -137,7 +143,8 @@ class _Builder:
         free = [i for indices in pack.values() for i in indices if self._family(i) not in cut_families]
         tied = [i for indices in pack.values() for i in indices if self._family(i) in cut_families]
         # With gradients all passes are whole: keys and values handed on would hold on to the graph that made them.
-        shared = self._clean_prefixed(free) if free and self.limits.kept_tokens is None else None
+        may_share = self.limits.kept_tokens is None and self.limits.prefixes
+        shared = self._clean_prefixed(free) if free and may_share else None
         if shared is None:
             return found + self._whole(tied + free)
         return found + ([*self._whole(tied)] if tied else []) + [shared]
@@ -178,6 +185,8 @@ class _Builder:
 
     def _families(self, indices: Sequence[int]) -> dict[tuple[int, ...], list[int]]:
         """Branches that share a row: each of another cut. Equal ones (measured elsewhere) get rows of their own."""
+        if not self.limits.prefixes:
+            return {(index,): [index] for index in indices}
         families: dict[tuple[int, ...], list[int]] = {}
         for index in indices:
             key, cut = self._family(index), self.branches[index].cut
@@ -223,15 +232,22 @@ class _Builder:
         return [*chunks, slice(begin, len(lives))]
 
     def _widest_suffix(self, group: Sequence[int]) -> int:
+        if not self.limits.prefixes:
+            return 0
         cuts = [(cut, self.spans[i].stop) for i in group if (cut := self.branches[i].cut) is not None]
         return max((stop - cut for cut, stop in cuts), default=0)
 
     def _stop(self, group: Sequence[int]) -> int:
         """One past the last token that a family's row must compute from token 0."""
+        if not self.limits.prefixes:
+            return self.spans[group[0]].stop
         tokenwise = all(i.tokenwise for i in self.branches[group[0]].interventions)  # a family holds the same ones
         return max((tokenwise and self.branches[i].cut) or self.spans[i].stop for i in group)
 
     def _whole_pass(self, members: Sequence[tuple[int, list[int]]]) -> ForwardPass:
+        if not self.limits.prefixes:
+            own = tuple(row for row, _ in members)
+            return ForwardPass(self._prompts(own), 0, max(self.spans[i].stop for i in own), own, frozenset(own))
         uncut = frozenset(i for _, group in members for i in group if self.branches[i].cut is None)
         cuts = sorted({cut for _, group in members for i in group if (cut := self.branches[i].cut) is not None})
         suffixes = []

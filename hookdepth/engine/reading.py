@@ -19,7 +19,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hookdepth.errors import HookdepthError, choose, shown, whole_number
-from hookdepth.model.decoder import SITES, Decoder
+from hookdepth.model.decoder import Decoder
+from hookdepth.model.sites import ORDER, READ_ONLY
 from hookdepth.model.turns import in_this_thread, turn_of
 
 
@@ -65,8 +66,8 @@ def capture(
 
     Args:
         model: from `load` or `wrap`.
-        sites: of resid_pre, attn_out, mlp_out, resid_post; at least one.
-        layers: default all.
+        sites: at least one of `model.sites.ORDER`, and of q, k, v and pattern, which can only be read.
+        layers: default all that have the sites.
         grad: keep them in the graph, and their gradients once `backward` was called. Where no parameter wants a
             gradient, the graph begins at the first that is captured.
 
@@ -80,9 +81,9 @@ def capture(
             they are wanted.
     """
     if not sites:
-        raise HookdepthError("capture was given no site", f"name one or more of {', '.join(SITES)}")
+        raise HookdepthError("capture was given no site", f"name one or more of {', '.join(ORDER)}")
     for site in sites:
-        choose("site", site, SITES)
+        choose("site", site, (*ORDER, *READ_ONLY))
     if layers is not None and (isinstance(layers, str) or not isinstance(layers, Iterable)):
         raise HookdepthError(f"the layers are {shown(layers)}", "give a list, e.g. layers=[3]")
     given = range(model.n_layers) if layers is None else layers
@@ -98,9 +99,8 @@ def capture(
 
     with turn_of(model.hf), ExitStack() as hooks:
         for site in sites:
-            for layer in chosen:
-                handle = getattr(model, f"on_{site}")(layer, in_this_thread(partial(keep, (site, layer))))
-                hooks.callback(handle.remove)
+            for layer in chosen if layers is not None else _having(model, site):
+                hooks.enter_context(model.on(site, layer, in_this_thread(partial(keep, (site, layer)))))
         yield acts
 
 
@@ -114,12 +114,17 @@ def _in_graph(value: Tensor) -> Tensor:
 
 @dataclass
 class LayerSites:
-    """What one layer read, added and gave: each [row, token, width], in the model's dtype."""
+    """What one layer read, added (by part: attn, mlp, …) and gave: [row, token, width], in the model's dtype."""
 
     resid_pre: Tensor
-    attn_out: Tensor
-    mlp_out: Tensor
+    added: dict[str, Tensor]
     resid_post: Tensor
+
+
+def _having(model: Decoder, site: str) -> list[int]:
+    """The layers that have a site; all of them where none has, so that the error says why."""
+    needed = "z" if site in READ_ONLY else site
+    return [layer for layer in range(model.n_layers) if needed in model.sites.of(layer)] or [0]
 
 
 def first_not_finite(model: Decoder, token_ids: Sequence[int]) -> int | None:
@@ -155,14 +160,14 @@ def each_layer(model: Decoder, body: Callable[[int, LayerSites], None]) -> Itera
         seen[site] = value
 
     def finish(layer: int, resid_post: Tensor) -> None:
-        sites = LayerSites(seen["resid_pre"], seen["attn_out"], seen["mlp_out"], resid_post)
+        sites = LayerSites(seen.pop("resid_pre"), dict(seen), resid_post)
         seen.clear()
         body(layer, sites)
 
     with turn_of(model.hf), ExitStack() as hooks:
         for layer in range(model.n_layers):
-            for site in ("resid_pre", "attn_out", "mlp_out"):
-                handle = getattr(model, f"on_{site}")(layer, in_this_thread(partial(note, site)))
-                hooks.callback(handle.remove)
-            hooks.callback(model.on_resid_post(layer, in_this_thread(partial(finish, layer))).remove)
+            hooks.enter_context(model.on("resid_pre", layer, in_this_thread(partial(note, "resid_pre"))))
+            for part in model.sites.found.contributions[layer]:
+                hooks.enter_context(model.on(f"{part}_out", layer, in_this_thread(partial(note, part))))
+            hooks.enter_context(model.on("resid_post", layer, in_this_thread(partial(finish, layer))))
         yield

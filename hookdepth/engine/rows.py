@@ -21,6 +21,7 @@ from torch import Tensor
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.interventions import Intervention
 from hookdepth.engine.plan import CLEAN, CONTROL, ForwardPass, Span, family_of
+from hookdepth.model.sites import AT_OUTPUT, ORDER
 
 Key = tuple[int, ...]
 Edits = list[tuple[int, list[Intervention]]]
@@ -31,9 +32,9 @@ class LayerRows:
     """Row ids at one layer; a list's order is the order of the batch.
 
     Attributes:
-        born_pre, born_attn, born_post: join at the layer's input; there, but without attention of their own;
-            at its output.
-        inside: all that the layer's MLP computes; outside: all at its output; staying: those that go on.
+        born: site → those that join there, in the order of the sites. One that joins inside the layer is there from its
+            input on, but what comes before its site is its clean run's, and not computed.
+        inside: all but those that join at its output; outside: all at its output; staying: those that go on.
         clean: the places of the clean runs, in the order of the pass's prompts, wherever in the layer.
         slots: for each of `outside`, which of the clean runs is its own; None where there is only one.
         places: [2, row], for every row of the pass, here or not: the place of its value at the layer's output (its
@@ -41,9 +42,7 @@ class LayerRows:
         keep: the places of `staying` in `outside`; None where all stay.
     """
 
-    born_pre: list[int]
-    born_attn: list[int]
-    born_post: list[int]
+    born: dict[str, list[int]]
     inside: list[int]
     outside: list[int]
     staying: list[int]
@@ -56,10 +55,15 @@ class LayerRows:
         """The place of the clean run of one of the pass's prompts."""
         return self.clean.start + slot
 
+    def before(self, site: str) -> int:
+        """How many of `inside` are computed before a site: the first ones, since the others join there or later."""
+        later = ORDER[ORDER.index(site) : -1]
+        return len(self.inside) - sum(len(self.born[other]) for other in later)
+
     @property
     def attending(self) -> list[int]:
         """Rows whose attention is computed."""
-        return self.inside[: len(self.inside) - len(self.born_attn)]
+        return self.inside[: self.before("z")]
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,7 @@ class RowTable:
         self.slot = [0] * self.n_rows
         self.keys: list[Key] = [()] * self.n_rows
         self.last = [n_layers - 1] * self.n_rows
+        self.edited_until: list[int | None] = [None] * self.n_rows
         for ids, kind in ((self.clean_ids, CLEAN), (self.control_ids, CONTROL)):
             for slot, (id_, prompt) in enumerate(zip(ids, pass_.prompts, strict=True)):
                 self.slot[id_], self.keys[id_] = slot, (prompt, kind)
@@ -109,6 +114,9 @@ class RowTable:
         for id_, row in self.branch_rows():
             self.slot[id_], self.keys[id_] = slot_of[branches[row].prompt], family_of(branches[row])
             self.last[id_] = spans[row].last
+            if pass_.prefix == "none" and row in pass_.measured:
+                # Measured right of its cut in the pass that changes what is left of it, where no other can go on.
+                self.edited_until[id_] = branches[row].cut
             for place in self._joins(id_, row, spans[row]):
                 joining.setdefault(place, []).append(id_)
         self.edits = self._edits(branches)
@@ -186,14 +194,14 @@ class RowTable:
         # Right of a cut nothing is changed: what tells the branch from its clean run are the keys and values
         # left of it, and those of a layer whose attention or MLP output is changed are still the clean run's.
         layer, order = span.joins
-        return [(layer, 2 if self.pass_.prefix == "own" and order == 1 else order)]
+        return [(layer, AT_OUTPUT if self.pass_.prefix == "own" and order else order)]
 
     def _layer(
         self, layer: int, alive: list[int], joining: dict[tuple[int, int], list[int]], device: torch.device
     ) -> LayerRows:
-        born = [joining.get((layer, order), []) for order in range(3)]
-        inside = alive + born[0] + born[1]
-        outside = inside + born[2]
+        born = {site: joining.get((layer, order), []) for order, site in enumerate(ORDER)}
+        inside = alive + [id_ for site in ORDER[:-1] for id_ in born[site]]
+        outside = inside + born["resid_post"]
         staying = [id_ for id_ in outside if self._stays(id_, layer)]
         keep = None
         if len(staying) < len(outside):
@@ -208,7 +216,7 @@ class RowTable:
         own = [place.get(self._measured_as(id_, layer), there) for id_, there in enumerate(clean)]
         places = torch.tensor([own, clean], device=device)
         side_by_side = slice(first, first + len(self.clean_ids))
-        return LayerRows(born[0], born[1], born[2], inside, outside, staying, side_by_side, slots, places, keep)
+        return LayerRows(born, inside, outside, staying, side_by_side, slots, places, keep)
 
     def prefix_rows(self, layer: int, recorded: RowTable) -> list[int]:
         """For each attending row, the row of `recorded` whose keys and values lie left of it."""

@@ -20,6 +20,7 @@ from itertools import accumulate
 
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.stages import Stage
+from hookdepth.model.sites import AT_OUTPUT
 
 
 @dataclass(slots=True, eq=False)
@@ -181,5 +182,5 @@ class Trie:
                 found |= {(one, 0): run.parent for one in run.together or (run.first,)}
         end, last = self.ends[index], self.n_layers - 1
         if end[0].sweep == sweep and (end[0].parent is None or end[0].owner != index or end[1] != last):
-            found[last, 2] = end
+            found[last, AT_OUTPUT] = end
         return found

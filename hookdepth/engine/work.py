@@ -68,13 +68,18 @@ class Work:
         """
         layer = 2.0 * _matrices(model.layers[0]) + 2.0 * model.attention_width * self.width
         ways = 1 + (self.backward / self.token_layers if self.token_layers else 0)
-        through = (self.token_layers * layer - self.unread * 2.0 * _matrices(model.layers[0].mlp)) * ways
+        through = (self.token_layers * layer - self.unread * 2.0 * _mlp_matrices(model)) * ways
         out = 2.0 * model.d_model * int(model.config.vocab_size) * self.positions
         return through + self.algebra, out * (2 if self.backward else 1)
 
 
 def _matrices(module: object) -> int:
     return sum(one.numel() for one in module.parameters() if one.ndim == 2)  # type: ignore[attr-defined]
+
+
+def _mlp_matrices(model: Decoder) -> int:
+    own = model.sites.found.contributions[-1].get("mlp")
+    return 0 if own is None else sum(_matrices(module) for module in {own.reads, own.output})
 
 
 def logit_bytes(model: Decoder) -> float:

@@ -9,7 +9,7 @@ hides; positions are counted from each prompt's own start.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,16 +18,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.hooks import RemovableHandle
 
+from hookdepth.engine.branches import Branch
 from hookdepth.engine.forward import PassResult
 from hookdepth.engine.interventions import Intervention
-from hookdepth.engine.kv_cache import GrowingCache, KeysValues
+from hookdepth.engine.measurements import OutputMeasurement, OutputView
+from hookdepth.engine.passes import measure
 from hookdepth.engine.rows import RowTable
 from hookdepth.engine.texts import CLOSE, Generated
 from hookdepth.engine.tokens import locate
 from hookdepth.errors import HookdepthError, NotFiniteError, shown, whole_number
-from hookdepth.model.decoder import SITES, Decoder
+from hookdepth.model.decoder import Decoder
+from hookdepth.model.kv_cache import GrowingCache, KeysValues
+from hookdepth.model.sites import ORDER
 from hookdepth.model.turns import in_this_thread
 
 
@@ -72,8 +75,7 @@ class Choice:
             for row, between in zip(rows, margin, strict=True):
                 if not isfinite(between):
                     raise NotFiniteError("non-finite logits", "check the weights, or use a dtype of wider range", 1)
-                if between < CLOSE and row.close_call is None:
-                    row.close_call = len(row.tokens)
+                row.note(between)
             return [int(token) for token in chosen]
         scores = logits.double() / self.temperature
         if self.top_k is not None:
@@ -116,6 +118,11 @@ class _Writing:
         if not self.done:
             self.tokens.append(token)
             self.done = token in choice.ends or any(text in self.decoded(model) for text in choice.texts)
+
+    def note(self, ahead: float) -> None:
+        """By how much the likeliest token's logit was ahead of the next."""
+        if ahead < CLOSE and self.close_call is None and not self.done:
+            self.close_call = len(self.tokens)
 
     def decoded(self, model: Decoder) -> str:
         """All that it wrote."""
@@ -172,6 +179,35 @@ def write(
     return {row.number: row.text(choice, model) for row in everybody}, (clean - control).abs().max().item()
 
 
+class _Next(OutputMeasurement):
+    """The likeliest token, or by how much its logit is ahead."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def values(self, view: OutputView) -> Tensor:
+        """The id as a float, which holds those of any vocabulary exactly; or the difference."""
+        best = view.logits.float().topk(2).values
+        return view.logits.argmax(-1).float() if self.name == "token" else best[..., 0] - best[..., 1]
+
+
+def write_again(
+    model: Decoder, rows: Mapping[int, Row], new: int, choice: Choice, max_rows: int | None
+) -> dict[int, Generated]:
+    """The same for rows along paths of layers, which read their whole text for each token: texts by number."""
+    everybody = going = [_Writing(row, number) for number, row in rows.items()]
+    for _ in range(new):
+        if not (going := [row for row in going if not row.done]):
+            break
+        prompts = [[*row.row.token_ids, *row.tokens] for row in going]
+        branches = [Branch(row.row.interventions, number, measured=[-1]) for number, row in enumerate(going)]
+        found = measure(model, prompts, branches, [_Next("token"), _Next("ahead")], max_rows=max_rows).output
+        for row, token, ahead in zip(going, found["token"].tolist(), found["ahead"].tolist(), strict=True):
+            row.note(ahead)
+            row.add(int(token), choice, model)
+    return {row.number: row.text(choice, model) for row in everybody}
+
+
 def _last_tokens(table: RowTable, hidden: Tensor, ends: dict[int, int]) -> Tensor:
     """The last hidden state of every row's prompt, [row, width]; a row that has not joined is its clean run."""
     place = {id_: n for n, id_ in enumerate(table.final)}
@@ -225,15 +261,15 @@ class _Edits:
     def __init__(self, model: Decoder, going: Sequence[_Writing], hooks: ExitStack) -> None:
         self.going, self.pre = going, torch.empty(0)
         places = dict.fromkeys((one.layer, one.site) for row in going for one in row.row.interventions)
-        for site in SITES:  # a layer's input is noted after what changes it
+        for site in ORDER:  # a layer's input is noted after what changes it
             for layer in (layer for layer, own in places if own == site):
-                self._add(hooks, getattr(model, f"on_{site}"), layer, partial(self._edit, layer, site))
+                self._add(hooks, model, site, layer, partial(self._edit, layer, site))
             for layer in {layer for layer, _ in places} if site == "resid_pre" else ():
-                self._add(hooks, model.on_resid_pre, layer, self._note)
+                self._add(hooks, model, "resid_pre", layer, self._note)
 
     @staticmethod
-    def _add(hooks: ExitStack, on: Callable[..., RemovableHandle], layer: int, body: Callable[[Tensor], Any]) -> None:
-        hooks.callback(on(layer, in_this_thread(body)).remove)
+    def _add(hooks: ExitStack, model: Decoder, site: str, layer: int, body: Callable[[Tensor], Any]) -> None:
+        hooks.enter_context(model.on(site, layer, in_this_thread(body)))
 
     def _note(self, hidden: Tensor) -> None:
         self.pre = hidden
@@ -244,7 +280,8 @@ class _Edits:
             for one in row.row.interventions:
                 if (one.layer, one.site) == (layer, site):
                     where = locate(one.tokens, row.row.total, row.position, row.position + 1)
-                    one.apply(changed[n], where, _Around(self.pre[n] if site != "resid_pre" else None))
+                    own = changed[n] if one.head is None else changed[n][:, one.head]
+                    one.apply(own, where, _Around(self.pre[n] if site != "resid_pre" else None))
         return changed
 
 
@@ -257,6 +294,9 @@ class _Around:
     def resid_pre(self) -> Tensor:
         assert self._resid_pre is not None, "asked for resid_pre before the layer's input is complete"
         return self._resid_pre
+
+    def clean(self) -> Tensor:
+        raise HookdepthError("a new token has no clean run", 'use where="prompt"')
 
     def contribution(self, layer: int) -> Tensor:
         raise HookdepthError("a new token has no clean run", 'use where="prompt"')

@@ -3,15 +3,14 @@
     model = hookdepth.wrap(hf_model, tokenizer)     # the check is part of it
     check(model)                                    # raises where the sublayers do not add up
 
-A family whose sublayer outputs are normed or scaled before they are added needs a line in `families`; one that has
-none fails here, and not in a figure.
+A family whose parts are not where others have them needs a line in `families`; one that has none fails here, and not
+in a figure.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -19,23 +18,33 @@ from torch import Tensor, nn
 
 from hookdepth.errors import DoesNotRunError, HookdepthError
 from hookdepth.metrics import differs_by_rounding
-from hookdepth.model.decoder import LOAD, Decoder, Edit
-from hookdepth.model.families import unsupported
+from hookdepth.model.contributions import layer_scale
+from hookdepth.model.decoder import LOAD, Decoder
+from hookdepth.model.families import Family, unsupported
+from hookdepth.model.sites import Edit
+from hookdepth.model.trials import first_layer, try_out
 from hookdepth.model.turns import in_this_thread
 
 
-def wrap(model: nn.Module, tokenizer: Any = None, *, name: str | None = None, revision: str | None = None) -> Decoder:
+def wrap(
+    model: nn.Module,
+    tokenizer: Any = None,
+    *,
+    name: str | None = None,
+    revision: str | None = None,
+    family: Family | None = None,
+) -> Decoder:
     """Make a model that you already hold ready for hookdepth, and check that it can be.
 
         model = hookdepth.wrap(AutoModelForCausalLM.from_pretrained(folder), tokenizer)
 
-    The check runs one short input: the two sublayers' contributions must add up to the layer's, and the
-    final norm and unembedding of the last residual must give the model's own logits.
+    The check runs short inputs: what is found in each layer must add up to what the layer does, the final norm and
+    unembedding of the last residual must give the model's own logits, and rows must be able to join inside.
 
     Raises:
         HookdepthError: the architecture is not one of those that work, or its weights are not finite.
     """
-    decoder = Decoder(model, tokenizer, name=name, revision=revision)
+    decoder = Decoder(model, tokenizer, name=name, revision=revision, family=family)
     check(decoder)
     return decoder
 
@@ -44,17 +53,22 @@ def check(model: Decoder, text: str = "The capital of France is Paris.") -> None
     """Verify on a real input that the adapter reads this model rightly (see `wrap`)."""
     _check_weights(model)
     with model.evaluating(), model.rotary.as_loaded():
-        _check_sums(model, text)
+        token_ids = _short_input(model, text)
+        _check_sums(model, token_ids)
+        try_out(model, token_ids)
         if model.rotary.places:
             _check_positions(model)
 
 
-def _check_sums(model: Decoder, text: str) -> None:
-    if model.tokenizer is not None:
-        token_ids = model.ids(text)
-        model.check_ids(token_ids[0], "a short input")
-    else:
-        token_ids = torch.arange(8, device=model.device)[None] % int(model.config.vocab_size)
+def _short_input(model: Decoder, text: str) -> Tensor:
+    if model.tokenizer is None:
+        return torch.arange(8, device=model.device)[None] % int(model.config.vocab_size)
+    token_ids = model.ids(text)
+    model.check_ids(token_ids[0], "a short input")
+    return token_ids
+
+
+def _check_sums(model: Decoder, token_ids: Tensor) -> None:
     sites: dict[tuple[str, int], Tensor] = {}
 
     def keep(site: str, layer: int) -> Edit:
@@ -62,8 +76,8 @@ def _check_sums(model: Decoder, text: str) -> None:
 
     with ExitStack() as stack:
         for layer in range(model.n_layers):
-            for site in ("resid_pre", "attn_out", "mlp_out", "resid_post"):
-                stack.callback(getattr(model, f"on_{site}")(layer, in_this_thread(keep(site, layer))).remove)
+            for site in model.sites.of(layer):
+                stack.enter_context(model.on(site, layer, in_this_thread(keep(site, layer))))
         try:
             logits = model.hf(input_ids=token_ids, use_cache=False)[0]
         except torch.OutOfMemoryError as error:
@@ -75,16 +89,23 @@ def _check_sums(model: Decoder, text: str) -> None:
                 "bring the whole model to one device and one dtype, and see that it works without hookdepth",
             ) from error
     for layer in range(model.n_layers):
+        added = [f"{part}_out" for part in model.sites.found.contributions[layer]]
+        unseen = [site for site in model.sites.of(layer) if (site, layer) not in sites]
+        if unseen:
+            raise unsupported(model.name, model.family, f"{unseen[0]} of layer {layer} is no call of a module")
         expected = sites["resid_post", layer]
         _check_finite(expected, f"{model.name!r} gives non-finite values at layer {layer}")
-        terms = [sites[site, layer] for site in ("resid_pre", "attn_out", "mlp_out")]
-        if not _close(sum(terms), expected, sum(term.abs() for term in terms)):
+        terms = [sites[site, layer] for site in ("resid_pre", *added)]
+        scale = layer_scale(model.layers[layer])
+        alike = all(term.shape == expected.shape for term in terms)
+        if not alike or not _close(sum(terms) * scale, expected, sum(term.abs() for term in terms) * scale):
             if _has_hooks(model.layers[layer]):
                 raise HookdepthError(
                     f"layer {layer} of {model.name!r} has hooks of its own that change the residual stream",
                     "remove them, or give the change to hookdepth as an intervention",
                 )
-            raise unsupported(model.name, model.family, f"layer {layer} is not resid_pre + attn_out + mlp_out")
+            sum_of = " + ".join(["resid_pre", *added])
+            raise unsupported(model.name, model.family, f"layer {layer} is not {sum_of}")
     _check_finite(logits, f"{model.name!r} gives non-finite logits")
     if not _close(model.unembed(model.norm(expected)), logits, logits.abs().amax(-1, keepdim=True)):
         raise unsupported(model.name, model.family, "final norm and unembedding do not give the model's logits")
@@ -94,10 +115,6 @@ def _check_finite(values: Tensor, problem: str) -> None:
     if not torch.isfinite(values).all():
         remedy = "check the checkpoint's weights, or load it with another --dtype"
         raise HookdepthError(f"{problem} on a short input", remedy, 1)
-
-
-class _SeenEnoughError(Exception):
-    """Ends a forward pass after its first layer."""
 
 
 def _check_positions(model: Decoder) -> None:
@@ -112,19 +129,8 @@ def _check_positions(model: Decoder) -> None:
         return  # within its context, all lengths have the same factors
     token_ids = torch.arange(lengths[first], device=model.device)[None] % int(model.config.vocab_size)
 
-    def first_layer(run: Callable[[], object]) -> Tensor:
-        seen: list[Tensor] = []
-
-        def stop(value: Tensor) -> None:
-            seen.append(value[:, :short])
-            raise _SeenEnoughError
-
-        with model.on_resid_post(0, in_this_thread(stop)), suppress(_SeenEnoughError):
-            run()
-        return seen[0]
-
-    whole = first_layer(lambda: model.hf(input_ids=token_ids, use_cache=False))
-    part = first_layer(lambda: model.forward(token_ids[:, :short], length=lengths[first]))
+    whole = first_layer(model, lambda: model.hf(input_ids=token_ids, use_cache=False), short)
+    part = first_layer(model, lambda: model.forward(token_ids[:, :short], length=lengths[first]), short)
     if not _close(part, whole, whole.abs().amax(-1, keepdim=True)):
         raise unsupported(model.name, model.family, f"its position factors change from {lengths[first]} tokens on")
 

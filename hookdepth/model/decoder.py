@@ -6,16 +6,12 @@
     hidden = model.forward(token_ids)               # [row, token, width], after the final norm
     logits = model.unembed(hidden)
 
-Nothing above this module knows what a layer's output looks like (a tensor from transformers 4.54, a
-tuple before), that `self_attn` takes its input by keyword, or what a family adds to its stream.
-
-Sites of layer l, in the order in which a forward pass meets them (2505.13898):
-resid_pre → attn_out → mlp_out → resid_post.
+The sites are those of `sites` (2505.13898); which modules they belong to, `contributions` finds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from numbers import Integral
 from typing import Any
@@ -23,23 +19,18 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from hookdepth.errors import HookdepthError
 from hookdepth.model.ambient import plain_state
-from hookdepth.model.families import Family, family_of, missing_modules, unsupported
+from hookdepth.model.contributions import INNER_SITE, find, width_read
+from hookdepth.model.families import Family, family_of
 from hookdepth.model.positions import LengthDependent
 from hookdepth.model.shape import described
-from hookdepth.model.turns import OwnThread, turn_of
+from hookdepth.model.sites import PARTS, Edit, Handles, Sites, part_of
+from hookdepth.model.turns import turn_of
 from hookdepth.model.unembedding import product
 
-SITES = ("resid_pre", "attn_out", "mlp_out", "resid_post")
-"""Sites of a layer in the order in which a forward pass meets them."""
-PARTS = ("layer", "attn", "mlp")
-PART_SITE = {"layer": "resid_post", "attn": "attn_out", "mlp": "mlp_out"}
 LOAD = "load it with from_pretrained, or give hookdepth the folder"
-Edit = Callable[[Tensor], Tensor | None]
-"""A hook's body: gets a site's value, returns its replacement or None to leave it."""
 
 
 class Decoder:
@@ -53,30 +44,37 @@ class Decoder:
         hf: a Hugging Face causal language model.
         tokenizer: its tokenizer; None where token ids are all that is ever given.
         name, revision: what to call it in results; default the config's name.
+        family: where its parts are, of a family that nobody knows; default by its config's `model_type`.
 
     Raises:
         HookdepthError: the model has no decoder layers of the expected kind.
     """
 
-    def __init__(self, hf: nn.Module, tokenizer: Any = None, *, name: str | None = None, revision: str | None = None):
+    def __init__(
+        self,
+        hf: nn.Module,
+        tokenizer: Any = None,
+        *,
+        name: str | None = None,
+        revision: str | None = None,
+        family: Family | None = None,
+    ) -> None:
         hf = getattr(hf, "_orig_mod", hf)  # torch.compile's wrapper: hooks belong on what it wraps
         self.hf: Any = hf
         self.tokenizer = tokenizer
-        self.config: Any = getattr(hf, "config", None)
-        self.name = name or str(getattr(self.config, "_name_or_path", "") or type(hf).__name__)
+        whole: Any = getattr(hf, "config", None)
+        # Of a model that also sees or hears, the part that reads text is measured.
+        self.config: Any = whole.get_text_config() if hasattr(whole, "get_text_config") else whole
+        self.name = name or str(getattr(whole, "_name_or_path", "") or type(hf).__name__)
         self.revision = revision
-        self.family: Family = family_of(str(getattr(self.config, "model_type", "unknown")))
-        base: Any = getattr(hf, "model", None)
-        layers = getattr(base, "layers", None)
-        if not isinstance(layers, nn.ModuleList) or not len(layers) or not hasattr(base, "norm"):
-            raise unsupported(self.name, self.family, "it has no model.layers and model.norm")
-        missing = missing_modules(layers[0], self.family)
-        if missing:
-            raise unsupported(self.name, self.family, f"its decoder layers have no {', '.join(missing)}")
-        self.base = base
-        self.layers: nn.ModuleList = layers
-        self.rotary = LengthDependent(base)
-        self._scale = self.family.scale(self.config)
+        self.family: Family = family or family_of(str(getattr(self.config, "model_type", "unknown")))
+        found = find(hf, self.config, self.name, self.family)
+        self.base: Any = found.base
+        self.layers = found.layers
+        self.sites = Sites(found, self.name, self.family, self.n_heads, self.layer_device)
+        self.rotary = LengthDependent(self.base)
+        # What passes may do, as far as the structure says; the self-check tries it (`trials`).
+        self.prefixes, self.shares = not found.recurrent, True
 
     @property
     def n_layers(self) -> int:
@@ -84,15 +82,45 @@ class Decoder:
         return len(self.layers)
 
     @property
+    def n_heads(self) -> int:
+        """H, the number of query heads; 0 where there is no attention."""
+        return int(getattr(self.config, "num_attention_heads", 0) or 0)
+
+    @property
     def d_model(self) -> int:
         """d, the width of the residual stream."""
         return int(self.config.hidden_size)
 
     @property
+    def d_mlp(self) -> int:
+        """The width of the MLP's hidden layer, as far as the config says; the widest, where layers differ."""
+        given = getattr(self.config, "intermediate_size", None)
+        return int(max(given) if isinstance(given, list | tuple) else given or 4 * self.d_model)
+
+    @property
     def attention_width(self) -> int:
         """Width of all query heads together; most models' is d, but not every one's."""
-        heads = int(self.config.num_attention_heads)
-        return heads * int(getattr(self.config, "head_dim", None) or self.d_model // heads)
+        inner = (own["attn"].inner for own in self.sites.found.contributions if "attn" in own)
+        return max((width_read(module) for module in inner if module is not None), default=0)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What some layer of the model can be skipped by: layer, attn and mlp, or others."""
+        own = {part for layer in self.sites.found.contributions for part in layer}
+        return tuple(part for part in PARTS if part == "layer" or part in own)
+
+    def shape_of(self, site: str, layer: int) -> tuple[int, ...]:
+        """The shape of one token's value: (width,), or (head, head_dim) of `z`; (0,) where the layer has no such site.
+
+        model.shape_of("z", 3)      # (9, 64)
+        """
+        own = self.sites.found.contributions[layer].get(part_of(site) or "")
+        if site not in self.sites.of(layer):
+            return (0,)
+        if site not in INNER_SITE.values() or own is None or own.inner is None:
+            return (self.d_model,)
+        width = width_read(own.inner)
+        return (width,) if site == "neurons" else (self.n_heads, width // self.n_heads)
 
     @property
     def device(self) -> torch.device:
@@ -106,7 +134,7 @@ class Decoder:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the residual stream."""
-        weight = getattr(self.base.norm, "weight", None)  # OLMo's norm has none
+        weight = getattr(self.sites.found.norms[0], "weight", None)  # OLMo's norm has none
         return (self.hf.get_input_embeddings().weight if weight is None else weight).dtype
 
     @property
@@ -146,14 +174,18 @@ class Decoder:
             more: what the decoder's own call takes besides: position_ids, attention_mask.
         """
         # Whatever the user's config asks for: only the first value of the output is read, a named one or a tuple's.
-        options = {"use_cache": False, "output_hidden_states": False, "output_attentions": False}
+        options = {"use_cache": False, "output_hidden_states": False}
+        if cache is not None:  # models without attention do not know the words
+            options |= {"past_key_values": cache, "output_attentions": False}
         start = 0 if cache is None else cache.get_seq_length()
         with self.rotary.of_length(length or start + token_ids.shape[1]):
-            return self.base(input_ids=token_ids, past_key_values=cache, **options, **more)[0]
+            return self.base(input_ids=token_ids, **options, **more)[0]
 
     def norm(self, resid: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
         """The final norm, as the logit lens applies it to any residual."""
-        return self.base.norm(resid)
+        for module in self.sites.found.norms:
+            resid = module(resid)
+        return resid
 
     def unembed(self, hidden: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch vocab"]:
         """Logits of normed hidden states, with what the family does to its logits (soft cap, scale).
@@ -161,91 +193,40 @@ class Decoder:
         model.unembed(model.norm(resid_pre[12]))   # logit lens at layer 12
         """
         logits = product(self.hf.get_output_embeddings(), hidden)
+        for name in ("logit_scale", "lm_head_multiplier"):  # Cohere, Falcon-H1
+            if (factor := getattr(self.config, name, None)) is not None:
+                logits = logits * factor
         if (divisor := getattr(self.config, "logits_scaling", None)) is not None:
             logits = logits / divisor
-        if (cap := getattr(self.config, "final_logit_softcapping", None)) is not None:
+        caps = (getattr(self.config, name, None) for name in ("final_logit_softcapping", "logits_soft_cap"))
+        if (cap := next(filter(None, caps), None)) is not None:
             logits = torch.tanh(logits / cap) * cap
         return logits
 
-    def on_resid_pre(self, layer: int, edit: Edit) -> RemovableHandle:
-        """Hook a layer's input. `edit` may return more rows than it was given."""
+    def on(self, site: str, layer: int, edit: Edit, *, raw: bool = False) -> Handles:
+        """Hook a site of a layer (`sites`); the hook comes off with `remove()`, or at the end of a `with` block.
 
-        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            hidden = args[0] if args else kwargs["hidden_states"]
-            # accelerate would move it there only after the hooks.
-            edited = edit(hidden.to(self.layer_device(layer)))
-            n_rows = (hidden if edited is None else edited).shape[0]
-            # Masks made for several unpadded rows are copies of one: one broadcasts over grown rows.
-            mask = kwargs.get("attention_mask")
-            if isinstance(mask, Tensor) and mask.ndim == 4 and 1 < mask.shape[0] != n_rows:
-                kwargs = {**kwargs, "attention_mask": mask[:1]}
-            return (args, kwargs) if edited is None else _with_hidden(edited, args, kwargs)
+            with model.on("mlp_out", 3, lambda added: added * 0.5):
+                hidden = model.forward(token_ids)
 
-        return self.layers[layer].register_forward_pre_hook(hook, with_kwargs=True)
+        Args:
+            site, layer: where.
+            edit: gets the value, [row, token, …]; returns what takes its place, or None. At `resid_pre` and
+                `resid_post` it may return other rows than it was given.
+            raw: what the module gave, before the family multiplies it.
 
-    def on_attn_in(self, layer: int, edit: Edit) -> RemovableHandle:
-        """Hook the (normed) input of a layer's attention. `edit` may return fewer rows."""
+        Raises:
+            HookdepthError: the layer has no such site.
+        """
+        return self.sites.on(site, layer, edit, raw)
 
-        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            edited = edit(args[0] if args else kwargs["hidden_states"])
-            return None if edited is None else _with_hidden(edited, args, kwargs)
-
-        attention: Any = self.layers[layer].self_attn
-        return attention.register_forward_pre_hook(hook, with_kwargs=True)
-
-    def on_attn_out(self, layer: int, edit: Edit) -> RemovableHandle:
-        """Hook what a layer's attention adds to the residual stream."""
-        return self._on_output(getattr(self.layers[layer], self.family.attn_site), edit, self._scale)
-
-    def on_mlp_out(self, layer: int, edit: Edit) -> RemovableHandle:
-        """Hook what a layer's MLP adds to the residual stream."""
-        return self._on_output(getattr(self.layers[layer], self.family.mlp_site), edit, self._scale)
-
-    def mlp_only_at(self, layer: int, tokens: Int[Tensor, " token"]) -> tuple[RemovableHandle, RemovableHandle]:
+    def mlp_only_at(self, layer: int, tokens: Int[Tensor, " token"]) -> Handles:
         """Run a layer's MLP at some tokens only; at the others it gives 0. For a last layer that nobody reads there.
 
-        first, second = model.mlp_only_at(model.n_layers - 1, torch.tensor([17, 18]))
-        hidden = model.forward(token_ids)   # right at tokens 17 and 18
-        first.remove(), second.remove()
+        with model.mlp_only_at(model.n_layers - 1, torch.tensor([17, 18])):
+            hidden = model.forward(token_ids)   # right at tokens 17 and 18
         """
-        length, mine = 0, OwnThread()
-
-        def narrow(_module: nn.Module, args: tuple[Any, ...]) -> Any:
-            nonlocal length
-            if not mine:
-                return None
-            length = args[0].shape[1]
-            return (args[0].index_select(1, tokens.to(args[0].device)), *args[1:])
-
-        def widen(_module: nn.Module, _args: Any, output: Any) -> Any:
-            if not mine:
-                return None
-            value = _value_of(output)
-            zeros = value.new_zeros(value.shape[0], length, value.shape[2])
-            return _with_value(zeros.index_copy(1, tokens.to(value.device), value), output)
-
-        mlp: Any = self.layers[layer].mlp
-        return mlp.register_forward_pre_hook(narrow), mlp.register_forward_hook(widen, prepend=True)
-
-    def on_resid_post(self, layer: int, edit: Edit) -> RemovableHandle:
-        """Hook a layer's output. `edit` may return more or fewer rows than it was given."""
-        return self._on_output(self.layers[layer], edit, 1.0)
-
-    def landed(self, added: Tensor) -> Tensor:
-        """What reaches the stream of a value that a sublayer's hook returned: where a family multiplies it, the
-        value is divided first, and in bfloat16 the round trip loses a bit now and then."""
-        return added if self._scale == 1.0 else added / self._scale * self._scale
-
-    @staticmethod
-    def _on_output(module: nn.Module, edit: Edit, scale: float) -> RemovableHandle:
-        def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
-            value = _value_of(output)
-            edited = edit(value if scale == 1.0 else value * scale)
-            if edited is None:
-                return None
-            return _with_value(edited if scale == 1.0 else edited / scale, output)
-
-        return module.register_forward_hook(hook)
+        return self.sites.only_at(layer, tokens)
 
     @contextmanager
     def evaluating(self, grad: bool = False) -> Iterator[Decoder]:
@@ -296,25 +277,13 @@ class Decoder:
             "n_parameters": sum(parameter.numel() for parameter in self.hf.parameters()),
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": device_name(self.device),
-            **described(self.config),
+            **described(self.hf.config),
         }
 
 
 def device_name(device: torch.device) -> str:
     """A GPU by its name, all others by their kind."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def _with_hidden(hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-    return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
-
-
-def _value_of(output: Any) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output
-
-
-def _with_value(value: Tensor, output: Any) -> Any:
-    return (value, *output[1:]) if isinstance(output, tuple) else value
 
 
 def _runs_on(module: nn.Module) -> torch.device:

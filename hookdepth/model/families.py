@@ -1,75 +1,127 @@
-"""What each model family adds to its residual stream: the only file that knows module names.
+"""What discovery cannot know of a family: one line each. The self-check (`checking`), on a real input, decides.
 
-    family = family_of("gemma2")
-    family.attn_site      # 'post_attention_layernorm': what is added is the *normed* attention output
+    family_of("bloom").outputs["attn"]      # 'self_attention.dense': the module around it adds the stream itself
 
-A decoder layer of every family here computes
+A decoder layer adds some contributions to its stream,
 
-    resid_mid  = resid_pre + attn_out
-    resid_post = resid_mid + mlp_out
+    resid_post = scale · (resid_pre + Σ contributions)
 
-and differs only in which module's output `attn_out` and `mlp_out` are, and by which factor they are
-multiplied before they are added. A family that is not listed is tried as a Llama; the self-check (`checking`) then
-decides, on a real input, whether that was right.
+each with a name (attn, mlp; mixer where a layer has nothing else, or a third branch), the module whose output it is
+and a factor. `contributions` finds them by the names that transformers gives its modules. So most families need nothing
+here but their name; one that is not listed is tried all the same.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
-
-from torch import nn
 
 from hookdepth.errors import HookdepthError
 
 
 @dataclass(frozen=True)
 class Family:
-    """Where a family's decoder layer makes its two contributions.
+    """Where a family keeps what hookdepth hooks; every field but the name is found where it is not given.
+
+        hookdepth.wrap(hf_model, family=Family("Mine", decoder="net", layers="stack", parts={"mlp": "ffn"}))
 
     Attributes:
         name: as people say it.
-        attn_site, mlp_site: submodule of the decoder layer whose output is added to the stream.
-        multiplier: config attribute by which both outputs are multiplied first, if any.
+        decoder: path of the module that runs the layers; layers, norm: of their list and of the final norm inside it.
+        parts: contribution → the submodule of a layer that computes it.
+        outputs: contribution → the submodule whose output is added, where that is not the same.
+        multipliers: contribution → the config's attribute by which it is multiplied first.
+        inner: contribution → the projection inside it, whose input is `z` (attn) or `neurons` (mlp).
+        flat: the MLP gives rows and tokens as one axis, [row · token, width].
+        in_place: the layer adds to a contribution in place, so that what is read must be a copy.
+        refused: why it cannot be measured, where that is known.
     """
 
     name: str
-    attn_site: str = "self_attn"
-    mlp_site: str = "mlp"
-    multiplier: str | None = None
+    decoder: str | None = None
+    layers: str | None = None
+    norm: str | None = None
+    parts: Mapping[str, str] = field(default_factory=dict)
+    outputs: Mapping[str, str] = field(default_factory=dict)
+    multipliers: Mapping[str, str] = field(default_factory=dict)
+    inner: Mapping[str, str] = field(default_factory=dict)
+    flat: bool = False
+    in_place: bool = False
+    refused: str = ""
 
-    def scale(self, config: Any) -> float:
-        """The factor on both sublayers' outputs: 1 except where the config has a multiplier."""
-        return float(getattr(config, self.multiplier)) if self.multiplier else 1.0
 
-
-_POST_NORM = {"attn_site": "post_attention_layernorm", "mlp_site": "post_feedforward_layernorm"}
+_FALCON_H1 = {"mixer": "ssm_out_multiplier", "attn": "attention_out_multiplier"}
 FAMILIES = {
-    "llama": Family("Llama"),
-    "mistral": Family("Mistral"),
-    "qwen2": Family("Qwen 2"),
-    "qwen3": Family("Qwen 3"),
-    "smollm3": Family("SmolLM 3"),
-    "olmo2": Family("OLMo 2", **_POST_NORM),
-    "gemma2": Family("Gemma 2", **_POST_NORM),
-    "gemma3_text": Family("Gemma 3 (text)", **_POST_NORM),
-    "phi3": Family("Phi 3"),
-    "granite": Family("Granite", multiplier="residual_multiplier"),
+    **{
+        model_type: Family(name)
+        for model_type, name in (
+            ("llama", "Llama"),
+            ("mistral", "Mistral"),
+            ("qwen2", "Qwen 2"),
+            ("qwen3", "Qwen 3"),
+            ("smollm3", "SmolLM 3"),
+            ("olmo2", "OLMo 2"),
+            ("gemma2", "Gemma 2"),
+            ("gemma3_text", "Gemma 3 (text)"),
+            ("phi3", "Phi 3"),
+            ("granite", "Granite"),
+            ("gpt2", "GPT-2"),
+            ("gpt_neo", "GPT-Neo"),
+            ("gptj", "GPT-J"),
+            ("gpt_neox", "GPT-NeoX, Pythia"),
+            ("phi", "Phi 1, 2"),
+            ("cohere", "Cohere"),
+            ("cohere2", "Cohere 2"),
+            ("olmo", "OLMo"),
+            ("olmo3", "OLMo 3"),
+            ("olmoe", "OLMoE"),
+            ("exaone4", "EXAONE 4"),
+            ("glm4", "GLM 4"),
+            ("nanochat", "nanochat"),
+            ("gpt_oss", "gpt-oss"),
+            ("granitemoe", "Granite MoE"),
+            ("lfm2", "LFM 2"),
+            ("qwen3_next", "Qwen 3 Next"),
+            ("qwen3_5_text", "Qwen 3.5 (text)"),
+            ("mamba", "Mamba"),
+            ("mamba2", "Mamba 2"),
+            ("nemotron_h", "Nemotron-H"),
+            ("jamba", "Jamba"),
+            ("gemma", "Gemma"),
+            ("gemma4_text", "Gemma 4 (text)"),
+            ("starcoder2", "StarCoder 2"),
+            ("stablelm", "StableLM"),
+            ("qwen2_moe", "Qwen 2 MoE"),
+            ("qwen3_moe", "Qwen 3 MoE"),
+            ("mixtral", "Mixtral"),
+            ("deepseek_v3", "DeepSeek V3"),
+        )
+    },
+    "opt": Family("OPT", flat=True),
+    "bloom": Family("BLOOM", outputs={"attn": "self_attention.dense", "mlp": "mlp.dense_4h_to_h"}),
+    "falcon": Family("Falcon", in_place=True),
+    "falcon_h1": Family("Falcon-H1", multipliers=_FALCON_H1),
+    "llama4_text": Family("Llama 4 (text)", flat=True),
+    "mpt": Family("MPT", outputs={"mlp": "ffn.down_proj"}),
+    "minimax": Family("MiniMax", refused="its residual stream is the normed input of each sublayer"),
+    "gemma3n_text": Family("Gemma 3n", refused="it has four residual streams"),
+    "deepseek_v4": Family("DeepSeek V4", refused="it has several residual streams (hyper-connections)"),
 }
-SUPPORTED = ", ".join(family.name for family in FAMILIES.values())
+SUPPORTED = ", ".join(family.name for family in FAMILIES.values() if not family.refused)
 
 
 def family_of(model_type: str) -> Family:
-    """The family of a config's `model_type`; an unknown one is taken for a Llama until the self-check."""
-    return FAMILIES.get(model_type, Family(f"{model_type} (as Llama)"))
-
-
-def missing_modules(layer: nn.Module, family: Family) -> list[str]:
-    """Submodules that a decoder layer of this family must have and this one has not."""
-    needed = ("self_attn", "mlp", family.attn_site, family.mlp_site)
-    return sorted({name for name in needed if not hasattr(layer, name)})
+    """The family of a config's `model_type`; an unknown one is looked at until the self-check has decided."""
+    return FAMILIES.get(model_type, Family(f"{model_type}, by its structure"))
 
 
 def unsupported(name: str, family: Family, why: str) -> HookdepthError:
     """The error for a model that cannot be read."""
-    return HookdepthError(f"{name!r} ({family.name}) is not supported: {why}", f"families that work: {SUPPORTED}")
+    remedy = "see `hookdepth families` for those that work, or say where its parts are: wrap(model, family=Family(…))"
+    return HookdepthError(f"{name!r} ({family.name}) is not supported: {why}", remedy)
+
+
+def described(family: Family) -> dict[str, Any]:
+    """What a family says of itself, without what is found: JSON-able."""
+    return {name: value for name, value in vars(family).items() if value and name != "name"}

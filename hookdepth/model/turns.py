@@ -3,7 +3,7 @@
     with turn_of(hf_model):
         ...                                    # no other thread is inside such a block of the same model
 
-    handle = model.on_resid_post(3, in_this_thread(lambda value: value * 2))   # other threads see the plain model
+    handle = model.on("resid_post", 3, in_this_thread(lambda value: value * 2))   # other threads see the plain model
     handle.remove()
 
 A hook is called in every thread that runs the module. A plain forward pass that another thread makes while the engine

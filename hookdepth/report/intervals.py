@@ -6,7 +6,7 @@ Intervals("score.*", "How the score grows …", interval="score_interval.*", pla
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -32,12 +32,14 @@ class Intervals(Kind):
         places: pattern of tensors whose placeholder names the places, in their order.
         axis: what the places are.
         labels: names of the series, by what `*` stands for.
+        ends: where the axis begins and ends, whatever the values are; None for where they do.
     """
 
     interval: str = ""
     places: str = ""
     axis: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
+    ends: tuple[float | None, float | None] | None = None
 
     def drawing(self, result: Result, declaration: Declaration, values: Assignment) -> Drawing:
         """The points of one result: kind.drawing(result, declaration, {})."""
@@ -61,6 +63,9 @@ class Intervals(Kind):
         shown = Values(self.axis.lower(), names, columns, table, hover=False)
         return Drawing([shown], [not_finite(list(own.values()))], partial(self._draw, names, list(own), table))
 
+    def _limited(self, low: float | None, high: float | None) -> Intervals:
+        return replace(self, ends=(low, high))
+
     def _places(self, result: Result) -> list[str]:
         found = (match(self.places, name) for name in result.tensors)
         levels = [next(iter(values.values())) for values in found if values]
@@ -80,6 +85,7 @@ class Intervals(Kind):
             colour = style.COLOURS[number % len(style.COLOURS)]
             axes.errorbar(torch.arange(len(names)) + beside, middle, ends, label=label, color=colour, **line)
         axes.set_xticks(range(len(names)), [style.printable(name) for name in names])
+        axes.set_ylim(*self.ends or ())
         axes.set_xlabel(self.axis)
         axes.set_ylabel(self.label)
         style.legend_above(axes)

@@ -142,8 +142,9 @@ def _often(analysis: Analysis, times: int) -> Analysis:
 
     def collect(subject: Subject, item: int, measured: Measured) -> Tensors:
         own = len(measured.branches) // times
-        layer, output = ({name: v[:own] for name, v in found.items()} for found in (measured.layer, measured.output))
-        return analysis.collect(subject, item, Measured(measured.branches[:own], layer, output))
+        given = (measured.layer, measured.output, measured.clean)
+        first = ({name: v[:own] for name, v in found.items()} for found in given)
+        return analysis.collect(subject, item, Measured(measured.branches[:own], *first))
 
     often = copy.copy(analysis)
     vars(often).update(
@@ -166,7 +167,8 @@ def _shortened(inputs: Inputs, tokens: int, vocabulary: int) -> Inputs:
     levels = [replace(one, probe=_end(one.probe, tokens, vocabulary)) for one in inputs.levels]
     leveled = [replace(one, cuts=one.probe.answer_positions[: len(one.cuts)]) for one in levels]
     most = sorted(leveled, key=lambda one: len(one.cuts))[-1:]
-    return Inputs((ids,), (scaled,), (ids,) if inputs.baseline else (), probes, tuple(most))
+    asked = tuple(replace(one, token_ids=ids) for one in inputs.questions[:1])
+    return Inputs((ids,), (scaled,), (ids,) if inputs.baseline else (), probes, tuple(most), questions=asked)
 
 
 def _end(probe: Probe, tokens: int, vocabulary: int) -> Probe:

@@ -10,7 +10,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from hookdepth.analyses.base import BASELINE_PROMPTS, Analysis, Inputs
-from hookdepth.data import DEFAULT_PROBES, Dataset, Leveled, encode, leveled_examples, make_probe, sample_cuts
+from hookdepth.data import (
+    DEFAULT_PROBES,
+    Dataset,
+    Leveled,
+    encode,
+    leveled_examples,
+    make_probe,
+    questions_of,
+    sample_cuts,
+)
 from hookdepth.errors import HookdepthError
 from hookdepth.model.decoder import Decoder
 
@@ -55,15 +64,17 @@ def make_inputs(
         levels = leveled_examples(dataset, model.tokenizer, limit or DEFAULT_PER_LEVEL, seed, context)
         for one in levels:
             model.check_ids(one.probe.token_ids, f"the example {one.probe.prompt[:40]!r} of level {one.level}")
+    asking = any(one.needs == "questions" for one in analyses)
+    questions = questions_of(dataset, model.tokenizer, count, context) if asking else ()
     needing = [one for one in analyses if one.needs == "probes"]
     if not needing:
-        return Inputs(prompts, cuts, levels=levels, texts=texts)
+        return Inputs(prompts, cuts, levels=levels, texts=texts, questions=questions)
     own = [(e.prompt, e.answer) for e in dataset.examples[:count] if e.prompt is not None and e.answer]
     pairs = probes or own or DEFAULT_PROBES
     found = tuple(make_probe(model.tokenizer, prompt, answer, context) for prompt, answer in pairs)
     # The first ten of the data set whatever the limit, so that baselines of different limits are the same.
     baseline = tokens(BASELINE_PROMPTS) if any(one.baseline for one in needing) else ()
-    return Inputs(prompts, cuts, baseline, found, levels, texts)
+    return Inputs(prompts, cuts, baseline, found, levels, texts, questions)
 
 
 def _check_cuts(names: Sequence[str], cuts: Sequence[Any], warn: Callable[[str], None]) -> None:

@@ -1,6 +1,6 @@
 """A checkpoint without some of the layers, which `from_pretrained` loads and which equals the path through the others.
 
-    prune(model, "0-9,12-29", "pruned")     # hookdepth.load("pruned").n_layers is 28
+    prune(model, "0-9,12", "pruned")     # of 13 layers 11 are left
 
 What a config says of each layer (`layer_types` and the like) goes with the layers. Some configs say it by a rule of the
 layer's number instead, which means another kind of layer once layers before it are gone. So what was written is loaded
@@ -26,6 +26,7 @@ from hookdepth.engine.passes import measure
 from hookdepth.engine.paths import LayerPath
 from hookdepth.errors import HookdepthError
 from hookdepth.model.decoder import Decoder
+from hookdepth.model.hub import quiet
 from hookdepth.model.loading import load
 from hookdepth.results import check_folder_name
 
@@ -70,7 +71,7 @@ def prune(model: Decoder, keep: str | Sequence[int], out: str | os.PathLike[str]
 
 def _kept(model: Decoder, keep: str | Sequence[int]) -> list[int]:
     path = LayerPath(keep)
-    path.check(model.n_layers, 1, model.d_model)
+    path.check(model, 1)
     kept = [layer for stage in path.stages for layer in stage]
     if not kept or kept != sorted(set(kept)) or len(kept) != len(path.stages):
         raise HookdepthError(
@@ -88,10 +89,11 @@ def _check_weights(model: Decoder) -> None:
 
 def _save(model: Decoder, kept: Sequence[int], folder: Path) -> None:
     try:
-        with _only(model, kept):
-            model.hf.save_pretrained(folder)
-        if model.tokenizer is not None:
-            model.tokenizer.save_pretrained(folder)
+        with quiet():
+            with _only(model, kept):
+                model.hf.save_pretrained(folder)
+            if model.tokenizer is not None:
+                model.tokenizer.save_pretrained(folder)
     except OSError:
         raise
     except Exception as error:  # a config may refuse to be so; each library has errors of its own for it

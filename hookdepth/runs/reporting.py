@@ -10,6 +10,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from hookdepth.analyses.base import Analysis
 from hookdepth.analyses.contract import load_folder
 from hookdepth.analyses.registry import declared, known
 from hookdepth.errors import HookdepthError
@@ -26,19 +27,26 @@ def report(folder: str | os.PathLike[str]) -> Path:
     Raises:
         HookdepthError: no such folder, no result in it, a file that is not one, or it cannot be written to.
     """
-    ours = [kind() for kind in known().values()]
-    return write_report(folder, load_folder(folder), declared, ours, read_log(folder))
+    return write_report(folder, load_folder(folder), declared, _of_every_run(), read_log(folder))
 
 
-def comparison(folders: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) -> Path:
+def comparison(folders: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str], scatter: bool = False) -> Path:
     """`compare.html` and its figures in `out`, from the results of several runs; the page's path.
 
         comparison(["out/small", "out/large"], "both")
+
+    Args:
+        scatter: effective depth over models, too.
 
     Raises:
         HookdepthError: as `report`, or no folder given.
     """
     if not folders:
         raise HookdepthError("no folder to compare", "give the --out folders of two or more runs")
-    ours = [kind() for kind in known().values()]
-    return write_comparison(folders, [load_folder(folder) for folder in folders], out, declared, ours)
+    found = [load_folder(folder) for folder in folders]
+    return write_comparison(folders, found, out, declared, _of_every_run(), scatter=scatter)
+
+
+def _of_every_run() -> list[Analysis]:
+    """The analyses of which a page says where they were not measured: those that `all` means."""
+    return [kind() for kind in known().values() if kind.in_all]

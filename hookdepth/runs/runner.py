@@ -269,7 +269,7 @@ class Run:
             wrong = wrong_tensors(known[name].tensors, finished[name], self.model.n_layers, True)
             if wrong:
                 raise HookdepthError(f"{name} gives what it does not declare: {wrong}", "mend its `tensors`", 1)
-            metadata |= declaration_of(known[name])
+            metadata |= declaration_of(known[name]) | known[name].metadata(self.subject, finished[name])
             announce_floor(name, metadata, finished[name], self.warn)
             path = Result(name, finished[name], metadata).save(self.out / f"{name}{SUFFIX}")
             results.append(Result.load(path))  # what lies on the disk is what is returned

@@ -118,7 +118,7 @@ class _Pass:
             stack.enter_context(model.evaluating(grad=True))
             if steps:
                 on_the_way = in_this_thread(lambda hidden: self._between(hidden, steps))
-                stack.callback(model.on_resid_pre(0, on_the_way).remove)
+                stack.callback(model.on("resid_pre", 0, on_the_way).remove)
             acts = stack.enter_context(capture(model, *sites, layers=layers, grad=True))
             hidden = model.forward(padded(rows, model.device))
             metric = self._metric(hidden[:-1], 0)

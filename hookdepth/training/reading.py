@@ -139,11 +139,11 @@ class Reader:
         self._add(decoder.base.register_forward_pre_hook(enter, with_kwargs=True))
         self._add(decoder.base.register_forward_hook(self._guarded(self._leave), always_call=True))
         for layer in range(decoder.n_layers):
-            self._add(decoder.on_resid_pre(layer, self._guarded(partial(self._keep, "resid_pre"))))
-            self._add(decoder.on_attn_out(layer, self._guarded(partial(self._keep, "attn_out"))))
-            self._add(decoder.on_mlp_out(layer, self._guarded(partial(self._measure, layer))))
+            self._add(decoder.on("resid_pre", layer, self._guarded(partial(self._keep, "resid_pre"))))
+            self._add(decoder.on("attn_out", layer, self._guarded(partial(self._keep, "attn_out"))))
+            self._add(decoder.on("mlp_out", layer, self._guarded(partial(self._measure, layer))))
             if self.verify or layer == decoder.n_layers - 1:
-                self._add(decoder.on_resid_post(layer, self._guarded(partial(self._finish, layer))))
+                self._add(decoder.on("resid_post", layer, self._guarded(partial(self._finish, layer))))
 
     def _guarded(self, body: Callable[..., None], anywhere: bool = False) -> Callable[..., None]:
         """The body as a hook that reads only, within a pass that counts or `anywhere`: without gradients, and an error

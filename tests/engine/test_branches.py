@@ -1,29 +1,30 @@
 """Branches: where they are born and measured, and which are refused."""
 
 import pytest
+from problems import shapes
 
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.interventions import Identity, Skip
 from hookdepth.errors import HookdepthError
 
-LAYERS, LENGTH, WIDTH = 6, 10, 4
+LENGTH, MODEL = 10, shapes(6)
 
 
 @pytest.mark.parametrize(
     ("make", "says"),
     [
         (lambda: Branch(()), "a branch without interventions"),
-        (lambda: Branch((Skip(9),)).check(LAYERS, LENGTH, WIDTH), "layer 9"),
+        (lambda: Branch((Skip(9),)).check(MODEL, LENGTH), "layer 9"),
         (
-            lambda: Branch((Skip(1),), cut=0).check(LAYERS, LENGTH, WIDTH),
+            lambda: Branch((Skip(1),), cut=0).check(MODEL, LENGTH),
             "a cut at 0 in a prompt of 10 tokens; give 1 to 9",
         ),
-        (lambda: Branch((Skip(1),), cut=10).check(LAYERS, LENGTH, WIDTH), "a cut at 10"),
-        (lambda: Branch((Skip(4),), until=3).check(LAYERS, LENGTH, WIDTH), "until layer 3 that intervenes at layer 4"),
-        (lambda: Branch((Skip(4),), until=6).check(LAYERS, LENGTH, WIDTH), "until layer 6"),
-        (lambda: Branch((Skip(4),), measured=[12]).check(LAYERS, LENGTH, WIDTH), "token 12"),
-        (lambda: Branch((Skip(4),), measured=[]).check(LAYERS, LENGTH, WIDTH), "measured nowhere"),
-        (lambda: Branch((Skip(4),), measured=[1, 2], cut=5).check(LAYERS, LENGTH, WIDTH), "measured nowhere"),
+        (lambda: Branch((Skip(1),), cut=10).check(MODEL, LENGTH), "a cut at 10"),
+        (lambda: Branch((Skip(4),), until=3).check(MODEL, LENGTH), "until layer 3 that intervenes at layer 4"),
+        (lambda: Branch((Skip(4),), until=6).check(MODEL, LENGTH), "until layer 6"),
+        (lambda: Branch((Skip(4),), measured=[12]).check(MODEL, LENGTH), "token 12"),
+        (lambda: Branch((Skip(4),), measured=[]).check(MODEL, LENGTH), "measured nowhere"),
+        (lambda: Branch((Skip(4),), measured=[1, 2], cut=5).check(MODEL, LENGTH), "measured nowhere"),
     ],
 )
 def test_refusals(make, says):
@@ -32,7 +33,7 @@ def test_refusals(make, says):
 
 
 def test_what_is_accepted():
-    Branch((Skip(4), Skip(2)), cut=9, until=4, measured=[-1]).check(LAYERS, LENGTH, WIDTH)
+    Branch((Skip(4), Skip(2)), cut=9, until=4, measured=[-1]).check(MODEL, LENGTH)
 
 
 def test_birth_is_the_first_site_met():

@@ -6,7 +6,7 @@ from tiny_models import FAMILIES, prompts, tiny_model
 from tiny_tokenizer import tiny_tokenizer
 
 import hookdepth
-from hookdepth import AddVector, Branch, Erase, Identity, Patch, Scale, Skip, Subtract, generate
+from hookdepth import AddVector, Branch, Erase, Identity, LayerPath, Patch, Scale, Skip, Subtract, generate
 from hookdepth.errors import HookdepthError
 
 NEW = 6
@@ -48,8 +48,8 @@ def hugging_face(model, ids, branch, where, new=NEW, **options):
         return body
 
     handles.append(model.base.register_forward_pre_hook(begin, with_kwargs=True))
-    handles += [getattr(model, f"on_{one.site}")(one.layer, edit(one)) for one in branch]
-    handles += [model.on_resid_pre(layer, note(layer)) for layer in {one.layer for one in branch}]
+    handles += [model.on(one.site, one.layer, edit(one)) for one in branch]
+    handles += [model.on("resid_pre", layer, note(layer)) for layer in {one.layer for one in branch}]
     options = {"do_sample": False, "pad_token_id": 0, **options}
     try:
         found = model.hf.generate(torch.tensor([ids]), max_new_tokens=new, **options)
@@ -118,6 +118,33 @@ def test_what_a_branch_shares_with_its_clean_run_is_read_once():
     assert found.plan.work < 3 * 5 * 200  # the clean run and its control, and one token more
     assert found.tokens[0] == [hugging_face(model, ids, (one,), "both", 3) for one in late]
     assert generate(model, [ids], [Skip(1), Skip(2)], 3, where="new").plan.work < 3 * 5 * 200
+
+
+def test_a_path_of_layers_writes_what_the_rearranged_model_writes():
+    hf = tiny_model("llama-gqa")
+    model, texts = hookdepth.wrap(hf), prompts(2, lengths=(9, 6))
+    paths = [LayerPath("0,2-4"), LayerPath("0-2,1-4")]
+    found = generate(model, texts, [Skip(3), paths[0], Branch((paths[1], Scale("mlp_out", 2, 0.5)))], 4)
+    for number, path in enumerate([[0, 2, 3, 4], [0, 1, 2, 1, 2, 3, 4]], start=1):
+        for ids, own in zip(texts, found, strict=True):
+            written = list(ids)
+            for _ in range(4):
+                hidden = hf.model.embed_tokens(torch.tensor([written]))
+                factors = hf.model.rotary_emb(hidden, torch.arange(len(written))[None])
+                for layer in path:
+                    halve = number == 2 and layer == 2
+                    scaled = (
+                        hf.model.layers[2].mlp.register_forward_hook(lambda *given: 0.5 * given[-1]) if halve else None
+                    )
+                    hidden = hf.model.layers[layer](hidden, position_embeddings=factors)
+                    hidden = hidden[0] if isinstance(hidden, tuple) else hidden
+                    if scaled:
+                        scaled.remove()
+                written.append(int(hf.lm_head(hf.model.norm(hidden))[0, -1].argmax()))
+            assert own[number].tokens == written[len(ids) :]
+    assert found.tokens[0][0] == hugging_face(model, texts[0], (Skip(3),), "both", 4)
+    with pytest.raises(HookdepthError, match="path"):
+        generate(model, texts, paths, 2, where="prompt")
 
 
 def test_rows_end_at_stop_tokens_and_the_others_go_on():

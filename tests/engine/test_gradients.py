@@ -34,7 +34,7 @@ def points(rows):
 def plain(model, ids, site, layer, value):
     """The difference of two logits at the last two tokens, and its gradient: one hook, one backward pass."""
     leaf = value.clone().requires_grad_()
-    handle = getattr(model, f"on_{site}")(layer, lambda hidden: leaf[None].expand_as(hidden))
+    handle = model.on(site, layer, lambda hidden: leaf[None].expand_as(hidden))
     try:
         logits = model.hf(torch.tensor([ids])).logits[0, -2:]
     finally:

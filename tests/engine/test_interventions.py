@@ -4,13 +4,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from problems import shapes
 from token_choices import some_tokens
 
 from hookdepth.engine.interventions import AddVector, Erase, Identity, Intervention, Patch, Scale, Skip, Subtract
 from hookdepth.engine.tokens import locate, positions
 from hookdepth.errors import HookdepthError
 
-LAYERS, LENGTH, WIDTH = 6, 10, 4
+LENGTH, WIDTH = 10, 4
+MODEL = shapes(6, WIDTH)
 VECTOR = torch.ones(WIDTH)
 
 
@@ -103,17 +105,17 @@ def test_sums_are_taken_in_float32():
     [
         (lambda: Skip(0, "atn"), "unknown part 'atn'; did you mean attn?"),
         (
-            lambda: Skip(6).check(LAYERS, LENGTH, WIDTH),
+            lambda: Skip(6).check(MODEL, LENGTH),
             "Skip at layer 6 of a model of 6 layers; give a layer from 0 to 5",
         ),
-        (lambda: Skip(-1).check(LAYERS, LENGTH, WIDTH), "layer -1"),
-        (lambda: Identity("resid_mid", 0).check(LAYERS, LENGTH, WIDTH), "unknown site 'resid_mid'"),
-        (lambda: Scale("mlp_out", 0, 2.0, [10]).check(LAYERS, LENGTH, WIDTH), "token 10 of a prompt of 10"),
-        (lambda: Patch("mlp_out", 0, torch.ones(3)).check(LAYERS, LENGTH, WIDTH), r"shape \[3\] for 10 tokens"),
-        (lambda: Patch("mlp_out", 0, torch.ones(10, 4), [1]).check(LAYERS, LENGTH, WIDTH), r"give \[4\] or \[1, 4\]"),
-        (lambda: AddVector("mlp_out", 0, torch.ones(4, 10)).check(LAYERS, LENGTH, WIDTH), r"\[4, 10\]"),
-        (lambda: Subtract(3, 3).check(LAYERS, LENGTH, WIDTH), "give a source before the layer"),
-        (lambda: Subtract(-1, 3).check(LAYERS, LENGTH, WIDTH), "give a source before the layer"),
+        (lambda: Skip(-1).check(MODEL, LENGTH), "layer -1"),
+        (lambda: Identity("resid_mif", 0).check(MODEL, LENGTH), "unknown site 'resid_mif'"),
+        (lambda: Scale("mlp_out", 0, 2.0, [10]).check(MODEL, LENGTH), "token 10 of a prompt of 10"),
+        (lambda: Patch("mlp_out", 0, torch.ones(3)).check(MODEL, LENGTH), r"shape \[3\] for 10 tokens"),
+        (lambda: Patch("mlp_out", 0, torch.ones(10, 4), [1]).check(MODEL, LENGTH), r"give \[4\] or \[1, 4\]"),
+        (lambda: AddVector("mlp_out", 0, torch.ones(4, 10)).check(MODEL, LENGTH), r"\[4, 10\]"),
+        (lambda: Subtract(3, 3).check(MODEL, LENGTH), "give a source before the layer"),
+        (lambda: Subtract(-1, 3).check(MODEL, LENGTH), "give a source before the layer"),
         (lambda: Intervention("mlp_out", 0).apply(torch.ones(1, 1), None, None), "says nothing to do"),
     ],
 )
@@ -124,7 +126,7 @@ def test_refusals(make, says):
 
 def test_what_is_accepted():
     for value, tokens in ((VECTOR, [1, 2]), (torch.ones(2, WIDTH), [1, 2]), (torch.ones(9, WIDTH), slice(1, None))):
-        Patch("resid_pre", 5, value, tokens).check(LAYERS, LENGTH, WIDTH)
+        Patch("resid_pre", 5, value, tokens).check(MODEL, LENGTH)
 
 
 def test_equal_looking_interventions_are_different_objects():

@@ -38,7 +38,7 @@ from hookdepth.engine import passes as branching
 from hookdepth.engine.passes import measure, plan_for
 from hookdepth.engine.reading import capture
 from hookdepth.engine.tokens import positions
-from hookdepth.model.decoder import SITES
+from hookdepth.model.sites import SITES
 
 L, D, T = 5, 64, 20
 EFFECTS = (LayerEffect(), OutputEffect())
@@ -229,10 +229,11 @@ def test_an_identity_changes_no_bit(name, dtype):
 def test_nothing_happens_left_of_what_is_changed(name, dtype):
     model = hookdepth.wrap(tiny_model(name).to(dtype))
     ids = prompts(1, 24)[0]
-    value = vectors(D)
     for first in (1, 8, 13):
         branches = [
-            Branch((Patch(site, layer, value, slice(first, None)),), measured=range(first))
+            Branch(
+                (Patch(site, layer, vectors(*model.shape_of(site, layer)), slice(first, None)),), measured=range(first)
+            )
             for layer in range(L)
             for site in SITES
         ]

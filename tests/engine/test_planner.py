@@ -12,11 +12,12 @@ from hookdepth.engine.branches import Branch
 from hookdepth.engine.interventions import Identity, Patch, Skip, Subtract
 from hookdepth.engine.plan import kept_tokens, peak_rows, span_of
 from hookdepth.engine.planner import make_plan
-from hookdepth.model.decoder import PARTS, SITES
+from hookdepth.model.sites import ORDER, PARTS
 
 L = 30
 CUTS = {20: (8, 12), 180: (160, 8, 104, 56)}
 VECTOR = torch.zeros(4)
+END = ORDER.index("resid_post")
 
 
 def skips(cuts=(), parts=("layer",), current=True, n_layers=L):
@@ -53,8 +54,8 @@ def times_measured(plan):
 
 def layers_of(branch, n_layers):
     """The layers that a branch's row runs through, from what the branch says of itself."""
-    layer, order = min((i.layer, SITES.index(i.site)) for i in branch.interventions)
-    first = layer if SITES[order] in ("resid_pre", "attn_out") else layer + 1
+    layer, order = min((i.layer, ORDER.index(i.site)) for i in branch.interventions)
+    first = layer + (ORDER[order] in ("neurons", "mlp_out", "extra_out", "resid_post"))
     return range(first, n_layers if branch.until is None else branch.until + 1)
 
 
@@ -146,11 +147,11 @@ def test_peak_rows_counts_what_lives_together():
 @pytest.mark.parametrize(
     ("branch", "joins", "layers", "tokens"),
     [
-        (Branch((Skip(3),)), (3, 2), range(4, L), (1, 20)),
-        (Branch((Skip(3, "mlp"),)), (3, 2), range(4, L), (1, 20)),
-        (Branch((Skip(3, "attn"),)), (3, 1), range(3, L), (1, 20)),
+        (Branch((Skip(3),)), (3, END), range(4, L), (1, 20)),
+        (Branch((Skip(3, "mlp"),)), (3, ORDER.index("mlp_out")), range(4, L), (1, 20)),
+        (Branch((Skip(3, "attn"),)), (3, ORDER.index("attn_out")), range(3, L), (1, 20)),
         (Branch((Patch("resid_pre", 3, VECTOR, [5]),), until=3), (3, 0), range(3, 4), (5, 20)),
-        (Branch((Patch("resid_post", L - 1, VECTOR, [5]),), measured=[-2]), (L - 1, 2), range(0), (5, 19)),
+        (Branch((Patch("resid_post", L - 1, VECTOR, [5]),), measured=[-2]), (L - 1, END), range(0), (5, 19)),
         (Branch((Skip(9), Identity("resid_pre", 2, [7, -18])), cut=8), (2, 0), range(2, L), (1, 20)),
     ],
 )

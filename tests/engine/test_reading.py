@@ -9,9 +9,10 @@ from tiny_models import prompts, tiny_model
 import hookdepth
 from hookdepth.engine.reading import capture, each_layer
 from hookdepth.errors import HookdepthError
-from hookdepth.model.decoder import SITES
+from hookdepth.model.sites import SITES
 
 L, D, T = 5, 64, 20
+STREAM = ("resid_pre", "attn_out", "mlp_out", "resid_post")
 
 
 @pytest.fixture(scope="module", params=["llama", "olmo2", "gemma2", "granite"])
@@ -30,11 +31,11 @@ def test_every_site_of_every_layer(family):
     hf, model, ids = family
     with torch.no_grad():
         reference = naive.run_with(hf, ids)
-        with capture(model, *SITES) as acts:
+        with capture(model, *STREAM) as acts:
             logits = hf(ids).logits
     assert torch.equal(logits, reference.logits), "reading changes nothing"
-    assert set(acts) == {(site, layer) for site in SITES for layer in range(L)}
-    for site in SITES:
+    assert set(acts) == {(site, layer) for site in STREAM for layer in range(L)}
+    for site in STREAM:
         torch.testing.assert_close(acts.stack(site), torch.stack(getattr(reference, site)))
         assert acts.stack(site).shape == (L, 2, T, D)
 
@@ -90,8 +91,10 @@ def test_each_layer_is_given_when_it_is_done(family):
             model.forward(ids)
     assert [layer for layer, _ in seen] == list(range(L))
     for layer, sites in seen:
-        for site in SITES:
-            torch.testing.assert_close(getattr(sites, site), getattr(reference, site)[layer])
+        given = {"resid_pre": sites.resid_pre, "resid_post": sites.resid_post}
+        given |= {f"{part}_out": added for part, added in sites.added.items()}
+        for site in STREAM:
+            torch.testing.assert_close(given[site], getattr(reference, site)[layer])
 
 
 @pytest.mark.parametrize("opened", [lambda m: capture(m, *SITES), lambda m: each_layer(m, lambda layer, sites: None)])
@@ -130,8 +133,8 @@ def test_an_error_in_the_body_of_each_layer(llama):
 @pytest.mark.parametrize(
     ("sites", "layers", "says"),
     [
-        ((), None, "no site; name one or more of resid_pre, attn_out, mlp_out, resid_post"),
-        (("resid_mid",), None, "unknown site 'resid_mid'"),
+        ((), None, "no site; name one or more of resid_pre, mixer_out, z, attn_out"),
+        (("resid_mif",), None, "unknown site 'resid_mif'"),
         (("resid_pre",), [5], "layer 5 of a model of 5; give 0 to 4"),
         (("resid_pre",), [-1], "layer -1"),
     ],

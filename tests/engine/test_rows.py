@@ -17,8 +17,9 @@ from hookdepth.engine.passes import measure
 from hookdepth.engine.plan import CLEAN, CONTROL, family_of
 from hookdepth.engine.planner import make_plan
 from hookdepth.engine.rows import RowTable
-from hookdepth.model.decoder import SITES
+from hookdepth.model.sites import ORDER
 
+LAST = len(ORDER) - 1
 CPU = torch.device("cpu")
 GRADIENTS = Settings(ig_method="riemann", ig_steps=8)
 
@@ -28,11 +29,10 @@ def table_of(pass_, branches, plan):
 
 
 def born(branch, prefix):
-    """(layer, stage): stage 0 at the layer's input, 1 beside its attention, 2 at its output."""
-    layer, order = min((i.layer, SITES.index(i.site)) for i in branch.interventions)
-    stage = {"resid_pre": 0, "attn_out": 1, "mlp_out": 2, "resid_post": 2}[SITES[order]]
+    """(layer, place of the site) where a branch's row joins."""
+    layer, order = min((i.layer, ORDER.index(i.site)) for i in branch.interventions)
     # Right of a cut nothing is changed: what differs there are keys, the first of them in the next layer.
-    return (layer, 2) if prefix == "own" and stage == 1 else (layer, stage)
+    return (layer, LAST) if prefix == "own" and order else (layer, order)
 
 
 @given(problems())
@@ -55,13 +55,14 @@ def test_rows_join_and_leave_where_their_branches_say(problem):
                 always = set(range(2 * n_clean))
                 until = {n: n_layers if b.until is None else b.until for n, b in of.items()}
                 alive = {n for n, b in of.items() if born(b, pass_.prefix) < (layer, 0) and layer <= until[n]}
-                joining = [{n for n, b in of.items() if born(b, pass_.prefix) == (layer, s)} for s in range(3)]
+                joining = [{n for n, b in of.items() if born(b, pass_.prefix) == (layer, s)} for s in range(LAST + 1)]
                 nulls = set(range(n_clean, 2 * n_clean)) if layer == 0 else set()
-                assert set(rows.born_pre) == joining[0] | nulls
-                assert (set(rows.born_attn), set(rows.born_post)) == (joining[1], joining[2])
-                assert set(rows.inside) == always | alive | joining[0] | joining[1]
-                assert rows.attending == [id_ for id_ in rows.inside if id_ not in joining[1]]
-                assert rows.outside == rows.inside + rows.born_post
+                assert set(rows.born["resid_pre"]) == joining[0] | nulls
+                assert [set(rows.born[site]) for site in ORDER[1:]] == joining[1:]
+                assert set(rows.inside) == always.union(alive, *joining[:LAST])
+                late = set().union(*joining[ORDER.index("z") : LAST])
+                assert rows.attending == [id_ for id_ in rows.inside if id_ not in late]
+                assert rows.outside == rows.inside + rows.born["resid_post"]
                 assert len(set(rows.outside)) == len(rows.outside)
                 last = layer == n_layers - 1
                 going_on = [id_ for id_ in rows.outside if id_ in always or until[id_] > layer or last]
@@ -75,7 +76,7 @@ def test_rows_join_and_leave_where_their_branches_say(problem):
                 else:
                     assert rows.slots is None
                 assert rows.outside[rows.clean] == list(table.clean_ids)
-                assert len(rows.inside) <= plan.rows_of(pass_)
+                assert rows.before("neurons") <= plan.rows_of(pass_), "the others run through no more than a sum"
                 if pass_.prefix == "own":
                     check_own_prefix(pass_, table, parent, branches, layer)
                 if pass_.prefix == "clean":
@@ -118,13 +119,15 @@ def test_nothing_is_changed_right_of_a_cut():
     assert not table_of(top.suffixes[0], branches, plan).edits
 
 
-@pytest.mark.parametrize(("site", "stage"), [("resid_pre", 0), ("attn_out", 1), ("mlp_out", 2), ("resid_post", 2)])
-def test_sites_and_stages(site, stage):
+@pytest.mark.parametrize("site", ORDER)
+def test_a_row_joins_at_its_site(site):
     branches = [Branch((Patch(site, 1, torch.zeros(2)),))]
     plan = make_plan(branches, [8], 3)
     rows = table_of(plan.passes[0], branches, plan).layers[1]
-    assert [rows.born_pre, rows.born_attn, rows.born_post][stage] == [2]
-    assert len(rows.attending) == (3 if stage == 0 else 2)
+    assert rows.born[site] == [2]
+    assert rows.outside == [0, 1, 2]
+    for place, other in enumerate(ORDER[:-1]):
+        assert rows.before(other) == (3 if ORDER.index(site) < place else 2)
 
 
 def shuffled(n_prompts, n_branches):

@@ -9,7 +9,7 @@ import torch
 from tiny_models import EAGER, FAMILIES, SPECIFIC, prompts, tiny_config, tiny_model
 from tiny_tokenizer import tiny_tokenizer
 from torch import nn
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaForCausalLM, set_seed
+from transformers import LlamaForCausalLM, set_seed
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 import hookdepth
@@ -57,10 +57,6 @@ def test_the_check_holds_in_half_precision(family, dtype, attention):
     assert model.dtype == dtype
 
 
-def test_every_supported_family_is_tested():
-    assert {model_type for model_type, _ in SPECIFIC.values()} == set(families.FAMILIES)
-
-
 # A Llama that adds something else.
 
 
@@ -101,7 +97,7 @@ def test_a_layer_that_adds_something_else_is_refused(kind, dtype, massive):
         hookdepth.wrap(hf)
     message = str(caught.value)
     assert "'LlamaForCausalLM' (Llama) is not supported: layer 2 is not resid_pre + attn_out + mlp_out" in message
-    assert message.endswith(f"families that work: {families.SUPPORTED}")
+    assert "see `hookdepth families`" in message
 
 
 def test_logits_of_another_kind_are_refused():
@@ -116,42 +112,20 @@ def test_logits_of_another_kind_are_refused():
         hookdepth.wrap(hf)
 
 
-def test_gpt2_is_refused_with_the_families_that_work():
-    hf = AutoModelForCausalLM.from_config(GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=50))
-    with pytest.raises(HookdepthError) as caught:
-        hookdepth.wrap(hf)
-    message = str(caught.value)
-    assert "gpt2 (as Llama)" in message
-    assert "it has no model.layers and model.norm" in message
-    for name in (
-        "Llama",
-        "Mistral",
-        "Qwen 2",
-        "Qwen 3",
-        "SmolLM 3",
-        "OLMo 2",
-        "Gemma 2",
-        "Gemma 3",
-        "Phi 3",
-        "Granite",
-    ):
-        assert name in message
-    assert "\n" not in message
-
-
 def test_layers_without_the_needed_modules_are_refused():
     hf = tiny_model("llama")
-    del hf.model.layers[0].mlp
-    with pytest.raises(HookdepthError, match="its decoder layers have no mlp"):
+    del hf.model.layers[0].self_attn
+    with pytest.raises(HookdepthError, match="layer 0 has neither attention nor a mixer that is known") as caught:
         hookdepth.wrap(hf)
-    with pytest.raises(HookdepthError, match=r"it has no model\.layers"):
+    assert "wrap(model, family=Family(…))" in str(caught.value)
+    with pytest.raises(HookdepthError, match=r"it has no list of decoder layers at model"):
         hookdepth.wrap(nn.Linear(2, 2))
 
 
-def test_an_unknown_family_that_works_like_llama_is_accepted():
+def test_an_unknown_family_that_works_is_accepted():
     hf = tiny_model("llama")
     hf.config.model_type = "new"
-    assert hookdepth.wrap(hf).family.name == "new (as Llama)"
+    assert hookdepth.wrap(hf).family.name == "new, by its structure"
 
 
 def test_weights_that_are_not_finite():
@@ -200,7 +174,7 @@ def test_layers_that_return_tuples():
     plain = measure(hookdepth.wrap(tiny_model("llama")), ids, branches, [LayerEffect(), OutputEffect()])
     model = hookdepth.wrap(as_tuples(tiny_model("llama")))
     seen = []
-    handle = model.on_resid_post(2, lambda value: seen.append(value.shape))
+    handle = model.on("resid_post", 2, lambda value: seen.append(value.shape))
     results = measure(model, ids, branches, [LayerEffect(), OutputEffect()])
     handle.remove()
     assert seen[0][1:] == (T, D)
@@ -215,36 +189,15 @@ def test_a_hook_reads_and_replaces(family, site):
     ids = torch.tensor(prompts(1, T))
     with torch.no_grad():
         reference = naive.run_with(hf, ids[0].tolist(), [(site, 2, lambda x: 1.5 * x)])
-        handle = getattr(model, f"on_{site}")(2, lambda value: 1.5 * value)
+        handle = model.on(site, 2, lambda value: 1.5 * value)
         ours = hf(ids).logits
         handle.remove()
         assert (ours - reference.logits).abs().max() <= 1e-5 * reference.logits.abs().max()
         clean = hf(ids).logits
         assert (ours - clean).abs().max() > 0.01
-        handle = getattr(model, f"on_{site}")(2, lambda value: None)
+        handle = model.on(site, 2, lambda value: None)
         assert torch.equal(hf(ids).logits, clean), "None leaves a value as it is"
         handle.remove()
-
-
-def test_landed_is_what_the_stream_gets():
-    model = hookdepth.wrap(tiny_model("granite", residual_multiplier=0.22).bfloat16())
-    ids = torch.tensor(prompts(1, T))
-    added = torch.randn(1, T, D, generator=torch.Generator().manual_seed(0)).bfloat16()
-    after = []
-    with torch.no_grad():
-        handles = [
-            model.on_resid_pre(1, torch.zeros_like),
-            model.on_attn_out(1, torch.zeros_like),
-            model.on_mlp_out(1, lambda _: added),
-            model.on_resid_post(1, after.append),
-        ]
-        model.forward(ids)
-        for handle in handles:
-            handle.remove()
-    assert torch.equal(after[0], model.landed(added))
-    assert not torch.equal(after[0], added), "the round trip loses a bit now and then"
-    plain = hookdepth.wrap(tiny_model("llama"))
-    assert plain.landed(added) is added
 
 
 # With and without a tokenizer.
@@ -296,7 +249,7 @@ def test_gradients_reach_activations_and_no_parameter():
     model = Decoder(hf)
     leaf = torch.zeros(D, requires_grad=True)
     with model.evaluating(grad=True):
-        handle = model.on_resid_pre(2, lambda value: value + leaf)
+        handle = model.on("resid_pre", 2, lambda value: value + leaf)
         model.unembed(model.forward(torch.tensor(prompts(1, T)))).sum().backward()
         handle.remove()
     assert leaf.grad.abs().max() > 0

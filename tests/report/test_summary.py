@@ -81,7 +81,7 @@ def test_depth_score_at_its_ends():
 
 def test_effective_depth_says_what_was_not_measured():
     lens = Result("logit-lens", {"kl": torch.tensor([4.0, 3.0, 0.0]), "topk_overlap": torch.tensor([0.1, 0.5, 1.0])})
-    depths = summary.effective_depth({"logit-lens": lens}, lookup, [kind() for kind in known().values()])
+    depths = summary.effective_depth({"logit-lens": lens}, lookup, [kind() for kind in known().values() if kind.in_all])
     assert {name: (depth["status"], depth["index"], depth["ratio"]) for name, depth in depths.items()} == {
         "cosine": ("not measured", None, None),
         "kl": ("none", None, None),

@@ -20,6 +20,7 @@ from hookdepth.engine.interventions import Skip
 from hookdepth.engine.measurements import OutputEffect
 from hookdepth.engine.plan import pass_work
 from hookdepth.engine.reading import capture
+from hookdepth.model.sites import ORDER
 from hookdepth.runs import start
 from hookdepth.runs.config import Config
 from hookdepth.runs.dry_run import LAYERS, describe, estimate, work_of
@@ -71,7 +72,7 @@ def test_the_work_is_that_of_the_run(outline, monkeypatch, settings):
         pass_ = table.pass_
         done["work"] += pass_work(pass_, spans[0], model.n_layers)
         if pass_.prefix == "own":  # what is changed in an attention joins at the layer's output, right of the cut
-            late = sum(spans[0][row].joins[1] == 1 for row in pass_.rows)
+            late = sum(0 < spans[0][row].joins[1] < ORDER.index("neurons") for row in pass_.rows)
             done["late"] += late * (pass_.stop - pass_.start)
         return plain_run(model, token_ids, table, branches, *arguments, **options)
 

@@ -98,15 +98,17 @@ def test_a_plain_loop(where, error):
 def test_what_is_raised_before_the_block_is_entered(error, monkeypatch):
     model = fresh_model()
     monitor = DepthMonitor(model, 1, strict=True)
-    on_mlp_out, calls = monitor.target.decoder.on_mlp_out, []
+    on, calls = monitor.target.decoder.on, []
 
-    def interrupted(*args):
+    def interrupted(site, *args):
+        if site != "mlp_out":
+            return on(site, *args)
         if calls:
             raise error
         calls.append(args)
-        return on_mlp_out(*args)
+        return on(site, *args)
 
-    monkeypatch.setattr(monitor.target.decoder, "on_mlp_out", interrupted)
+    monkeypatch.setattr(monitor.target.decoder, "on", interrupted)
     with pytest.raises(error), monitor.step():
         pass
     assert calls

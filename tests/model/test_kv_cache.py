@@ -5,7 +5,7 @@ import torch
 from tiny_models import FAMILIES, prompts, tiny_model
 
 import hookdepth
-from hookdepth.engine.kv_cache import PrefixCache
+from hookdepth.model.kv_cache import PrefixCache
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

@@ -1,0 +1,163 @@
+"""Where a model's parts are: its decoder, layers and final norm, and what each layer adds to the stream.
+
+    found = find(hf_model, config, "mine", family_of("gpt2"))
+    found.contributions[0]["attn"].output       # GPT2Attention(…)
+
+By the names that transformers gives its modules; whether they are right is for the self-check to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from hookdepth.model.families import Family, unsupported
+
+_DECODERS = ("model.language_model", "language_model.model", "model.decoder", "model", "transformer", "gpt_neox")
+_MORE_DECODERS = ("backbone", "biogpt")
+_LAYERS = ("layers", "h", "blocks")
+_NORMS = (
+    *("norm", "ln_f", "norm_f", "final_layer_norm", "final_layernorm", "final_norm", "embedding_norm"),
+    "layer_norm",
+)
+_ATTENTION = ("self_attn", "attn", "attention", "self_attention")
+# These carry a state from token to token, and neither keys nor values.
+_RECURRENT = ("linear_attn", "conv", "mamba", "temporal_block")
+_PARTS = {
+    "mixer": ("mixer",),
+    "attn": (*_ATTENTION, *_RECURRENT),
+    "mlp": ("mlp", "feed_forward", "block_sparse_moe", "mlp_block", "ffn", "fc1"),
+    "extra": ("per_layer_input_gate",),
+}
+# A norm between a sublayer and the stream; only where all of a pair's names are there.
+_POST_NORMS = (
+    {"attn": "post_attention_layernorm", "mlp": "post_feedforward_layernorm"},
+    {"attn": "post_self_attn_layernorm", "mlp": "post_mlp_layernorm"},
+)
+_INNER = {
+    "attn": ("o_proj", "out_proj", "c_proj", "dense", "attention.out_proj"),
+    "mlp": ("down_proj", "c_proj", "fc2", "fc_out", "dense_4h_to_h", "w2"),
+}
+INNER_SITE = {"attn": "z", "mlp": "neurons"}
+
+
+@dataclass(frozen=True, eq=False)
+class Contribution:
+    """One of the things that a layer adds to its stream.
+
+    Attributes:
+        reads: the module that gets the (normed) stream; its batch may be narrowed there.
+        output: the module whose output is added, perhaps in a tuple.
+        inner: the projection whose input is `z` or `neurons`; None where there is no such thing.
+        scale: by what the output is multiplied first.
+    """
+
+    reads: nn.Module
+    output: nn.Module
+    inner: nn.Module | None
+    scale: float
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """The parts of a model.
+
+    Attributes:
+        base: the module that runs the layers, whose output is the hidden state after the final norm.
+        layers: L of them; norms: what is applied after the last, in order.
+        contributions: of each layer, by name, in the order of the sites.
+        recurrent: whether some layer carries a state from token to token, so that every pass starts at token 0.
+    """
+
+    base: nn.Module
+    layers: nn.ModuleList
+    norms: tuple[nn.Module, ...]
+    contributions: tuple[dict[str, Contribution], ...]
+    recurrent: bool
+
+
+def find(hf: nn.Module, config: Any, name: str, family: Family) -> Found:
+    """The parts of a Hugging Face model.
+
+    Raises:
+        HookdepthError: a part is missing, or the family is known not to work.
+    """
+    if family.refused:
+        raise unsupported(name, family, family.refused)
+    if getattr(config, "num_kv_shared_layers", 0):
+        raise unsupported(name, family, "some layers share their keys and values with others")
+    if getattr(config, "do_layer_norm_before", True) is False:
+        raise unsupported(name, family, "it norms the stream itself after each sublayer (do_layer_norm_before=False)")
+    paths = [family.decoder] if family.decoder else [*_DECODERS, *_MORE_DECODERS]
+    lists = [family.layers] if family.layers else _LAYERS
+    places = ((path, each) for path in paths for each in lists)
+    for path, each in places:
+        base = module_at(hf, path)
+        layers = module_at(base, each)
+        if base is not None and isinstance(layers, nn.ModuleList) and len(layers):
+            break
+    else:
+        raise unsupported(name, family, f"it has no list of decoder layers at {' or '.join(paths)}")
+    norm = _first(base, [family.norm] if family.norm else _NORMS)
+    if norm is None:
+        raise unsupported(name, family, "it has no final norm")
+    after = getattr(base, "project_out", None)
+    norms = tuple(module for module in (norm, after) if isinstance(module, nn.Module))
+    contributions = tuple(_contributions(layer, config, family) for layer in layers)
+    for number, (found, layer) in enumerate(zip(contributions, layers, strict=True)):
+        if not set(found) & {"attn", "mixer"}:
+            names = ", ".join(child for child, _ in layer.named_children())
+            raise unsupported(name, family, f"layer {number} has neither attention nor a mixer that is known ({names})")
+    recurrent = any(
+        "mixer" in own or _first(layer, _RECURRENT) for own, layer in zip(contributions, layers, strict=True)
+    )
+    return Found(base, layers, norms, contributions, recurrent)
+
+
+def module_at(parent: Any, path: str) -> nn.Module | None:
+    """A submodule by its path; None where there is none: module_at(hf_model, "model.norm")."""
+    for name in path.split("."):
+        parent = getattr(parent, name, None)
+    return parent if isinstance(parent, nn.Module) else None
+
+
+def _first(parent: nn.Module, paths: Sequence[str]) -> nn.Module | None:
+    return next((module for path in paths if (module := module_at(parent, path)) is not None), None)
+
+
+def _contributions(layer: nn.Module, config: Any, family: Family) -> dict[str, Contribution]:
+    found: dict[str, Contribution] = {}
+    post = next((pair for pair in _POST_NORMS if all(module_at(layer, name) for name in pair.values())), {})
+    beside = _first(layer, _ATTENTION) is not None and module_at(layer, "mamba") is not None
+    for part, names in _PARTS.items():
+        given = family.parts.get(part)
+        reads = _first(layer, [given] if given else ("mamba",) if part == "mixer" and beside else names)
+        if reads is None:
+            continue
+        own = {"extra": "post_per_layer_input_norm", "mlp": "fc2" if reads is module_at(layer, "fc1") else ""}
+        path = family.outputs.get(part) or post.get(part) or own.get(part) or ""
+        output = module_at(layer, path) if path else reads
+        inner = module_at(layer, family.inner[part]) if part in family.inner else _first(reads, _INNER.get(part, ()))
+        if path == "fc2":
+            inner = output
+        if part == "attn" and _first(layer, _RECURRENT) is reads and module_at(reads, "k_proj") is None:
+            inner = None  # what a recurrent mixer's projection reads has no heads
+        multiplier = getattr(config, family.multipliers.get(part, "residual_multiplier"), None)
+        found[part] = Contribution(reads, output or reads, inner, 1.0 if multiplier is None else float(multiplier))
+    return found
+
+
+def width_read(projection: Any) -> int:
+    """How wide a projection's input is, also where its weights are packed (a quantised one) or turned (GPT-2's)."""
+    if hasattr(projection, "in_features"):
+        return int(projection.in_features)
+    return int(projection.weight.shape[0 if hasattr(projection, "nf") else 1])
+
+
+def layer_scale(layer: nn.Module) -> float | Tensor:
+    """By what a layer multiplies its whole output (Gemma 4); else 1."""
+    scale: float | Tensor = getattr(layer, "layer_scalar", 1.0)
+    return scale

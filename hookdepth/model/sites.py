@@ -1,0 +1,336 @@
+"""The sites of a layer, and the hooks that read and write there.
+
+    handle = Sites(found, "mine", heads=4).on("z", 3, lambda z: z * 0.5)     # z: [row, token, head, head_dim]
+    handle.remove()
+
+Sites of a layer, in the order in which a forward pass meets them: resid_pre → z → attn_out → resid_mid → neurons →
+mlp_out → resid_post. A family may have more: `mixer_out` in front (a state-space mixer, alone or beside attention) and
+`extra_out` behind the MLP (Gemma 4's embedding of the token, layer by layer). Nothing above this module knows that a
+layer's output is a tensor from transformers 4.54 on and a tuple before, that attention takes its input by keyword, or
+what a family multiplies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from hookdepth.errors import HookdepthError
+from hookdepth.model.contributions import INNER_SITE, Contribution, Found, width_read
+from hookdepth.model.families import Family
+from hookdepth.model.turns import OwnThread
+
+SITES = ("resid_pre", "z", "attn_out", "resid_mid", "neurons", "mlp_out", "resid_post")
+"""Sites of a layer of attention and MLP, in the order in which a forward pass meets them."""
+ORDER = ("resid_pre", "mixer_out", "z", "attn_out", "resid_mid", "neurons", "mlp_out", "extra_out", "resid_post")
+"""Those of any layer."""
+AT_OUTPUT = len(ORDER) - 1
+"""The place of the last site: what joins there does not run through the layer."""
+READ_ONLY = ("q", "k", "v", "pattern")
+"""What can be read besides: before positions are applied [row, token, head, head_dim]; and [row, head, query, key]."""
+PARTS = ("layer", "attn", "mlp", "mixer", "extra")
+"""What a layer can be skipped by: the whole, or one contribution."""
+Edit = Callable[[Tensor], Tensor | None]
+"""A hook's body: gets a site's value, returns its replacement or None to leave it."""
+
+
+def part_site(part: str) -> str:
+    """Where a part's output is: part_site("attn") is "attn_out", part_site("layer") "resid_post"."""
+    return "resid_post" if part == "layer" else f"{part}_out"
+
+
+def part_of(site: str) -> str | None:
+    """The contribution that a site is in; None for the residual stream: part_of("z") is "attn"."""
+    inner = {site: part for part, site in INNER_SITE.items()}
+    return inner.get(site) or (site.removesuffix("_out") if site.endswith("_out") else None)
+
+
+class Handles:
+    """Several hooks that come off together; a context manager as PyTorch's own handle is."""
+
+    def __init__(self, *handles: RemovableHandle | Handles) -> None:
+        self._handles = handles
+
+    def remove(self) -> None:
+        """Take them off."""
+        for handle in self._handles:
+            handle.remove()
+
+    def __enter__(self) -> Handles:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+
+class Sites:
+    """The hooks of one model; see the module.
+
+    Args:
+        found: its parts.
+        name: what errors call it.
+        family: for what discovery cannot see.
+        heads: query heads of every attention.
+        device: layer → where it runs.
+    """
+
+    def __init__(
+        self, found: Found, name: str, family: Family, heads: int, device: Callable[[int], torch.device]
+    ) -> None:
+        self.found, self.name, self.family, self.heads, self.device = found, name, family, heads, device
+        self.parallel = False  # whether the MLP reads the layer's input; the self-check finds out
+
+    def of(self, layer: int) -> tuple[str, ...]:
+        """The sites of a layer, in their order."""
+        parts = self.found.contributions[layer]
+        inside = [
+            *(f"{part}_out" for part in parts),
+            *(INNER_SITE[p] for p, c in parts.items() if p in INNER_SITE and c.inner),
+        ]
+        if "attn" in parts and "mlp" in parts and not self.parallel:
+            inside.append("resid_mid")
+        return tuple(site for site in ORDER if site in ("resid_pre", "resid_post") or site in inside)
+
+    def on(self, site: str, layer: int, edit: Edit, raw: bool = False) -> Handles:
+        """Hook a site. `raw`: what the module gave, before the family multiplies it."""
+        if site not in self.of(layer) and site not in READ_ONLY:
+            raise self.missing(site, layer)
+        if site == "resid_pre":
+            return Handles(self._on_input(layer, edit))
+        if site == "resid_post":
+            return Handles(self.found.layers[layer].register_forward_hook(partial(_output_hook, edit)))
+        if site == "resid_mid":
+            return self._on_middle(layer, edit)
+        if site in READ_ONLY:
+            return self._on_attention(site, layer, edit)
+        own = self.found.contributions[layer][part_of(site) or ""]
+        if site in INNER_SITE.values():
+            assert own.inner is not None
+            return self._rows_apart(layer, own, edit if site != "z" else self._by_head(edit), own.inner, _input_hook)
+        scaled = edit if raw or own.scale == 1.0 else partial(_multiplied, edit, own.scale)
+        if self.family.in_place:
+            scaled = partial(_copied, scaled)
+        return self._rows_apart(layer, own, scaled, own.output, _output_hook)
+
+    def on_reads(self, part: str, layer: int, edit: Edit) -> Handles:
+        """Hook what a contribution's module reads, the (normed) stream. `edit` may return fewer rows."""
+        own = self.found.contributions[layer][part]
+        return self._rows_apart(layer, own, edit, own.reads, _input_hook)
+
+    def missing(self, site: str, layer: int) -> HookdepthError:
+        """The error for a site that a layer does not have."""
+        return HookdepthError(
+            f"layer {layer} of {self.name!r} has no {site}{self._why_not(site, layer)}",
+            f"it has {', '.join(self.of(layer))}",
+        )
+
+    def _why_not(self, site: str, layer: int) -> str:
+        parts = self.found.contributions[layer]
+        if site == "resid_mid" and self.parallel:
+            return ": its MLP reads the layer's input, beside attention"
+        if site == "neurons" and "mlp" in parts:
+            return ": its MLP has no single down projection (experts?)"
+        if site == "z" and "attn" in parts:
+            return ": its mixer has no heads"
+        return ""
+
+    def _on_input(self, layer: int, edit: Edit) -> RemovableHandle:
+        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            hidden = args[0] if args else kwargs["hidden_states"]
+            # accelerate would move it there only after the hooks.
+            edited = edit(hidden.to(self.device(layer)))
+            now = hidden if edited is None else edited
+            fitted = self._for_rows(kwargs, now.shape[0])
+            return _with_hidden(now, args, fitted) if edited is not None or fitted is not kwargs else (args, kwargs)
+
+        return self.found.layers[layer].register_forward_pre_hook(hook, with_kwargs=True)
+
+    def _for_rows(self, kwargs: dict[str, Any], rows: int) -> dict[str, Any]:
+        """What a layer or an attention is given beside the stream, for so many rows: it was made for the prompts."""
+        mask, alibi = kwargs.get("attention_mask"), kwargs.get("alibi")
+        # Masks made for several unpadded rows are copies of one: one broadcasts over grown rows.
+        if isinstance(mask, Tensor) and mask.ndim == 4 and 1 < mask.shape[0] != rows:
+            kwargs = {**kwargs, "attention_mask": mask[:1]}
+        turned = kwargs.get("position_embeddings")
+        if isinstance(turned, tuple) and all(isinstance(one, Tensor) and 1 < one.shape[0] != rows for one in turned):
+            kwargs = {**kwargs, "position_embeddings": tuple(one[:1] for one in turned)}
+        # A bias for every row and head, the same for all rows.
+        if isinstance(alibi, Tensor) and alibi.shape[0] != rows * self.heads:
+            kwargs = {**kwargs, "alibi": alibi[: self.heads].repeat(rows, *(1,) * (alibi.ndim - 1))}
+        return kwargs
+
+    def _rows_apart(self, layer: int, own: Contribution, edit: Edit, module: nn.Module, hook: Any) -> Handles:
+        """A hook inside a layer, whose edit gets [row, token, …] also where rows and tokens are one axis."""
+        fit = self._for_rows if own.reads is module else None
+        if not self.family.flat:
+            return Handles(_register(module, partial(hook, edit, fit) if hook is _input_hook else partial(hook, edit)))
+        seen = [1]
+
+        def note(_module: nn.Module, args: Any, kwargs: Any) -> None:
+            seen[0] = (args[0] if args else kwargs["hidden_states"]).shape[1]
+
+        def apart(value: Tensor) -> Tensor | None:
+            if value.ndim != 2:
+                return edit(value)
+            edited = edit(value.view(-1, seen[0], value.shape[-1]))
+            return None if edited is None else edited.flatten(0, 1)
+
+        body = partial(hook, apart, fit) if hook is _input_hook else partial(hook, apart)
+        # Behind the hooks that may change it, the number of tokens is the same.
+        return Handles(
+            self.found.layers[layer].register_forward_pre_hook(note, with_kwargs=True), _register(module, body)
+        )
+
+    def _by_head(self, edit: Edit) -> Edit:
+        def by_head(value: Tensor) -> Tensor | None:
+            edited = edit(value.unflatten(-1, (self.heads, -1)))
+            return None if edited is None else edited.flatten(-2)
+
+        return by_head
+
+    def _on_middle(self, layer: int, edit: Edit) -> Handles:
+        """resid_mid is no module's output: what attention adds is changed so that the sum is what is wanted."""
+        before: list[Tensor] = []
+
+        def keep(value: Tensor) -> None:
+            before[:] = [value]
+
+        def add(value: Tensor) -> None:
+            before[0] = before[0] + value
+
+        def middle(value: Tensor) -> Tensor | None:
+            mid = before[0] + value
+            edited = edit(mid)
+            return None if edited is None else middle_change(before[0], value, mid, edited)
+
+        sites = self.found.contributions[layer]
+        beside = [self.on("mixer_out", layer, add)] if "mixer" in sites else []
+        return Handles(self.on("resid_pre", layer, keep), *beside, self.on("attn_out", layer, middle))
+
+    def _on_attention(self, site: str, layer: int, edit: Edit) -> Handles:
+        own = self.found.contributions[layer].get("attn")
+        if own is None or own.inner is None:
+            raise self.missing(site, layer)
+        if site == "pattern":
+            return Handles(_register(own.reads, partial(_pattern_hook, edit, self.name)))
+        projection = getattr(own.reads, f"{site}_proj", None)
+        if projection is None:
+            raise HookdepthError(
+                f"{site} of layer {layer} of {self.name!r} cannot be read: it has no {site}_proj of its own",
+                "read z, or attention patterns",
+            )
+        size = int(getattr(own.reads, "head_dim", width_read(own.inner) // self.heads))
+
+        def by_head(value: Tensor) -> None:
+            edit(value.unflatten(-1, (-1, size)))
+
+        return Handles(projection.register_forward_hook(partial(_output_hook, by_head)))
+
+    def only_at(self, layer: int, tokens: Int[Tensor, " token"]) -> Handles:
+        """See `Decoder.mlp_only_at`; no hooks where the MLP is not one plain module with a hidden layer."""
+        own = self.found.contributions[layer].get("mlp")
+        inside = (
+            own is not None
+            and own.inner is not None
+            and own.output in (own.reads, *self.found.layers[layer].children())
+        )
+        if own is None or not inside or self.family.flat or "extra" in self.found.contributions[layer]:
+            return Handles()
+        length, mine = 0, OwnThread()
+
+        def narrow(_module: nn.Module, args: tuple[Any, ...]) -> Any:
+            nonlocal length
+            if not mine:
+                return None
+            length = args[0].shape[1]
+            return (args[0].index_select(1, tokens.to(args[0].device)), *args[1:])
+
+        def widen(_module: nn.Module, _args: Any, output: Any) -> Any:
+            if not mine:
+                return None
+            value = _value_of(output)
+            zeros = value.new_zeros(value.shape[0], length, value.shape[2])
+            return _with_value(zeros.index_copy(1, tokens.to(value.device), value), output)
+
+        return Handles(
+            own.reads.register_forward_pre_hook(narrow), own.reads.register_forward_hook(widen, prepend=True)
+        )
+
+
+def middle_change(before: Tensor, attn: Tensor, mid: Tensor, edited: Tensor) -> Tensor:
+    """What attention has to add so that `mid` becomes `edited`; what was not edited stays to the last bit."""
+    return _kept(edited == mid, attn, (edited.float() - before.float()).to(attn.dtype))
+
+
+def rescaled(change: Callable[[Tensor], Tensor], raw: Tensor, scale: float) -> Tensor:
+    """A change of what is added, made to what is multiplied first; what it leaves alone stays to the last bit."""
+    if scale == 1.0:
+        return change(raw)
+    added = raw * scale
+    changed = change(added.clone())
+    return _kept(changed == added, raw, changed / scale)
+
+
+def _kept(same: Tensor, own: Tensor, changed: Tensor) -> Tensor:
+    """`own` to the last bit where nothing was edited; gradients flow to what an edit gave all the same."""
+    if changed.requires_grad:
+        own = own.detach() + (changed - changed.detach())
+    return torch.where(same, own, changed)
+
+
+def _multiplied(edit: Edit, scale: float, raw: Tensor) -> Tensor | None:
+    edited = edit(raw * scale)
+    if edited is None:
+        return None
+    return rescaled(lambda _: edited, raw, scale) if edited.shape == raw.shape else edited / scale
+
+
+def _copied(edit: Edit, value: Tensor) -> Tensor:
+    """What the layer gets is never what was read, since it adds to it in place."""
+    edited = edit(value)
+    return (value if edited is None else edited).clone()
+
+
+def _register(module: nn.Module, hook: Any) -> RemovableHandle:
+    if hook.func is _input_hook:
+        return module.register_forward_pre_hook(hook, with_kwargs=True)
+    return module.register_forward_hook(hook)
+
+
+def _input_hook(edit: Edit, fit: Any, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    edited = edit(args[0] if args else kwargs["hidden_states"])
+    if edited is None:
+        return None
+    return _with_hidden(edited, args, fit(kwargs, edited.shape[0]) if fit else kwargs)
+
+
+def _output_hook(edit: Edit, _module: nn.Module, _args: Any, output: Any) -> Any:
+    edited = edit(_value_of(output))
+    return None if edited is None else _with_value(edited, output)
+
+
+def _pattern_hook(edit: Edit, name: str, _module: nn.Module, _args: Any, output: Any) -> None:
+    weights = output[1] if isinstance(output, tuple) and len(output) > 1 else None
+    if not isinstance(weights, Tensor):
+        raise HookdepthError(
+            f"{name!r} gives no attention patterns with this kernel", 'load it with attn_implementation="eager"'
+        )
+    edit(weights)
+
+
+def _with_hidden(hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
+
+
+def _value_of(output: Any) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _with_value(value: Tensor, output: Any) -> Any:
+    return (value, *output[1:]) if isinstance(output, tuple) else value
