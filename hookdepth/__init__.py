@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         LayerEffect,
         LayerMeasurement,
         LogitDifference,
+        LogitLens,
         Loss,
         Norm,
         OutputEffect,
@@ -61,8 +62,8 @@ _HOME = {
     "engine.interventions": "AddVector Erase Identity Intervention Patch Scale Skip Subtract",
     "model.loading": "load",
     "engine.measurements": (
-        "Custom KL LayerEffect LayerMeasurement LogitDifference Loss Norm OutputEffect OutputMeasurement Probability "
-        "TargetProbability Top1"
+        "Custom KL LayerEffect LayerMeasurement LogitDifference LogitLens Loss Norm OutputEffect OutputMeasurement "
+        "Probability TargetProbability Top1"
     ),
     "model.checking": "wrap",
     "model.decoder": "Decoder",
@@ -105,6 +106,7 @@ __all__ = [
     "LayerMeasurement",
     "LayerPath",
     "LogitDifference",
+    "LogitLens",
     "Loss",
     "Norm",
     "OutputEffect",

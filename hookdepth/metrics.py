@@ -152,6 +152,26 @@ def over_prompts(values: Float[Tensor, prompt * rest], how: str) -> Float[Tensor
     return values.nanquantile(0.5, dim=0)  # of an even number the mean of the middle two
 
 
+def mean_interval(
+    values: Float[Tensor, "prompt place"], weights: Float[Tensor, " prompt"] | None = None, samples: int = 1000
+) -> Float[Tensor, "3 place"]:
+    """Mean over prompts, and the ends of its 95 % interval by bootstrap: prompts drawn again with replacement.
+
+        mean_interval(per_prompt)[1:]     # [2, place]: from, to
+
+    Args:
+        weights: what a prompt counts for, e.g. its tokens. The draws are the same in every call.
+    """
+    n = len(values)
+    drawn = torch.randint(n, (samples, n), generator=torch.Generator().manual_seed(123))
+    counts = torch.stack([torch.bincount(one, minlength=n) for one in drawn]).double()
+    counts = torch.cat([torch.ones(1, n, dtype=torch.float64), counts])
+    share = counts * (1.0 if weights is None else weights.double())
+    seen = (~values.isnan()).double()
+    means = (share @ values.double().nan_to_num()) / (share @ seen)
+    return torch.cat([means[:1], means[1:].nanquantile(torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0)])
+
+
 def blocks(n: int, elements: int, device: torch.device) -> Iterator[slice]:
     """0..n−1 in slices that a CPU's caches hold: elementwise work takes a third of the time there. A GPU gets one.
 

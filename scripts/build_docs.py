@@ -28,6 +28,7 @@ TITLES = {
     "training": "Training",
     "gradients": "Integrated gradients",
     "engine": "The engine",
+    "cookbook": "Cookbook",
     "numerics": "Numerics",
 }
 

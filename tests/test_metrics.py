@@ -132,3 +132,27 @@ def test_blocks_cover_everything_once():
             (piece.stop - piece.start) * elements <= 1 << 18 or piece.stop - piece.start == 1 for piece in slices
         )
     assert list(metrics.blocks(10, 1 << 30, torch.device("cuda"))) == [slice(0, 10)]
+
+
+def test_the_interval_of_a_mean_over_prompts():
+    values = torch.randn(40, 3, generator=torch.Generator().manual_seed(0)) + torch.tensor([0.0, 5.0, 9.0])
+    mean, low, high = metrics.mean_interval(values)
+    torch.testing.assert_close(mean, values.double().mean(0))
+    width = 2 * 1.96 * values.double().std(0) / 40**0.5
+    torch.testing.assert_close(high - low, width, rtol=0.15, atol=0)
+    weights = torch.arange(1.0, 41.0)
+    torch.testing.assert_close(
+        metrics.mean_interval(values, weights)[0], (weights[:, None] * values).double().sum(0) / 820
+    )
+    values[3, 1] = torch.nan
+    torch.testing.assert_close(metrics.mean_interval(values)[0, 1], values.double()[:, 1].nanmean())
+
+
+def test_over_prompts_minds_no_prompt_that_was_not_measured():
+    values = torch.tensor([[1.0, torch.nan], [3.0, torch.nan], [8.0, torch.nan]])
+    for how, expected in (("max", 8.0), ("mean", 4.0), ("median", 3.0)):
+        found = metrics.over_prompts(values, how)
+        assert found[0].item() == expected
+        assert found[1].isnan()
+    with pytest.raises(HookdepthError, match="unknown reduction over prompts"):
+        metrics.over_prompts(values, "none")

@@ -92,6 +92,33 @@ def test_measurements_against_plain_passes(model, hf):
     assert result["norm"].shape == (L, L)
 
 
+def test_the_lens_of_a_branch(model, hf):
+    """Against hooks that skip a layer and read the stream, before and after it and on the clean run."""
+    ids = model.ids(TEXT)
+    lenses = [hd.LogitLens(layer) for layer in range(L)] + [hd.LogitLens(3, hd.Probability(5))]
+    result = hd.run(model, ids, [hd.Skip(1, tokens=slice(None)), hd.Skip(3, "mlp")], lenses)
+    clean = hd.analyse(model, "logit-lens", [TEXT])["kl"]
+    for layer in range(L):
+        assert result.clean[f"logit_lens_{layer}"][0].item() == pytest.approx(clean[layer].item(), rel=1e-4)
+    whole, hf.model.layers = hf.model.layers, torch.nn.ModuleList(hf.model.layers[n] for n in (0, 2, 3))
+    try:
+        with torch.no_grad():
+            states = hf(ids, output_hidden_states=True, use_cache=False)
+    finally:
+        hf.model.layers = whole
+    final = states.logits[0].log_softmax(-1)
+    resid = [states.hidden_states[n] for n in (0, 1, 1, 2)]
+    logs = [hf.lm_head(hf.model.norm(state))[0].detach().log_softmax(-1) for state in resid]
+    for layer, lens in enumerate(logs):
+        expected = (lens.exp() * (lens - final)).sum(-1).mean()
+        torch.testing.assert_close(result[f"logit_lens_{layer}"][0], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(result["logit_lens_3_probability"][0], logs[3][:, 5].exp().mean())
+    with pytest.raises(HookdepthError, match="along a path of layers"):
+        hd.run(model, TEXT, hd.LayerPath("0-3"), hd.LogitLens(1))
+    with pytest.raises(HookdepthError, match="the layer is 9"):
+        hd.run(model, TEXT, skips(), hd.LogitLens(9))
+
+
 def test_loss_and_kl_share_the_logits(model, monkeypatch):
     calls, unembed = [], model.unembed
     monkeypatch.setattr(model, "unembed", lambda hidden: calls.append(1) or unembed(hidden))

@@ -299,6 +299,8 @@ class Analysis:
             "prompts": [hashlib.sha256(json.dumps(prompt).encode()).hexdigest()[:16] for prompt in prompts],
             "tokens_sha256": hashlib.sha256(json.dumps(prompts).encode()).hexdigest(),
         }
+        if inputs.texts and self.needs in ("prompts", "cuts"):  # so that a report can show them
+            known["data"]["texts"] = [text if len(text) <= 300 else f"{text[:299]}…" for text in inputs.texts]
         if self.needs == "probes":
             known["probes"] = [asdict(probe) for probe in inputs.probes]
         return known

@@ -11,7 +11,7 @@ and Fig. 7 of *Do Language Models Use Their Depth Efficiently?* (2505.13898).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -88,17 +88,31 @@ def depth_score(per_layer: Float[Tensor, " layer"]) -> float | None:
     return _finite(score / total) if total > 0 else None
 
 
-def depth(label: str, index: int | None, n_layers: int | None, definition: str) -> dict[str, Any]:
+OTHERWISE = {"-20 %": 0.8, "+20 %": 1.2}
+"""What an effective depth is tried at besides: shares of its threshold."""
+
+
+def depth(
+    label: str,
+    index: int | None,
+    n_layers: int | None,
+    definition: str,
+    otherwise: Mapping[str, int | None] | None = None,
+) -> dict[str, Any]:
     """An effective depth as the summary says it; `n_layers` is None where nothing was measured.
 
     `status` is `found`, `none` (measured, but no layer fits) or `not measured`; without `found`, index and ratio are
     None. The ratio is (index + 1) / L.
 
         depth("Cosine crossing", 19, 30, "last layer where …")["ratio"]   # 2 / 3
+
+    Args:
+        otherwise: the index at other thresholds.
     """
     status = "not measured" if n_layers is None else "none" if index is None else "found"
     ratio = None if index is None or n_layers is None else (index + 1) / n_layers
-    return {"index": index, "ratio": ratio, "status": status, "definition": definition, "label": label}
+    found = {"index": index, "ratio": ratio, "status": status, "definition": definition, "label": label}
+    return found | ({"otherwise": dict(otherwise)} if otherwise else {})
 
 
 def cosine_depth(stats: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
@@ -110,22 +124,31 @@ def cosine_depth(stats: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
         "(mean[l-1] < 0 <= mean[l])"
     )
     index, n_layers = (None, None) if curve is None else (last_crossing(curve), len(curve))
-    return {"cosine": depth("Cosine crossing", index, n_layers, definition)}
+    otherwise = None
+    if curve is not None:  # the threshold is 0: it is moved by a fifth of the largest value
+        most = curve.abs().max().item()
+        otherwise = {word: last_crossing(curve - (share - 1) * most) for word, share in OTHERWISE.items()}
+    return {"cosine": depth("Cosine crossing", index, n_layers, definition, otherwise)}
 
 
 def lens_depths(lens: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
     """The two effective depths of the logit lens (2512.14064): lens_depths(result.tensors)["kl"]."""
     kl, overlap = lens.get("kl"), lens.get("topk_overlap")
-    by_kl = None if kl is None else first_below_share(kl)
-    by_overlap = None if overlap is None else first_above(overlap)
     kl_says = f"first layer with KL(lens || final) < {KL_SHARE} * max KL"
     overlap_says = f"first layer with top-5 overlap > {OVERLAP_THRESHOLD}"
     return {
-        "kl": depth("Logit lens, KL divergence", by_kl, None if kl is None else len(kl) - 1, kl_says),
-        "topk_overlap": depth(
-            "Logit lens, top-5 overlap", by_overlap, None if overlap is None else len(overlap) - 1, overlap_says
-        ),
+        "kl": _lens_depth("Logit lens, KL divergence", kl, first_below_share, KL_SHARE, kl_says),
+        "topk_overlap": _lens_depth("Logit lens, top-5 overlap", overlap, first_above, OVERLAP_THRESHOLD, overlap_says),
     }
+
+
+def _lens_depth(
+    label: str, curve: Tensor | None, find: Callable[[Tensor, float], int | None], threshold: float, says: str
+) -> dict[str, Any]:
+    if curve is None:
+        return depth(label, None, None, says)
+    otherwise = {word: find(curve, share * threshold) for word, share in OTHERWISE.items()}
+    return depth(label, find(curve, threshold), len(curve) - 1, says, otherwise)
 
 
 def depth_scores_of(effects: Mapping[str, Tensor]) -> dict[str, dict[str, float | None]]:

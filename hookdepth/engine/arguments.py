@@ -146,10 +146,13 @@ def _check_measurement(measurement: Measurement) -> None:
 def check_targets(
     branches: Sequence[Branch], prompts: Sequence[Sequence[int]], measurements: Sequence[Measurement]
 ) -> None:
-    """Refuse a branch that is measured at nothing but its prompt's last token, where a next token is needed.
+    """Refuse a lens along a path, and a next token where a branch is measured at its prompt's last token alone.
 
     check_targets([Branch((Skip(4),))], [ids], [TargetProbability()])
     """
+    looking = next((m.name for m in measurements if getattr(m, "lenses", ())), None)
+    if looking is not None and any(branch.path is not None for branch in branches):
+        raise HookdepthError(f"{looking!r} along a path of layers", "measure it on branches without a LayerPath")
     wanting = next((m.name for m in measurements if isinstance(m, OutputMeasurement) and m.needs_target), None)
     for branch in branches if wanting is not None else ():
         length = len(prompts[branch.prompt])

@@ -99,7 +99,10 @@ def run_pass(
     cache = PrefixCache(pass_.start, _prefix(table, parent) if parent else None, record)
     none = cache if model.prefixes else None  # a mixer's state is in no cache of ours
     layered = [m for m in measurements if isinstance(m, LayerMeasurement) and table.observed_rows()]
+    outputs = [m for m in measurements if isinstance(m, OutputMeasurement) and pass_.measured]
+    most = logit_elements or most_logits(model.device)
     forward = _Pass(model, table, branches, lengths, layered, travel or Travel())
+    forward.through_lens = {layer for measurement in outputs for layer in measurement.lenses}
     with ExitStack() as hooks:
         forward.register(hooks)
         forward.leave_out_unread(hooks)
@@ -107,9 +110,7 @@ def run_pass(
         hidden = model.forward(token_ids[:, pass_.start : pass_.stop], none, token_ids.shape[1])
     if on_hidden is not None:
         on_hidden(hidden)
-    outputs = [m for m in measurements if isinstance(m, OutputMeasurement) and pass_.measured]
-    most = logit_elements or most_logits(model.device)
-    output = measure_output(model, hidden, token_ids, table, branches, lengths, outputs, most)
+    output = measure_output(model, hidden, token_ids, table, branches, lengths, outputs, most, forward.lenses)
     return PassResult(table, *_own_and_clean(forward.layer_results()), *_own_and_clean(output), cache.recorded)
 
 
@@ -183,6 +184,8 @@ class _Pass:
         self.pre = torch.empty(0)
         self.beside: Tensor | None = None  # what a mixer beside attention adds
         self.contributions: dict[int, Tensor] = {}
+        self.through_lens: set[int] = set()
+        self.lenses: dict[int, Tensor] = {}
         self.sources = {
             source for edits in table.edits.values() for _, own in edits for i in own for source in i.sources()
         }
@@ -232,6 +235,10 @@ class _Pass:
         inside = rows.inside[hidden.shape[0] + len(born) :]
         self.pre = _append(edited, born + [self._clean(layer, hidden, id_) for id_ in inside])
         self.beside = None
+        if layer in self.through_lens:  # the one thing of a row and token that outlives its layer
+            place = {id_: n for n, id_ in enumerate(rows.inside)}
+            here = [place.get(id_, rows.clean_place(self.table.slot[id_])) for id_ in self.table.final]
+            self.lenses[layer] = self.pre.index_select(0, torch.tensor(here, device=self.pre.device))
         return None if self.pre is hidden else self.pre
 
     def inner(self, layer: int, site: str, value: Tensor) -> Tensor:

@@ -67,14 +67,26 @@ class OutputView:
         next_tokens: Tensor | None,
         prompt: int,
         whole: OutputView | None = None,
+        lens: Callable[[int], Tensor] | None = None,
     ) -> None:
         self.logits, self.positions, self.prompt = logits, positions, prompt
-        self._next_tokens, self._whole = next_tokens, whole
+        self._next_tokens, self._whole, self._lens = next_tokens, whole, lens
 
     def followed_by(self, next_tokens: Tensor) -> OutputView:
         """The first positions, with the tokens that follow them; what is derived from logits is not computed again."""
         n = len(next_tokens)
-        return OutputView(self.logits[:, :n], self.positions[:n], next_tokens, self.prompt, self)
+        return OutputView(self.logits[:, :n], self.positions[:n], next_tokens, self.prompt, self, self._lens)
+
+    def through_lens(self, layer: int) -> OutputView:
+        """The same rows at the same positions, as the logit lens reads the input of a layer.
+
+        Raises:
+            HookdepthError: the measurement does not name this layer in `lenses`.
+        """
+        if self._lens is None:
+            raise HookdepthError(f"the lens at layer {layer} was not kept", f"set lenses = ({layer},)")
+        logits = self._lens(layer)[:, : len(self.positions)]
+        return OutputView(logits, self.positions, self._next_tokens, self.prompt)
 
     @property
     def next_tokens(self) -> Int[Tensor, " position"]:
@@ -151,6 +163,7 @@ class OutputMeasurement:
     reduce: str | None = "max"
     change: bool = False
     needs_target: bool = False
+    lenses: tuple[int, ...] = ()
 
     def bind(self, model: Decoder) -> OutputMeasurement:
         """What measures on this model: `run` asks once, before anything runs. Default: itself."""
@@ -373,6 +386,46 @@ class LogitDifference(OutputMeasurement):
         if isinstance(self.token_a, str) or isinstance(self.token_b, str):
             raise HookdepthError("LogitDifference has words and no token ids yet", "call bind(model) first")
         return view.logits[..., self.token_a].float() - view.logits[..., self.token_b].float()
+
+
+@dataclass
+class LogitLens(OutputMeasurement):
+    """What a branch would predict after `layer` layers, as the logit lens reads it: how far from its own prediction.
+
+        r = run(model, ids, Skip(4), [LogitLens(2)])
+        r["logit_lens_2"], r.clean["logit_lens_2"]     # [branch] each; KL(lens ‖ final), mean over tokens, in nats
+
+    Args:
+        layer: 0 to L−1: the lens reads its input.
+        of: another measurement of the output, which is then made on the lens: LogitLens(12, Probability("a")).
+
+    Raises:
+        HookdepthError: when the run begins: no such layer.
+    """
+
+    layer: int
+    of: OutputMeasurement | None = None
+    reduce: str | None = "mean"
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        self.layer = whole_number("LogitLens: the layer", self.layer, 0)
+        if self.of is not None and not isinstance(self.of, OutputMeasurement):
+            raise HookdepthError(f"LogitLens of {shown(self.of)}", "give a measurement of the output")
+        self.name = self.name or f"logit_lens_{self.layer}" + (f"_{self.of.name}" if self.of is not None else "")
+        self.lenses, self.needs_target = (self.layer,), self.of is not None and self.of.needs_target
+
+    def bind(self, model: Decoder) -> LogitLens:
+        """The same for a layer that this model has."""
+        whole_number("LogitLens: the layer", self.layer, 0, model.n_layers - 1)
+        return self if self.of is None else replace(self, of=self.of.bind(model))
+
+    def values(self, view: OutputView) -> Float[Tensor, "row position"]:
+        """The divergence, or what the other measurement gives."""
+        lens = view.through_lens(self.layer)
+        if self.of is not None:
+            return self.of.values(lens)
+        return metrics.kl_divergence(lens.log_probabilities, view.log_probabilities)
 
 
 @dataclass

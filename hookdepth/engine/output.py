@@ -13,7 +13,7 @@ token of the pass, counted from its start; a *position* is a token of the prompt
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +36,7 @@ def measure_output(
     lengths: Sequence[int],
     measurements: Sequence[OutputMeasurement],
     logit_elements: int,
+    lenses: Mapping[int, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Measurement → the rows' values and their clean runs'; arguments as in `forward.run_pass`.
 
@@ -44,6 +45,7 @@ def measure_output(
     Args:
         hidden: what the decoder's call gave, after the final norm: the rows of `table.final`.
         logit_elements: most logits held at once.
+        lenses: layer → its input, of the rows of `hidden`, where a measurement asks for it.
     """
     if not measurements:
         return {}
@@ -54,7 +56,7 @@ def measure_output(
     }
     found: dict[str, list[tuple[list[int], Tensor]]] = {m.name: [] for m in measurements}
     for slot in range(len(table.pass_.prompts)):
-        rows = _rows_of(table, slot, hidden)
+        rows = _rows_of(table, slot, hidden, lenses or {})
         for measurement, values in _prompt(model, rows, token_ids[slot], measurements, tokens_of, logit_elements):
             found[measurement.name].append((rows.ids, values))
     return {name: _by_id(parts, table.n_rows) for name, parts in found.items()}
@@ -77,7 +79,7 @@ class _PromptRows:
         slot, prompt, start: which of the pass's prompts it is, which of all, and the pass's first token.
         ids: of all its rows; places: [2, row], where in `hidden` each is, and where its clean run is. A branch that did
             not live to the end is its clean run.
-        hidden: of those that lived, the clean run first.
+        hidden: of those that lived, the clean run first; lenses: layer → its input, of the same.
     """
 
     slot: int
@@ -86,9 +88,10 @@ class _PromptRows:
     ids: list[int]
     places: Int[Tensor, "2 row"]
     hidden: Float[Tensor, "here token width"]
+    lenses: Mapping[int, Tensor]
 
 
-def _rows_of(table: RowTable, slot: int, hidden: Tensor) -> _PromptRows:
+def _rows_of(table: RowTable, slot: int, hidden: Tensor, lenses: Mapping[int, Tensor]) -> _PromptRows:
     clean = table.clean_ids[slot]
     batch = {id_: place for place, id_ in enumerate(table.final) if table.slot[id_] == slot}
     alive = [clean, *(id_ for id_ in batch if id_ != clean)]  # `OutputView` promises the clean run as row 0
@@ -96,9 +99,15 @@ def _rows_of(table: RowTable, slot: int, hidden: Tensor) -> _PromptRows:
     ids = table.of_prompt(slot)
     places = [[place.get(id_, place[clean]) for id_ in ids], [place[clean]] * len(ids)]
     wanted = [batch[id_] for id_ in alive]
-    own = hidden if wanted == list(range(hidden.shape[0])) else hidden.index_select(0, _index(wanted, hidden.device))
-    pass_ = table.pass_
-    return _PromptRows(slot, pass_.prompts[slot], pass_.start, ids, _index(places, hidden.device), own)
+
+    def chosen(values: Tensor) -> Tensor:
+        everyone = wanted == list(range(values.shape[0]))
+        return values if everyone else values.index_select(0, _index(wanted, values.device))
+
+    pass_, there = table.pass_, {layer: chosen(values) for layer, values in lenses.items()}
+    return _PromptRows(
+        slot, pass_.prompts[slot], pass_.start, ids, _index(places, hidden.device), chosen(hidden), there
+    )
 
 
 def _prompt(
@@ -124,7 +133,13 @@ def _prompt(
         # with a target are the first ones, and a slice (no copy of the logits) gives them.
         following = [rows.start + column + 1 for column in chunk if column in followed]
         targets = token_ids.to(logits.device).index_select(0, _index(following, logits.device))
-        whole = OutputView(logits, [rows.start + column for column in chunk], None, rows.prompt)
+
+        def lens(layer: int, chunk: Sequence[int] = chunk) -> Tensor:
+            resid = rows.lenses[layer].index_select(1, _index(list(chunk), rows.lenses[layer].device))
+            return model.unembed(model.norm(resid.to(hidden.device)))
+
+        positions = [rows.start + column for column in chunk]
+        whole = OutputView(logits, positions, None, rows.prompt, lens=lens if rows.lenses else None)
         views = {False: whole, True: whole.followed_by(targets)}
         for measurement in measurements:
             view = views[measurement.needs_target]

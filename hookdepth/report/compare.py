@@ -64,7 +64,8 @@ def write_comparison(
     for declaration, kinds in compared(runs, lookup):
         below = _floors(declaration.name, summaries)
         groups = groups_of(kinds, declaration, out, below, "compare-")
-        sections.append(Section(declaration.heading, declaration.name, declaration.question, groups=groups))
+        notes = _unequal(declaration.name, runs)
+        sections.append(Section(declaration.heading, declaration.name, declaration.question, (), notes, groups))
     warning = "" if len(sections) > 2 + scatter else "These runs have no analysis in common."
     return write_page(out / "compare.html", f"hookdepth: {len(runs)} runs compared", sections, {}, warning)
 
@@ -85,6 +86,17 @@ def labels_of(folders: Sequence[str | os.PathLike[str]]) -> list[str]:
         same = paths[:index].count(path)
         labels.append(f"{label} ({same + 1})" if same else label)
     return labels
+
+
+def _unequal(analysis: str, runs: Runs) -> list[Note]:
+    """A maximum over more prompts is larger, whatever the models do."""
+    metadata = [own[analysis].metadata for own in runs.values() if analysis in own]
+    counts = sorted({(one.get("data") or {}).get("n_prompts") or 0 for one in metadata})
+    largest = any((one.get("settings") or {}).get("over_prompts") == "max" for one in metadata)
+    if len(counts) < 2 or not largest:
+        return []
+    text = f"These are the largest values over {' and '.join(map(str, counts))} prompts: more prompts, larger values. "
+    return [Note(f"{text}Compare equal numbers, or means (--over-prompts mean).", warn=True)]
 
 
 def _floors(analysis: str, summaries: Mapping[str, Mapping[str, Any]]) -> str:

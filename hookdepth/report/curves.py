@@ -17,11 +17,14 @@ from torch import Tensor
 from hookdepth.report.hover import curves
 from hookdepth.report.kind import Assignment, Declaration, Drawing, Kind
 from hookdepth.report.patterns import SERIES_NAMES, assignments, axes_of, fill, series
-from hookdepth.report.scale import axis_end, finite_of, not_finite
+from hookdepth.report.scale import axis_end, finite_of, intervals_of, not_finite
 from hookdepth.results import Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+_ENDS = ("mean over prompts", "95 % from", "to")
 
 
 @dataclass(frozen=True)
@@ -77,8 +80,14 @@ class Curves(Kind):
         points = self._are_points(declaration, result, values)
         named = next(iter(self._named(result, values).values()))
         places = [label for axis in axes_of(declaration.tensors, named) for label in declaration.labels.get(axis, ())]
-        draw = partial(self._draw, own, values.get("part", ""), points, places)
-        return Drawing([curves(self.axis.lower(), columns)], self._clipped(own), draw)
+        by_tensor, named_all = intervals_of(result), self._named(result, values)
+        intervals = {key: by_tensor[name] for key, name in named_all.items() if name in by_tensor}
+        for key, ends in intervals.items():
+            label = self.label_of(key, own)
+            columns |= {f"{label}, {word}": one for word, one in zip(_ENDS, ends, strict=True)}
+        draw = partial(self._draw, own, values.get("part", ""), points, places, intervals)
+        said = ["whiskers: 95 % interval of the mean over prompts"] if intervals else []
+        return Drawing([curves(self.axis.lower(), columns)], [*self._clipped(own), *said], draw)
 
     def together(self, results: Mapping[str, Result], declaration: Declaration, values: Assignment) -> Drawing:
         """One curve a run, over relative depth where depths differ: kind.together(results, declaration, {})."""
@@ -152,7 +161,9 @@ class Curves(Kind):
         named = self._named(result, values)
         return axes_of(declaration.tensors, named[self._chosen(named)]) == ["point"]
 
-    def _draw(self, own: Mapping[str, Tensor], part: str, points: bool, places: Sequence[str]) -> Figure:
+    def _draw(
+        self, own: Mapping[str, Tensor], part: str, points: bool, places: Sequence[str], intervals: Mapping[str, Tensor]
+    ) -> Figure:
         from hookdepth.report.drawing import layers, style
 
         n = max(len(curve) for curve in own.values())
@@ -168,6 +179,8 @@ class Curves(Kind):
                 axes.patches[-1].set_color(style.GREY)
         else:
             layers.draw_lines(axes, heights, colours, labels, self.log)
+        for name, ends in intervals.items():
+            layers.draw_interval(axes, ends, own[name], style.BLACK if self.bars else colours[name])
         if self.limit is not None:
             layers.end_axis(axes, self.axis_end, list(heights.values()))
         if self.signed:

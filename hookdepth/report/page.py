@@ -89,13 +89,19 @@ class Section:
 
 
 def write_page(
-    path: Path, title: str, sections: Sequence[Section], facts: Mapping[str, Any], warning: str = ""
+    path: Path,
+    title: str,
+    sections: Sequence[Section],
+    facts: Mapping[str, Any],
+    warning: str = "",
+    prompts: Sequence[str] = (),
 ) -> Path:
     """A page from the template, written atomically: write_page(Path("out/report.html"), "Title", [section], {}).
 
     Args:
         facts: name → value, "—" for what is unknown; long values have a row of their own.
         warning: over everything, or nothing.
+        prompts: texts, folded up.
     """
     folder = FileSystemLoader(Path(__file__).parent)
     jinja = Environment(loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -104,6 +110,7 @@ def write_page(
         title=title,
         facts=[(name, value, len(value) > 40 or name in _LONG) for name, value in cells],
         warning=warning,
+        prompts=prompts,
         sections=sections,
     )
     return write_atomic(path, text.encode(errors="replace"))
@@ -136,8 +143,9 @@ def write_report(
     for name, result in results.items():
         sections.append(_section(result, lookup(result), summary["analyses"][name], folder))
     title = f"hookdepth: {(summary['model'] or {}).get('id', 'unnamed model')}"
+    data = summary["data"] or {}
     warning = f"These results differ in: {', '.join(summary['mixed'])}." if summary["mixed"] else ""
-    return write_page(folder / "report.html", title, sections, _head(summary), warning)
+    return write_page(folder / "report.html", title, sections, _head(summary), warning, data.get("texts") or ())
 
 
 def _head(summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -176,8 +184,11 @@ def _common_settings(analyses: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _depths(summary: Mapping[str, Any]) -> Section:
     depths = summary["effective_depth"]
-    rows = [(own.get("label", name), *depth_cells(own), own["definition"]) for name, own in depths.items()]
-    tables = [Table(("Definition", "Layer", "Ratio", "What it says"), rows, below=DEPTH_NOTE)] if rows else []
+    rows = [
+        (own.get("label", name), *depth_cells(own), _otherwise(own), own["definition"]) for name, own in depths.items()
+    ]
+    head: tuple[str, ...] = ("Definition", "Layer", "Ratio", "Threshold ∓ 20 %", "What it says")
+    tables = [Table(head, rows, below=DEPTH_NOTE)] if rows else []
     scores = [
         (name, PART_NAMES.get(part, part), number(by.get("effect")), number(by.get("output")))
         for name, parts_of in summary["depth_scores"].items()
@@ -188,6 +199,12 @@ def _depths(summary: Mapping[str, Any]) -> Section:
         tables.append(Table(head, scores, "Depth score", SCORE_NOTE))
     notes = [] if rows else [Note("Nothing that was measured says an effective depth.")]
     return Section("Effective depth", tables=tables, notes=notes)
+
+
+def _otherwise(depth: Mapping[str, Any]) -> str:
+    """The layers at other thresholds, so that nobody takes one that hangs on a threshold for a fact."""
+    found = (depth.get("otherwise") or {}).values()
+    return " … ".join("none" if index is None else str(index) for index in found) or "—"
 
 
 def depth_cells(depth: Mapping[str, Any]) -> tuple[str, str]:

@@ -14,6 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hookdepth.metrics import mean_interval
+from hookdepth.report.patterns import PER_PROMPT
+from hookdepth.results import Result
+
 _SATURATED = 0.1  # a larger share of values at the end of the colours tells nothing
 
 
@@ -101,6 +105,25 @@ class Rows:
 def finite_of(values: Tensor) -> Tensor:
     """The finite values, flat: finite_of(torch.tensor([1.0, float("nan")]))   # [1]"""
     return values[torch.isfinite(values)].double()
+
+
+def intervals_of(result: Result) -> dict[str, Tensor]:
+    """Tensor with a value a place → mean over prompts and its 95 % interval, [3, place]; of two prompts or more.
+
+    Prompts count as they do in the tensor: by their tokens where it is a mean over tokens, else each as much.
+
+        intervals_of(result).get("kl")
+    """
+    settings, data = (result.metadata.get(key) or {} for key in ("settings", "data"))
+    lengths = None if "over_prompts" in settings else data.get("lengths")
+    found = {}
+    for name, values in result.tensors.items():
+        if name.startswith(PER_PROMPT) and values.ndim == 2 and len(values) > 1:
+            weights = None
+            if lengths is not None and len(lengths) == len(values):
+                weights = torch.tensor(lengths, dtype=torch.float64) - (settings.get("keep_front") or 0)
+            found[name.removeprefix(PER_PROMPT)] = mean_interval(values, weights)
+    return found
 
 
 def axis_end(largest: float, limit: float, grow_to: float) -> float:

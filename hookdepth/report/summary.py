@@ -16,9 +16,11 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from torch import Tensor
+
 from hookdepth._version import __version__
 from hookdepth.report.kind import Declaration, Lookup
-from hookdepth.report.scale import finite_of
+from hookdepth.report.scale import finite_of, intervals_of
 from hookdepth.results import SUFFIX, Result
 
 _ELSEWHERE = ("effective_depth", "depth_score", "largest_effect")
@@ -130,8 +132,14 @@ def _analysis(name: str, result: Result, lookup: Lookup, cost: Mapping[str, Any]
         "n_tokens": sum(lengths) if lengths else None,
         "settings": metadata.get("settings"),
     }
+    if intervals := {name: _listed(own) for name, own in intervals_of(result).items()}:
+        facts["intervals"] = intervals
     others = {key: value for key, value in _numbers(result, lookup).items() if key not in _ELSEWHERE}
     return _json({**facts, "numbers": others} if others else facts)
+
+
+def _listed(interval: Tensor) -> dict[str, list[float]]:
+    return dict(zip(("mean", "from", "to"), interval.tolist(), strict=True))
 
 
 def _json(value: Any) -> Any:

@@ -143,7 +143,7 @@ def _joined(data: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "name": " + ".join(dict.fromkeys(str(one.get("name")) for one in data)),
         "n_prompts": sum(one["n_prompts"] for one in data),
         "lengths": [length for one in data for length in one["lengths"]],
-        "prompts": [prompt for one in data for prompt in one.get("prompts") or ()],
+        **{key: [own for one in data for own in one[key]] for key in ("prompts", "texts") if key in data[0]},
         "tokens_sha256": hashlib.sha256(json.dumps(digests).encode()).hexdigest(),
         "merged": digests,
     }

@@ -184,6 +184,21 @@ def test_comparison_page(tmp_path):
     assert not list(small.glob("*.png"))
 
 
+def test_maxima_over_other_numbers_of_prompts_are_warned_of(tmp_path):
+    for count in (3, 5):
+        result = synthetic_results(n_layers=3)["skip-current"]
+        result.metadata["data"] |= {"n_prompts": count, "texts": [f"prompt <{n}>" for n in range(count)]}
+        result.metadata["settings"] = {**(result.metadata.get("settings") or {}), "over_prompts": "max"}
+        result.save(tmp_path / str(count) / "skip-current.safetensors")
+    both = [tmp_path / "3", tmp_path / "5"]
+    said = "largest values over 3 and 5 prompts: more prompts, larger values"
+    assert said in comparison(both, tmp_path / "both").read_text(encoding="utf-8")
+    assert said not in comparison([both[0], both[0]], tmp_path / "same").read_text(encoding="utf-8")
+    page = report(both[0]).read_text(encoding="utf-8")
+    assert "<summary>The prompts (3)</summary>" in page
+    assert "<li>prompt &lt;2&gt;</li>" in page
+
+
 def test_comparison_of_runs_with_nothing_in_common(tmp_path):
     for name in ("logit-lens", "skip-current"):
         synthetic_results(n_layers=3)[name].save(tmp_path / name / f"{name}.safetensors")

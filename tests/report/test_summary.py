@@ -95,6 +95,26 @@ def test_effective_depth_of_the_cosine_curves():
     assert (depth["index"], depth["ratio"]) == (3, 1.0)
 
 
+def test_effective_depths_at_other_thresholds():
+    kl = torch.tensor([10.0, 5.5, 4.5, 3.0, 0.0])
+    own = summary.effective_depth({"logit-lens": Result("logit-lens", {"kl": kl})}, lookup)["kl"]
+    assert (own["index"], own["otherwise"]) == (2, {"-20 %": 3, "+20 %": 1})
+    curve = torch.tensor([-1.0, -0.1, 0.1, 0.5])
+    stats = {f"cosine.{part}": curve for part in ("attn", "mlp", "layer")}
+    own = summary.effective_depth({"residual-stats": Result("residual-stats", stats)}, lookup)["cosine"]
+    assert (own["index"], own["otherwise"]) == (2, {"-20 %": 1, "+20 %": 3})
+
+
+def test_intervals_over_prompts():
+    each = torch.rand(6, 5, generator=torch.Generator().manual_seed(1))
+    tensors = {"kl": each.mean(0), "per_prompt.kl": each}
+    whole = summary.summarise({"logit-lens": Result("logit-lens", tensors)}, lookup)
+    interval = whole["analyses"]["logit-lens"]["intervals"]["kl"]
+    assert interval["mean"] == pytest.approx(each.double().mean(0).tolist())
+    for low, mean, high in zip(interval["from"], interval["mean"], interval["to"], strict=True):
+        assert low < mean < high
+
+
 def test_depth_scores_by_part_and_kind():
     results = synthetic_results(n_layers=6, parts=("layer", "attn"))
     scores = summary.depth_scores(results, lookup)

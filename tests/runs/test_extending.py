@@ -161,7 +161,7 @@ def test_over_prompts(make, how):
         torch.testing.assert_close(result[tensor], expected[how](each))
         assert (each.isnan().all(-1).any()) == (name == "local-future"), "the prompt without a cut does not count"
         said = hookdepth.plot(result)[f"{name}-{tensor.replace('.', '-')}"]._supxlabel.get_text().replace("\n", " ")
-        assert ("mean over prompts" in said) == (how == "mean")
+        assert (", mean over prompts" in said) == (how == "mean")
 
 
 def test_export(make, capsys):

@@ -126,6 +126,15 @@ def relative_depth(n: int, points: bool) -> np.ndarray:
     return np.arange(n) / max(n - 1, 1) if points else (np.arange(n) + 0.5) / n
 
 
+def draw_interval(axes: Axes, ends: Tensor, curve: Tensor, colour: str) -> None:
+    """Whiskers of the mean over prompts, with a dot where the curve is something else: draw_interval(axes, ends, …)."""
+    mean, low, high = ends.numpy()
+    other = bool((ends[0] - curve).abs().nan_to_num().max() > 1e-3 * curve.abs().nan_to_num().max())
+    whiskers = [np.maximum(mean - low, 0), np.maximum(high - mean, 0)]
+    dot = "." if other else "none"
+    axes.errorbar(range(len(mean)), mean, whiskers, fmt=dot, color=colour, markersize=3, elinewidth=0.8, zorder=6)
+
+
 def maps_figure(
     maps: Mapping[str, Tensor],
     scale: Scale,
