@@ -70,6 +70,16 @@ def test_of_a_small_change_scores_are_those_of_the_sweep(steps):
         assert sweep.abs().max() > 0.01
 
 
+def test_heads_and_neurons_have_scores_of_their_own(model):
+    clean, corrupted = pair(1)
+    found = attribute(model, clean, corrupted, METRIC, ["z", "neurons", "attn_out", "mlp_out"])
+    assert found["z"].shape == (5, 7, 4)
+    assert found["neurons"].shape == (5, 7, 96)
+    # What projections without a bias add is a sum over heads, and over neurons.
+    assert torch.allclose(found["z"].sum(-1), found["attn_out"], atol=1e-5)
+    assert torch.allclose(found["neurons"].sum(-1), found["mlp_out"], atol=1e-5)
+
+
 def test_averaged_gradients_add_up_to_the_whole_metric(model):
     """Completeness: the attributions to the embeddings are the difference of both runs' metrics."""
     for seed in (3, 5):
