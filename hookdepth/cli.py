@@ -132,6 +132,8 @@ def _parser() -> argparse.ArgumentParser:
     compare = _add(commands, "compare", _compare, "put the same curves of several runs into one figure each")
     compare.add_argument("folders", metavar="DIR", nargs="+", help="the --out folders of two or more runs")
     compare.add_argument("--out", metavar="DIR", default="compare", help="where the page goes (default: compare)")
+    scatter = "effective depth over models, too, with regression lines"
+    compare.add_argument("--scatter", action="store_true", help=scatter)
     merge = _add(commands, "merge", _merge, "put runs over different prompts, all else equal, together as one")
     merge.add_argument("folders", metavar="DIR", nargs="+", help="the --out folders of two or more runs")
     merge.add_argument("--out", metavar="DIR", required=True, help="a folder for the results")
@@ -293,7 +295,7 @@ def _compare(options: argparse.Namespace) -> int:
     from hookdepth.runs.reporting import comparison
 
     _check_out(options.out)
-    print(f"comparison: {comparison(options.folders, options.out)}")
+    print(f"comparison: {comparison(options.folders, options.out, options.scatter)}")
     return 0
 
 

@@ -190,6 +190,12 @@ def residual_stats(model: nn.Module, prompts: Sequence[Tokens]) -> dict[str, Ten
             found[f"cosine.{part}"] = F.cosine_similarity(x, y, dim=-1).T
         for name, value in found.items():
             rows.setdefault(name, []).append(value)
+        h = torch.cat(run.stream()).double()  # [L+1, T, d]
+        cosines = torch.stack([F.cosine_similarity(one[None], h, dim=-1) for one in h]).permute(2, 0, 1)
+        angles = cosines.clamp(-1, 1).arccos() / torch.pi
+        rows.setdefault("angular_distance.last", []).append(angles[-1:])
+        rows.setdefault("angular_distance.mean", []).append(angles)
+        rows.setdefault("block_influence", []).append(1 - cosines.diagonal(1, 1, 2))
     tokens = {name: torch.cat(values) for name, values in rows.items()}
     result = {name: value.double().mean(0).float() for name, value in tokens.items()}
     for part in ("attn", "mlp", "layer"):

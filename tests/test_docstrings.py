@@ -127,6 +127,7 @@ READS_RESULTS = [
     "report.drawing.layers",
     "report.page",
     "report.scale",
+    "report.scatter",
     "report.drawing.style",
     "report.summary",
     "report.tables",

@@ -329,9 +329,10 @@ def token_means(items: Sequence[Tensors], tokens: Sequence[int], largest: str = 
     counts = torch.tensor(tokens, dtype=torch.float64)
     result: Tensors = {}
     for name in items[0]:
-        values = torch.stack([own[name] for own in items]).float()
+        values = torch.stack([own[name] for own in items])
         mean = (torch.tensordot(counts, values.double(), 1) / counts.sum()).float()
-        result |= {name: values.amax(0) if name.startswith(largest) else mean, f"{PER_PROMPT}{name}": values}
+        whole = values.amax(0) if name.startswith(largest) else mean
+        result |= {name: whole, f"{PER_PROMPT}{name}": values.float()}
     return result
 
 

@@ -43,7 +43,6 @@ class ResidualErasure(Analysis):
     order = 7
     in_all = True
     needs = "probes"
-    options = ("max_rows",)
     baseline = True
     options = ("erasure_baseline", "erase", "measure", "max_rows")
     measurements = (OutputEffect(),)

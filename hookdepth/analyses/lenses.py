@@ -114,7 +114,7 @@ class Lenses(Analysis):
                     for kind, sums in zip(
                         _KINDS, stream_sums(model, torch.cat([resid[:-1].to(h.dtype), h[-1:]])), strict=True
                     ):
-                        found[f"{lens}.{kind}"].append(sums.cpu())
+                        found[f"{lens}.{kind}"].append(sums.cpu() / h.shape[1])
             on_pass()
         given = {name: torch.stack(own) for name, own in found.items()}
         given |= {"linear.weight": weight, "linear.bias": bias, "jacobian.weight": jacobian, "jacobian.error": error}
@@ -141,14 +141,14 @@ class Lenses(Analysis):
 
 def _linear_lens(states: Sequence[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
     """Weights and offsets of each point, [L+1, d, d] and [L+1, d]; those of the last are the identity's."""
-    last = [one[-1:].to(device).float() for one in states]
+    last = [one[:, -1].to(device).float() for one in states]
     width = states[0].shape[2]
     weights, biases = [], []
-    for before in zip(*(one[:-1] for one in states), strict=True):
-        fit = Fit(*(one.to(device).float() for one in before))
-        weight, bias = fit.solve(last[0], last[1])
+    for point in range(states[0].shape[1] - 1):
+        fit = Fit(*(one[:, point].to(device).float() for one in states))
+        weight, bias = fit.solve(*last)
         weights.append(weight)
         biases.append(bias)
-    weights.append(torch.eye(width, device=device)[None])
-    biases.append(torch.zeros(1, width, device=device))
-    return torch.cat(weights), torch.cat(biases)
+    weights.append(torch.eye(width, device=device))
+    biases.append(torch.zeros(width, device=device))
+    return torch.stack(weights), torch.stack(biases)

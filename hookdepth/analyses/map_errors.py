@@ -6,7 +6,7 @@ tables["r2"]      # [source, target]
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -16,8 +16,10 @@ from hookdepth.analyses.ridge import SPLIT_SEED, Fit, tiles
 from hookdepth.metrics import EPS
 
 
-def map_errors(source: list[Tensor], target: list[Tensor], counts: Sequence[int], device: torch.device) -> Tensors:
-    """Relative error, R² and the floor of every pair, and each test prompt's, from states [point, token, width].
+def map_errors(
+    source: Sequence[Tensor], target: Sequence[Tensor], counts: Sequence[int], device: torch.device
+) -> Tensors:
+    """Relative error, R² and the floor of every pair, and each test prompt's, from states [token, point, width].
 
         map_errors(source, target, [12, 15], device)["relative_error"]
 
@@ -26,45 +28,49 @@ def map_errors(source: list[Tensor], target: list[Tensor], counts: Sequence[int]
         counts: tokens of each prompt that tests.
     """
     draw = torch.Generator().manual_seed(SPLIT_SEED)
-    orders = [torch.randperm(one.shape[1], generator=draw) for one in target]
-    shape = (len(counts), len(source[0]), len(target[0]))
+    orders = [torch.randperm(len(one), generator=draw) for one in target[:2]]
+    shape = (len(counts), source[0].shape[1], target[0].shape[1])
     error, squares, permuted = torch.zeros(3, *shape, dtype=torch.float64, device=device)
-    size = max(target[0][0].numel(), source[0].shape[2] * target[0].shape[2])
-    for i in range(shape[1]):
-        x = [one[i].to(device).float() for one in source]
-        fit = Fit(x[0], x[1])
-        for own in tiles(shape[2], size):
-            y = [one[own].to(device).float() for one in target]
-            for j, (relative, square) in enumerate(_tested(fit, x[2], y), own.start):
-                error[:, i, j], squares[:, i, j] = _by_prompt(relative, counts), _by_prompt(square, counts)
-            mixed = [one[:, order.to(device)] for one, order in zip(y, orders, strict=True)]
-            for j, (relative, _) in enumerate(_tested(fit, x[2], mixed), own.start):
-                permuted[:, i, j] = _by_prompt(relative, counts)
-    variance = _squares_around_mean(target[2], [sum(counts)])
+    variance, own_variance = torch.zeros(shape[2]), torch.zeros(len(counts), shape[2])
+    for own in tiles(shape[2], max(target[0][:, 0].numel(), source[0].shape[2] * target[0].shape[2])):
+        y = [one[:, own].to(device).float() for one in target]
+        lengths = y[2].norm(dim=-1).clamp(min=EPS)
+        mean = y[0].double().mean(0).float()
+        y = [one - mean for one in y]
+        alone = _by_prompt(y[2].norm(dim=-1) / lengths, counts)
+        variance[own] = _squares_around_mean(y[2], [sum(counts)])[0]
+        own_variance[:, own] = _squares_around_mean(y[2], counts)
+        for i in range(shape[1]):
+            x = [one[:, i].to(device).float() for one in source]
+            fit = Fit(x[0], x[1])
+            test, flat = fit.scaled(x[2]), [one.flatten(1) for one in y[:2]]
+            for order in ([], orders):
+                for j, weight in enumerate(fit.maps(*flat, y[0].shape[1], order)):
+                    place = (slice(None), i, own.start + j)
+                    if not weight.any():  # the mean alone
+                        rest, relative = y[2][:, j].norm(dim=-1), alone[:, j]
+                    else:
+                        rest = torch.addmm(y[2][:, j], test, weight, alpha=-1).norm(dim=-1)
+                        relative = _by_prompt(rest / lengths[:, j], counts)
+                    if order:
+                        permuted[place] = relative
+                    else:
+                        error[place], squares[place] = relative, _by_prompt(rest.double().square(), counts)
     whole = {"relative_error": error.sum(0) / sum(counts), "permuted_error": permuted.sum(0) / sum(counts)}
     whole["r2"] = 1 - squares.sum(0).cpu() / variance
     tokens = torch.tensor(counts, device=device)[:, None, None]
-    own_r2 = 1 - squares.cpu() / _squares_around_mean(target[2], counts)[:, None]
-    each = {"relative_error": error / tokens, "permuted_error": permuted / tokens, "r2": own_r2}
+    each = {"relative_error": error / tokens, "permuted_error": permuted / tokens}
+    each["r2"] = 1 - squares.cpu() / own_variance[:, None]
     found = whole | {f"per_prompt.{name}": value for name, value in each.items()}
     return {name: value.float().cpu() for name, value in found.items()}
 
 
-def _tested(fit: Fit, x: Tensor, y: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-    """For each target ‖error‖/‖target‖ and ‖error‖² of every token that tests."""
-    for weight, bias, true in zip(*fit.solve(y[0], y[1]), y[2], strict=True):
-        rest = true - bias
-        if weight.any():  # where the mean alone is best there is nothing to multiply
-            rest -= x @ weight
-        length = rest.norm(dim=-1).double()
-        yield length / true.norm(dim=-1).double().clamp(min=EPS), length.square()
-
-
 def _by_prompt(values: Tensor, counts: Sequence[int]) -> Tensor:
-    return torch.stack([own.sum() for own in values.split(list(counts))])
+    """Sums over each prompt's tokens."""
+    return torch.stack([own.double().sum(0) for own in values.split(list(counts))])
 
 
 def _squares_around_mean(states: Tensor, counts: Sequence[int]) -> Tensor:
-    """[prompt, point] of [point, token, width], each prompt's around its own mean."""
-    parts = [[own.double() for own in point.split(list(counts))] for point in states]
-    return torch.tensor([[((own - own.mean(0)) ** 2).sum() for own in point] for point in parts]).T
+    """[prompt, point] of [token, point, width], each prompt's around its own mean."""
+    parts = (own.double() for own in states.split(list(counts)))
+    return torch.stack([(own - own.mean(0)).square().sum((0, 2)) for own in parts]).cpu()

@@ -1,10 +1,10 @@
 """Ridge regression with intercept in closed form: many targets at once, the ridge chosen on tokens of its own.
 
     fit = Fit(x_train, x_valid)                      # [token, width]: one eigendecomposition
-    weight, bias = fit.solve(y_train, y_valid)       # of y [target, token, width]: a matrix and an offset a target
-    prediction = x @ weight[3] + bias[3]
+    weight, bias = fit.solve(y_train, y_valid)       # of one target [token, width]: a matrix and an offset
+    prediction = x @ weight + bias
 
-Products of tokens are taken in float32, over blocks of tokens whose sums are added in float64; all that is solved is
+Products of tokens are taken in float32, over blocks of tokens whose sums are added in float64; the maps are solved in
 float64. Features are divided by their spread first, so that one that is far larger than the others costs no digits.
 """
 
@@ -32,36 +32,61 @@ class Fit:
         self.mean = train.double().mean(0)
         spread = (train - self.mean.float()).double().square().mean(0).sqrt()
         self.spread = torch.where(spread > 0, spread, torch.ones_like(spread))
-        self.train, self.valid = self._scaled(train), self._scaled(valid)
-        self.values, self.vectors = torch.linalg.eigh(_product(self.train, self.train))
-        self.values = self.values.clamp(min=0)
-        self.valid_gram = self.vectors.T @ _product(self.valid, self.valid) @ self.vectors
-        ridges = torch.tensor(RIDGES, dtype=torch.float64, device=train.device) * self.values.mean().clamp(min=1e-30)
-        self.shrink = 1 / (self.values + ridges[:, None])  # [ridge, eigenvalue]
+        self.train, self.valid = self.scaled(train), self.scaled(valid)
+        values, self.vectors = torch.linalg.eigh(_product(self.train, self.train))
+        values = values.clamp(min=0)
+        self.valid_gram = (self.vectors.T @ _product(self.valid, self.valid) @ self.vectors).float()
+        ridges = torch.tensor(RIDGES, dtype=torch.float64, device=train.device) * values.mean().clamp(min=1e-30)
+        self.shrink = 1 / (values + ridges[:, None])  # [ridge, eigenvalue]
 
-    def solve(
-        self, train: Float[Tensor, "target token width"], valid: Float[Tensor, "target token_v width"]
-    ) -> tuple[Float[Tensor, "target feature width"], Float[Tensor, "target width"]]:
-        """The map of least validation error for each target, float32; where the mean alone is best, it is all zero."""
-        means = train.double().mean(1)
-        by_vector = self.vectors.T @ self._with_targets(self.train, train - means[:, None].float())
-        seen = self.vectors.T @ self._with_targets(self.valid, valid - means[:, None].float())
-        gain = torch.einsum("rk,jk->jr", self.shrink, (by_vector * seen).sum(-1))
-        size = by_vector @ by_vector.mT * self.valid_gram
-        cost = torch.einsum("rk,jkl,rl->jr", self.shrink, size, self.shrink)
-        best = (cost - 2 * gain).argmin(1)  # the squared error, but for what no ridge changes
-        scaled = self.vectors @ (self.shrink[best][:, :, None] * by_vector)
-        weight = scaled / self.spread[:, None]
-        return weight.float(), (means - self.mean @ weight).float()
-
-    def _scaled(self, values: Tensor) -> Tensor:
+    def scaled(self, values: Float[Tensor, "token width"]) -> Float[Tensor, "token width"]:
+        """The features that the maps of `maps` are of: fit.scaled(x_test) @ weight"""
         return (values - self.mean.float()) / self.spread.float()
 
-    def _with_targets(self, features: Tensor, targets: Tensor) -> Tensor:
-        """[target, feature, width]: one product for all targets."""
-        count, tokens, width = targets.shape
-        flat = targets.transpose(0, 1).reshape(tokens, count * width)
-        return _product(features, flat).view(-1, count, width).transpose(0, 1)
+    def maps(
+        self,
+        train: Float[Tensor, "token columns"],
+        valid: Float[Tensor, "token_v columns"],
+        count: int,
+        orders: Sequence[Tensor] = (),
+    ) -> Float[Tensor, "target feature width"]:
+        """Maps from scaled features, float32, for targets side by side whose means in training are taken away.
+
+            fit.maps(y_train.flatten(1), y_valid.flatten(1), count=y_train.shape[1])
+
+        Each has the ridge of least validation error; where the mean alone is best, it is all zero.
+
+        Args:
+            orders: permutations of the tokens that train and that choose, for the floor.
+        """
+        features = [self.train, self.valid]
+        if orders:
+            features = [one[order.to(one.device)] for one, order in zip(features, orders, strict=True)]
+
+        def by_target(product: Tensor) -> Tensor:
+            return product.view(len(product), count, -1).transpose(0, 1)
+
+        by_vector = by_target(self.vectors.T @ _product(features[0], train))
+        few = by_vector.float()  # a choice needs no more
+        seen = by_target(self.vectors.T.float() @ _product(features[1], valid).float())
+        shrink = self.shrink.float()
+        gain = (few * seen).sum(-1) @ shrink.T
+        cost = ((shrink @ (few @ few.mT * self.valid_gram)) * shrink).sum(-1)
+        best = (cost - 2 * gain).argmin(1)  # the squared error, but for what no ridge changes
+        found = torch.zeros_like(few)
+        some = best < len(RIDGES) - 1
+        if some.any():
+            found[some] = (self.vectors @ (self.shrink[best[some]][:, :, None] * by_vector[some])).float()
+        return found
+
+    def solve(
+        self, train: Float[Tensor, "token width"], valid: Float[Tensor, "token_v width"]
+    ) -> tuple[Float[Tensor, "feature width"], Float[Tensor, " width"]]:
+        """The map of one target, and its offset, from features as they are: fit.solve(y_train, y_valid)."""
+        mean = train.double().mean(0)
+        (scaled,) = self.maps(train - mean.float(), valid - mean.float(), 1)
+        weight = scaled.double() / self.spread[:, None]
+        return weight.float(), (mean - self.mean @ weight).float()
 
 
 def _product(left: Float[Tensor, "token a"], right: Float[Tensor, "token b"]) -> Float[Tensor, "a b"]:
@@ -116,16 +141,16 @@ def stream_of(model: Decoder, ids: Sequence[int], positions: Sequence[int]) -> F
 
 def states_of(
     model: Decoder, prompts: Sequence[tuple[Sequence[int], Sequence[int]]], on_pass: Callable[[], object]
-) -> Float[Tensor, "point token width"]:
+) -> Float[Tensor, "token point width"]:
     """Those of several prompts (ids, positions), filled in place: at this size a second copy would not fit.
 
-    states_of(model, [(ids, [1, 2, 3])], lambda: None)   # [L+1, 3, d]
+    states_of(model, [(ids, [1, 2, 3])], lambda: None)   # [3, L+1, d]
     """
     total = sum(len(positions) for _, positions in prompts)
-    states = torch.empty(model.n_layers + 1, total, model.d_model, dtype=model.dtype)
+    states = torch.empty(total, model.n_layers + 1, model.d_model, dtype=model.dtype)
     begin = 0
     for ids, positions in prompts:
-        states[:, begin : begin + len(positions)] = stream_of(model, ids, positions)
+        states[begin : begin + len(positions)] = stream_of(model, ids, positions).transpose(0, 1)
         begin += len(positions)
         on_pass()
     return states

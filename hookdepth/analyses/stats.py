@@ -3,7 +3,9 @@
     hookdepth.analyse("demo", "residual-stats", limit=2)["relative_contribution.attn"]   # [L]
 
 attn: ‖a‖/‖h‖ and cos(a, h); mlp: ‖m‖/‖h+a‖ and cos(m, h+a); layer: ‖c‖/‖h‖ and cos(c, h). Means over all
-tokens of all prompts but the first `keep_front` of each (0), so a long prompt counts for more.
+tokens of all prompts but the first `keep_front` of each (0), so a long prompt counts for more. Beside them, in
+float64, angular distances arccos(cos(h_i, h_j))/π of all pairs of points (2403.17887), at each prompt's last token and
+over all tokens, and block influence 1 − cos(h_l, h_{l+1}) (2403.03853).
 """
 
 from __future__ import annotations
@@ -12,19 +14,22 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from hookdepth.analyses import depth
 from hookdepth.analyses.base import Analysis, OnPass, Partial, Subject, Tensors, token_means
 from hookdepth.engine.reading import LayerSites, each_layer
 from hookdepth.engine.work import Work, plain_work
-from hookdepth.metrics import cosine, relative_norm
+from hookdepth.metrics import EPS, cosine, relative_norm
 from hookdepth.model.decoder import Decoder
-from hookdepth.report.figures import Bars, Lines
+from hookdepth.report.figures import Bars, Heatmap, Lines
 from hookdepth.results import Result
 
 _PARTS = ("attn", "mlp", "layer")
 _LARGEST = "relative_contribution_max."
+_LAST = "angular_distance.last"
+_HELD = 1 << 23  # values in float64
 
 
 _MEAN = "mean over tokens and prompts"
@@ -44,6 +49,8 @@ class ResidualStats(Analysis):
         "norm.resid": "point",
         **{f"{kind}.{part}": "layer" for kind in ("relative_contribution", "cosine", "norm") for part in _PARTS},
         "relative_contribution_max.{part}": "layer?",
+        "angular_distance.{how}": "point point?",
+        "block_influence": "layer?",
     }
     figures = (
         Bars(
@@ -84,6 +91,27 @@ class ResidualStats(Analysis):
             compared="resid",
             over_training=None,
         ),
+        Heatmap(
+            "angular_distance.{how}",
+            "How far the residual stream turns between any two points, as a share of half a turn. Blocks of small "
+            "distances are spans of layers that turn it little, and could be left out at little cost.",
+            label="Angular distance",
+            caption="angular distance between points",
+            rows="Point",
+            columns="Point",
+            signed=False,
+            paper="2403.17887",
+            reduction="mean over prompts",
+        ),
+        Bars(
+            "block_influence",
+            "How far each layer turns the residual stream, 1 − cos(h_l, h_l+1): the lower, the less it does.",
+            label="Block influence",
+            caption="block influence",
+            reduction=_MEAN,
+            paper="2403.03853",
+            over_training=None,
+        ),
     )
 
     def numbers(self, result: Result) -> dict[str, Any]:
@@ -93,29 +121,57 @@ class ResidualStats(Analysis):
     def measure(self, subject: Subject, item: int, on_pass: OnPass) -> Partial:
         """Means over the tokens of a prompt, and maxima, from one forward pass."""
         prompt, front = subject.inputs.prompts[item], self.front(subject.settings)
-        found, tokens = residual_sums(subject.model, prompt, front), len(prompt) - front
+        points: list[Tensor] = []
+        found = residual_sums(subject.model, prompt, front, points)
         on_pass()
-        return Partial({name: own if name.startswith(_LARGEST) else own / tokens for name, own in found.items()}, 1)
+        found |= turns(torch.stack([point.to(points[-1].device) for point in points]))
+        whole = (_LARGEST, _LAST)
+        tokens = len(prompt) - front
+        return Partial({name: own if name.startswith(whole) else own / tokens for name, own in found.items()}, 1)
 
     def work(self, subject: Subject) -> Work:
-        """A forward pass of each prompt."""
-        return plain_work(subject.model, subject.inputs.prompts)
+        """A forward pass of each prompt; all points are kept."""
+        return plain_work(subject.model, subject.inputs.prompts, kept=2 * subject.model.n_layers)
 
     def reduce(self, subject: Subject, items: Sequence[Tensors]) -> Tensors:
         """Means over all tokens, so that a long prompt counts for more, and each prompt's own; maxima over all."""
-        return token_means(items, self.measured_tokens(subject), largest=_LARGEST)
+        of_tokens = [{name: value for name, value in own.items() if name != _LAST} for own in items]
+        means = token_means(of_tokens, self.measured_tokens(subject), largest=_LARGEST)
+        return means | token_means([{_LAST: own[_LAST]} for own in items], [1] * len(items))
 
 
-def residual_sums(model: Decoder, prompt: Sequence[int], front: int = 0) -> Tensors:
+def turns(resid: Float[Tensor, "point token width"]) -> Tensors:
+    """Sums over tokens of angular distances and block influence, in float64, and the last token's distances.
+
+    turns(resid_pre[:, 0])["block_influence"]   # [L], where resid_pre are L + 1 points
+    """
+    n_points, _, width = resid.shape
+    total = torch.zeros(n_points, n_points, dtype=torch.float64, device=resid.device)
+    influence = total[0, 1:].clone()
+    for some in resid.split(max(1, _HELD // (n_points * width)), dim=1):
+        unit = torch.nn.functional.normalize(some.double(), dim=-1, eps=EPS)
+        cosines = torch.einsum("itd,jtd->tij", unit, unit).clamp(-1, 1)
+        angles = cosines.arccos() / torch.pi
+        angles.diagonal(dim1=1, dim2=2).zero_()  # else rounding of 1 by an ulp, which arccos makes a hundred million
+        total, influence = total + angles.sum(0), influence + (1 - cosines.diagonal(1, 1, 2)).sum(0)
+    return {_LAST: angles[-1].cpu(), "angular_distance.mean": total.cpu(), "block_influence": influence.cpu()}
+
+
+def residual_sums(model: Decoder, prompt: Sequence[int], front: int = 0, points: list[Tensor] | None = None) -> Tensors:
     """Sums over a prompt's tokens from `front` on of everything that residual-stats averages; `*_max` are maxima.
 
-    residual_sums(model, ids)["norm.resid"]   # [L+1]
+        residual_sums(model, ids)["norm.resid"]   # [L+1]
+
+    Args:
+        points: a list that gets the residual stream at each point, [token, width].
     """
+    points = [] if points is None else points
     per_layer: list[Tensor] = []
     last_norm: list[Tensor] = []
 
     def measure(layer: int, sites: LayerSites) -> None:
         attn_out, mlp_out = sites.added["attn"], sites.added["mlp"]
+        points.append(sites.resid_pre[0, front:])
         resid_mid = sites.resid_pre if model.sites.parallel else sites.resid_pre + attn_out
         contribution = sites.resid_post.float() - sites.resid_pre.float()
         pairs = ((attn_out, sites.resid_pre), (mlp_out, resid_mid), (contribution, sites.resid_pre))
@@ -125,6 +181,7 @@ def residual_sums(model: Decoder, prompt: Sequence[int], front: int = 0) -> Tens
         resid = sites.resid_pre[0, front:].float().norm(dim=-1).sum()[None]
         per_layer.append(torch.cat([relative.sum(-1), cosines.sum(-1), norms.sum(-1), relative.amax(-1), resid]))
         if layer == model.n_layers - 1:
+            points.append(sites.resid_post[0, front:])
             last_norm.append(sites.resid_post[0, front:].float().norm(dim=-1).sum())
 
     with model.evaluating(), each_layer(model, measure):

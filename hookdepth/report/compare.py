@@ -12,8 +12,19 @@ from typing import Any
 
 from hookdepth.report.figures import compared
 from hookdepth.report.kind import Declaration, Lookup
-from hookdepth.report.page import DEPTH_NOTE, Note, Section, depth_cells, floor_in_brief, groups_of, write_page
+from hookdepth.report.page import (
+    DEPTH_NOTE,
+    Group,
+    Note,
+    Section,
+    depth_cells,
+    floor_in_brief,
+    groups_of,
+    shown,
+    write_page,
+)
 from hookdepth.report.patterns import PART_NAMES
+from hookdepth.report.scatter import READING, scatter_pictures
 from hookdepth.report.summary import ordered, summarise
 from hookdepth.report.tables import Table, counted, flatten, number, shorten
 from hookdepth.results import Result
@@ -27,6 +38,7 @@ def write_comparison(
     out: str | os.PathLike[str],
     lookup: Lookup,
     known: Iterable[Declaration] = (),
+    scatter: bool = False,
 ) -> Path:
     """`compare.html` and its figures in `out`, from the results of several runs; the page's path.
 
@@ -36,19 +48,24 @@ def write_comparison(
         folders: where they lie: what they are called.
         loaded: the results of each.
         lookup, known: as of `write_report`.
+        scatter: also effective depths over models, with regression lines.
 
     Raises:
-        HookdepthError: the folder cannot be written to.
+        HookdepthError: the folder cannot be written to, or there is nothing to scatter.
     """
     out, known = Path(out), tuple(known)
     runs = {label: ordered(results, lookup) for label, results in zip(labels_of(folders), loaded, strict=True)}
     summaries = {label: summarise(results, lookup, known) for label, results in runs.items()}
     sections = [_depths(summaries), _settings(runs)]
+    if scatter:
+        figures = [shown(picture, f"compare-{picture.name}", out) for picture in scatter_pictures(summaries)]
+        group = Group(READING, "arXiv 2512.14064.", figures, DEPTH_NOTE)
+        sections.insert(1, Section("Effective depth over models", groups=[group]))
     for declaration, kinds in compared(runs, lookup):
         below = _floors(declaration.name, summaries)
         groups = groups_of(kinds, declaration, out, below, "compare-")
         sections.append(Section(declaration.heading, declaration.name, declaration.question, groups=groups))
-    warning = "" if len(sections) > 2 else "These runs have no analysis in common."
+    warning = "" if len(sections) > 2 + scatter else "These runs have no analysis in common."
     return write_page(out / "compare.html", f"hookdepth: {len(runs)} runs compared", sections, {}, warning)
 
 

@@ -30,10 +30,13 @@ def report(folder: str | os.PathLike[str]) -> Path:
     return write_report(folder, load_folder(folder), declared, _of_every_run(), read_log(folder))
 
 
-def comparison(folders: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) -> Path:
+def comparison(folders: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str], scatter: bool = False) -> Path:
     """`compare.html` and its figures in `out`, from the results of several runs; the page's path.
 
         comparison(["out/small", "out/large"], "both")
+
+    Args:
+        scatter: effective depth over models, too.
 
     Raises:
         HookdepthError: as `report`, or no folder given.
@@ -41,7 +44,7 @@ def comparison(folders: Sequence[str | os.PathLike[str]], out: str | os.PathLike
     if not folders:
         raise HookdepthError("no folder to compare", "give the --out folders of two or more runs")
     found = [load_folder(folder) for folder in folders]
-    return write_comparison(folders, found, out, declared, _of_every_run())
+    return write_comparison(folders, found, out, declared, _of_every_run(), scatter=scatter)
 
 
 def _of_every_run() -> list[Analysis]:

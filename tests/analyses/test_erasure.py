@@ -31,11 +31,17 @@ def one_pass_each(hf, probe, baseline, erase, measure):
     return effect
 
 
-@pytest.mark.parametrize("kind", ["dataset", "prompt", "zero"])
-@pytest.mark.parametrize("erase", ["token", "before"])
-@pytest.mark.parametrize("measure", ["answer", "later"])
+@pytest.mark.parametrize(
+    ("kind", "erase", "measure"),
+    [
+        ("dataset", "token", "later"),
+        ("prompt", "token", "answer"),
+        ("zero", "before", "answer"),
+        ("zero", "before", "later"),
+    ],
+)
 def test_against_a_plain_pass_for_each(kind, erase, measure):
-    hf = tiny_model("llama", num_hidden_layers=3)
+    hf = tiny_model("llama", num_hidden_layers=2)
     inputs = Inputs((), (), tuple(map(tuple, IDS)), PROBES)
     how = {"erasure_baseline": kind, "erase": erase, "measure": measure}
     ours = results_of(["residual-erasure"], hookdepth.wrap(hf), inputs, **how)["residual-erasure"]
@@ -43,7 +49,7 @@ def test_against_a_plain_pass_for_each(kind, erase, measure):
         baseline = {
             "dataset": lambda: naive.erasure_baseline(hf, IDS),
             "prompt": lambda probe=probe: naive.erasure_baseline(hf, [probe.token_ids]),
-            "zero": lambda: torch.zeros(4, 64),
+            "zero": lambda: torch.zeros(3, 64),
         }[kind]()
         stored = ours[f"baseline.{number}"] if kind == "prompt" else ours["baseline"]
         assert torch.allclose(stored, baseline, atol=1e-4)
@@ -53,6 +59,6 @@ def test_against_a_plain_pass_for_each(kind, erase, measure):
 @pytest.mark.parametrize(("option", "value"), [("--erase", "after"), ("--measure", "all"), ("--erasure-baseline", "0")])
 def test_what_there_is_not_is_refused(option, value, tmp_path, capsys):
     assert main(["run", "--analyses", "residual-erasure", option, value, "--out", str(tmp_path)]) == 2
-    assert option in capsys.readouterr().err
+    assert value in capsys.readouterr().err
     assert main(["run", "--analyses", "logit-lens", "--erase", "before", "--out", str(tmp_path)]) == 2
     assert "none of the chosen analyses reads --erase" in capsys.readouterr().err

@@ -1,0 +1,69 @@
+"""Effective depth over models: what is drawn, its regression lines, and what is refused."""
+
+import numpy as np
+import pytest
+from synthetic_results import write_folder
+
+from hookdepth.cli import main
+from hookdepth.report.scatter import Points, scatter_pictures
+
+
+def summary(n_layers, n_parameters, **indices):
+    depths = {
+        name: {
+            "index": index,
+            "ratio": None if index is None else (index + 1) / n_layers,
+            "status": "none" if index is None else "found",
+            "label": name,
+        }
+        for name, index in indices.items()
+    }
+    return {"model": {"n_layers": n_layers, "n_parameters": n_parameters}, "effective_depth": depths}
+
+
+MODELS = {
+    "small": summary(12, 10**8, kl=7, cosine=5),
+    "middle": summary(24, 10**9, kl=13, cosine=None),
+    "large": summary(48, 10**10, kl=25, cosine=23),
+}
+
+
+def test_lines_are_least_squares():
+    x, y = [12.0, 24.0, 48.0, 60.0], [8.0, 14.0, 26.0, 20.0]
+    for log in (False, True):
+        places = np.log10(x) if log else np.array(x)
+        slope, offset = np.polyfit(places, y, 1)
+        r2 = np.corrcoef(places, y)[0, 1] ** 2
+        assert Points("", ["a"] * 4, x, y).line(log) == pytest.approx((slope, offset, r2))
+    assert Points("", ["a", "b"], [3.0, 3.0], [1.0, 2.0]).line() is None
+
+
+def test_layers_over_layers_and_ratio_over_parameters():
+    depth, ratio = scatter_pictures(MODELS)
+    axes = depth.draw().axes[0]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("Layers", "Effective depth (layers)")
+    points = {line.get_label(): line.get_xydata().tolist() for line in axes.lines if line.get_marker() != "None"}
+    assert points == {"kl": [[12, 8], [24, 14], [48, 26]], "cosine": [[12, 6], [48, 24]]}
+    assert "kl: 3 models, slope 0.5 per layers, R² 1.00" in depth.said
+    axes = ratio.draw().axes[0]
+    assert axes.get_xscale() == "log"
+    assert axes.lines[0].get_ydata().tolist() == pytest.approx([8 / 12, 14 / 24, 26 / 48])
+    assert depth.values[0].rows[0] == "small, kl"
+
+
+def test_the_page_has_it_where_it_is_asked_for(tmp_path):
+    folders = [
+        str(write_folder(tmp_path / f"deep-{n}", n_layers=n, n_tokens=5, model=f"some/model-{n}")) for n in (6, 12)
+    ]
+    out = tmp_path / "both"
+    assert main(["compare", *folders, "--out", str(out)]) == 0
+    assert not list(out.glob("*effective*"))
+    assert main(["compare", *folders, "--out", str(out), "--scatter"]) == 0
+    assert (out / "compare-effective-depth.png").is_file()
+    assert "Effective depth over models" in (out / "compare.html").read_text(encoding="utf-8")
+
+
+def test_one_model_is_no_scatter(tmp_path, capsys):
+    folder = str(write_folder(tmp_path / "one", n_layers=6, n_tokens=5))
+    assert main(["compare", folder, "--out", str(tmp_path / "out"), "--scatter"]) == 2
+    assert "a scatter takes two or more" in capsys.readouterr().err
