@@ -35,7 +35,7 @@ def test_scores_are_the_slope_of_moving_towards_the_other_run(family, denoise):
     model = hookdepth.wrap(tiny_model(family))
     clean, corrupted = pair(1)
     base, source = (corrupted, clean) if denoise else (clean, corrupted)
-    sites = ["resid_pre", "attn_out", "mlp_out", "resid_post"]
+    sites = ["resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post"]
     found = attribute(model, clean, corrupted, METRIC, sites=sites, denoise=denoise)
     span = (found["clean"] - found["corrupted"]) * (1 if denoise else -1)
     for site in sites:
@@ -130,6 +130,8 @@ def test_what_has_no_gradients_is_refused(model):
         ((one, other, METRIC), {"sites": "resid_pre"}, "sites"),
         ((one, other, METRIC), {"sites": []}, "sites"),
         ((one, other, METRIC), {"sites": ["residual"]}, "residual"),
+        ((one, other, METRIC), {"sites": ["q"]}, "only be read"),
+        ((one, other, METRIC), {"sites": ["z", "z"]}, "twice"),
         ((one, other, METRIC), {"steps": 0}, "steps"),
         ((one, other, METRIC), {"measured": [9]}, "token 9"),
         ((one, other, hookdepth.TargetProbability()), {}, "next token"),
