@@ -12,7 +12,8 @@ import torch
 import hookdepth
 from hookdepth import Branch, LayerEffect, OutputEffect, Skip
 from hookdepth.analyses import Inputs, Settings
-from hookdepth.data import make_probe
+from hookdepth.data import load_examples, make_probe, questions_of
+from hookdepth.data.questions import is_right
 from hookdepth.engine.passes import measure
 from hookdepth.model.demo import demo_folder
 from hookdepth.results import read_log
@@ -142,3 +143,10 @@ def test_load_gives_the_demo_model(model, ids):
     assert (loaded.name, loaded.dtype, loaded.n_layers) == ("SmolLM2-135M-Instruct", torch.float32, 30)
     with torch.no_grad():
         assert torch.equal(loaded.forward(torch.tensor([ids])), model.forward(torch.tensor([ids])))
+
+
+def test_the_demo_model_answers_the_facts_that_ship(model):
+    asked = questions_of(load_examples("demo-facts"), model.tokenizer)
+    found = hookdepth.generate(model, [one.token_ids for one in asked], max_new_tokens=12)
+    assert all(is_right(text, one.answer) for text, one in zip(found.clean, asked, strict=True))
+    assert max(one.most_tokens for one in asked) == 12

@@ -10,18 +10,19 @@ and on what it writes, then the sequences of `--paths`. Right is an exact match 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hookdepth.analyses.base import Analysis, OnPass, Partial, Subject, Tensors
+from hookdepth.analyses.settings import Settings
 from hookdepth.data.questions import is_right
 from hookdepth.engine.decoding import generate
 from hookdepth.engine.interventions import Skip
 from hookdepth.engine.paths import LayerPath
 from hookdepth.engine.work import Work
-from hookdepth.errors import HookdepthError
 from hookdepth.metrics import wilson_interval
 from hookdepth.report.figures import Bars
 from hookdepth.results import Result
@@ -117,13 +118,13 @@ class LayerAccuracy(Analysis):
             total += Work(1 + new, skipped + paths, rows * new, width=length + new)
         return total
 
+    def sample(self, settings: Settings, times: int) -> Settings:
+        """Without paths, which are of the whole model's layers."""
+        return replace(settings, paths=())
+
     def refuse(self, subject: Subject) -> None:
-        """Questions must be longer than what is left alone, and answers be read."""
+        """Questions must be longer than what is left alone, and paths visit layers that there are."""
         super().refuse(subject)
-        if subject.model.tokenizer is None:
-            raise HookdepthError(
-                f"{self.name} reads what the model writes, and it has no tokenizer", "give one to wrap"
-            )
         for path in self.runs(subject)[subject.model.n_layers :]:
             for asked in subject.inputs.questions:
                 path.check(subject.model, len(asked.token_ids))

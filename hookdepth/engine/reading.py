@@ -84,6 +84,8 @@ def capture(
         raise HookdepthError("capture was given no site", f"name one or more of {', '.join(ORDER)}")
     for site in sites:
         choose("site", site, (*ORDER, *READ_ONLY))
+        if grad and site in READ_ONLY:
+            raise HookdepthError(f"the site {site} can only be read, without gradients", f"use {', '.join(ORDER)}")
     if layers is not None and (isinstance(layers, str) or not isinstance(layers, Iterable)):
         raise HookdepthError(f"the layers are {shown(layers)}", "give a list, e.g. layers=[3]")
     given = range(model.n_layers) if layers is None else layers

@@ -66,6 +66,8 @@ def attribute(
     metrics = per_prompt(model, metric, len(pairs))
     if isinstance(sites, str) or not isinstance(sites, Sequence) or not sites:
         raise HookdepthError(f"the sites are {shown(sites)}", 'give a list, e.g. ["attn_out", "mlp_out"]')
+    if len(set(sites)) < len(sites):
+        raise HookdepthError(f"a site is named twice among {', '.join(sites)}", "name each once")
     steps = None if steps is None else whole_number("steps", steps, 1)
     grid = Grid.of(model, sites[0], layers, None, None, [pair.base for pair in pairs])
     found: dict[str, list[Tensor]] = {site: [] for site in sites}

@@ -53,10 +53,13 @@ class Grid:
             raise HookdepthError(f"{shown(tokens)} selects {sorted(counts)} tokens of the prompts", "give positions")
         if heads is not None and site != "z":
             raise HookdepthError(f"heads of the site {site}", "heads are told apart at z")
+        most = min(model.shape_of("z", layer)[0] for layer in chosen) if heads is not None else 1
+        if not most:
+            raise model.sites.missing("z", next(layer for layer in chosen if not model.shape_of("z", layer)[0]))
         if isinstance(heads, str):
             choose("choice of heads", heads, ["all"])
-            heads = range(int(model.config.num_attention_heads))
-        own = None if heads is None else [whole_number("a head", head, 0) for head in heads]
+            heads = range(most)
+        own = None if heads is None else [whole_number("a head", head, 0, most - 1) for head in heads]
         return cls(chosen, tokens, own, prompts, max(counts))
 
     @property

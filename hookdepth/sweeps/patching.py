@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hookdepth.engine.ablation import Ablate
 from hookdepth.engine.arguments import as_prompts, check_limit
 from hookdepth.engine.branches import Branch
-from hookdepth.engine.interventions import Identity, Intervention, Patch, Scale, Skip
+from hookdepth.engine.interventions import Identity, Intervention, Patch, Skip
 from hookdepth.engine.measurements import OutputMeasurement, OutputView
 from hookdepth.engine.passes import measure
 from hookdepth.engine.reading import capture
@@ -134,16 +135,19 @@ def ablate_sweep(
     layers: Sequence[int] | None = None,
     tokens: Tokens | str | None = "all",
     heads: Sequence[int] | str | None = None,
+    value: float | str = 0.0,
     *,
     measured: Tokens = (-1,),
     max_rows: int | None = None,
 ) -> Result:
-    """What a metric loses or gains where a site is set to 0: metric of the branch − of the clean run.
+    """What a metric loses or gains where a site is ablated: metric of the branch − of the clean run.
 
         ablate_sweep(model, ids, "attn_out", LogitDifference(5, 6))["score"]     # [layer]
+        ablate_sweep(model, ids, "z", LogitDifference(5, 6), heads="all", value="mean")["score"]     # [layer, head]
 
     Args:
         site: resid_pre, z, attn_out, mlp_out, resid_post, ….
+        value: what it is set to: a number, or "mean", over the tokens of the prompt.
         prompts, metric, layers, tokens, heads, measured, max_rows: as in `patch_sweep`.
 
     Raises:
@@ -151,7 +155,7 @@ def ablate_sweep(
     """
 
     def change(layer: int, where: list[int], head: int | None) -> Intervention:
-        return Scale(site, layer, 0.0, where, **({} if head is None else {"head": head}))
+        return Ablate(site, layer, head, value, where)
 
     return _changed(model, prompts, metric, "ablate-sweep", site, change, layers, tokens, heads, measured, max_rows)
 
@@ -248,6 +252,5 @@ def _patches(model: Decoder, grid: Grid, site: str, pair: Pair) -> Changes:
             changes[cell] = None  # causal attention: both runs have the same activations up to there
         elif known:
             value = acts[site, layer][0][[pair.places[token] for token in known]]
-            named = {} if head is None else {"head": head}
-            changes[cell] = Patch(site, layer, value if head is None else value[:, head], known, **named)
+            changes[cell] = Patch(site, layer, value if head is None else value[:, head], known, head)
     return changes

@@ -35,7 +35,7 @@ def test_scores_are_the_slope_of_moving_towards_the_other_run(family, denoise):
     model = hookdepth.wrap(tiny_model(family))
     clean, corrupted = pair(1)
     base, source = (corrupted, clean) if denoise else (clean, corrupted)
-    sites = ["resid_pre", "attn_out", "mlp_out", "resid_post"]
+    sites = ["resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post"]
     found = attribute(model, clean, corrupted, METRIC, sites=sites, denoise=denoise)
     span = (found["clean"] - found["corrupted"]) * (1 if denoise else -1)
     for site in sites:
@@ -68,6 +68,16 @@ def test_of_a_small_change_scores_are_those_of_the_sweep(steps):
         sweep = patch_sweep(model, clean, corrupted, site, METRIC)["score"]
         assert torch.allclose(found[site], sweep, atol=2e-2 * sweep.abs().max().item())
         assert sweep.abs().max() > 0.01
+
+
+def test_heads_and_neurons_have_scores_of_their_own(model):
+    clean, corrupted = pair(1)
+    found = attribute(model, clean, corrupted, METRIC, ["z", "neurons", "attn_out", "mlp_out"])
+    assert found["z"].shape == (5, 7, 4)
+    assert found["neurons"].shape == (5, 7, 96)
+    # What projections without a bias add is a sum over heads, and over neurons.
+    assert torch.allclose(found["z"].sum(-1), found["attn_out"], atol=1e-5)
+    assert torch.allclose(found["neurons"].sum(-1), found["mlp_out"], atol=1e-5)
 
 
 def test_averaged_gradients_add_up_to_the_whole_metric(model):
@@ -120,6 +130,8 @@ def test_what_has_no_gradients_is_refused(model):
         ((one, other, METRIC), {"sites": "resid_pre"}, "sites"),
         ((one, other, METRIC), {"sites": []}, "sites"),
         ((one, other, METRIC), {"sites": ["residual"]}, "residual"),
+        ((one, other, METRIC), {"sites": ["q"]}, "only be read"),
+        ((one, other, METRIC), {"sites": ["z", "z"]}, "twice"),
         ((one, other, METRIC), {"steps": 0}, "steps"),
         ((one, other, METRIC), {"measured": [9]}, "token 9"),
         ((one, other, hookdepth.TargetProbability()), {}, "next token"),

@@ -124,6 +124,52 @@ def test_skips_and_ablations_are_changes_of_the_metric(model):
         assert zero[layer, -1].item() == pytest.approx(plain - clean, abs=1e-3)
 
 
+def test_heads_are_patched_and_ablated_one_by_one(model):
+    clean, corrupted = pair(1)
+    found = patch_sweep(model, clean, corrupted, "z", METRIC, tokens="all", heads="all")["score"]
+    both = patch_sweep(model, clean, corrupted, "z", METRIC, tokens=[-1], heads=[2], layers=[3])["score"]
+    assert (found.shape, both.shape) == ((5, 4), (1, 1, 1))
+    first, second = (difference(run_with(model.hf, ids)) for ids in (corrupted, clean))
+    zero = ablate_sweep(model, corrupted, "z", METRIC, heads="all")["score"]
+    mean = ablate_sweep(model, corrupted, "z", METRIC, heads="all", value="mean")["score"]
+    for layer, head in ((0, 1), (3, 2), (4, 0)):
+        own, other = (read_z(model.hf, ids, layer)[:, :, 16 * head : 16 * head + 16] for ids in (corrupted, clean))
+        plain = [with_head(model.hf, corrupted, layer, head, v) for v in (other, other * 0, own.mean(1, keepdim=True))]
+        assert found[layer, head].item() == pytest.approx((plain[0] - first) / (second - first), abs=2e-4)
+        assert zero[layer, head].item() == pytest.approx(plain[1] - first, abs=1e-3)
+        assert mean[layer, head].item() == pytest.approx(plain[2] - first, abs=1e-3)
+    last = read_z(model.hf, corrupted, 3)[:, :, 32:48].clone()
+    last[:, -1] = read_z(model.hf, clean, 3)[:, -1, 32:48]
+    plain = with_head(model.hf, corrupted, 3, 2, last)
+    assert both.item() == pytest.approx((plain - first) / (second - first), abs=2e-4)
+
+
+def read_z(hf, ids, layer):
+    """What the output projection of attention reads, [1, T, heads · width]."""
+    seen = []
+    handle = hf.model.layers[layer].self_attn.o_proj.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    try:
+        run_with(hf, ids)
+    finally:
+        handle.remove()
+    return seen[0].detach()
+
+
+def with_head(hf, ids, layer, head, value):
+    """The metric of a run of which one head gives a value."""
+
+    def put(_, args):
+        z = args[0].clone()
+        z[:, :, 16 * head : 16 * head + 16] = value
+        return (z,)
+
+    handle = hf.model.layers[layer].self_attn.o_proj.register_forward_pre_hook(put)
+    try:
+        return difference(run_with(hf, ids))
+    finally:
+        handle.remove()
+
+
 def test_what_cannot_be_swept_is_refused(model):
     one, other = pair(1)
     wrong = [
