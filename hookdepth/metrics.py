@@ -165,15 +165,6 @@ def blocks(n: int, elements: int, device: torch.device) -> Iterator[slice]:
     return (slice(begin, begin + size) for begin in range(0, n, max(size, 1)))
 
 
-def angular_distance(a: Float[Tensor, "*b d"], b: Float[Tensor, "*b d"]) -> Float[Tensor, "*b"]:
-    """arccos(cos(a, b)) / π in float64, from 0 to 1 (2403.17887).
-
-    angular_distance(resid_pre, resid_post)   # [row, token]
-    """
-    cosines = torch.nn.functional.cosine_similarity(a.double(), b.double(), dim=-1, eps=EPS)
-    return cosines.clamp(-1, 1).arccos() / torch.pi
-
-
 def rank_correlation(a: Float[Tensor, " n"], b: Float[Tensor, " n"]) -> float | None:
     """Spearman's: the correlation of ranks, equal values sharing theirs; None where one of the two does not vary.
 

@@ -67,7 +67,12 @@ def test_settings_reach_the_analysis(model, prompts, tmp_path):
         model, ["skip-current"], dataset=prompts, limit=1, parts="attn", keep_front=2, out=tmp_path / "out"
     )
     assert "attn.effect" in results["skip-current"].tensors
-    assert results["skip-current"].metadata["settings"] == {"keep_front": 2, "max_rows": None, "parts": ["attn"]}
+    assert results["skip-current"].metadata["settings"] == {
+        "keep_front": 2,
+        "max_rows": None,
+        "over_prompts": "max",
+        "parts": ["attn"],
+    }
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["log.json", "skip-current.safetensors"]
     with pytest.raises(HookdepthError, match="keep_front"):
         hookdepth.analyse(model, "skip-current", dataset=prompts, limit=1, parts="attn", out=tmp_path / "out")

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from hookdepth.analyses.base import Analysis, OnPass, Partial, Subject, Tensors
 from hookdepth.data.questions import is_right
-from hookdepth.engine.branches import Branch
 from hookdepth.engine.decoding import generate
 from hookdepth.engine.interventions import Skip
 from hookdepth.engine.paths import LayerPath
@@ -118,10 +117,6 @@ class LayerAccuracy(Analysis):
             total += Work(1 + new, skipped + paths, rows * new, width=length + new)
         return total
 
-    def sample(self, settings: Any, times: int) -> Any:
-        """Every branch writes as it does in the run."""
-        return settings
-
     def refuse(self, subject: Subject) -> None:
         """Questions must be longer than what is left alone, and answers be read."""
         super().refuse(subject)
@@ -129,26 +124,26 @@ class LayerAccuracy(Analysis):
             raise HookdepthError(
                 f"{self.name} reads what the model writes, and it has no tokenizer", "give one to wrap"
             )
-        for path in subject.settings.paths:
+        for path in self.runs(subject)[subject.model.n_layers :]:
             for asked in subject.inputs.questions:
-                Branch((LayerPath(path, keep_front=self.front(subject.settings)),)).check(
-                    subject.model, len(asked.token_ids)
-                )
+                path.check(subject.model, len(asked.token_ids))
 
     def numbers(self, result: Result) -> dict[str, Any]:
         """How much is right untouched, how much at worst, and where."""
-        accuracy = result.tensors["accuracy"]
+        if "accuracy" not in result.tensors:
+            return dict.fromkeys(("clean_accuracy", "lowest_accuracy", "lowest_at", "unharmed"))
+        accuracy, clean = result["accuracy"], result["clean_accuracy"]
         return {
-            "clean_accuracy": round(float(result.tensors["clean_accuracy"]), 4),
+            "clean_accuracy": round(float(clean), 4),
             "lowest_accuracy": round(float(accuracy.min()), 4),
-            "lowest_at": str(result.metadata["branches"][int(accuracy.argmin())])
-            if "branches" in result.metadata
-            else None,
-            "unharmed": int((accuracy >= result.tensors["clean_accuracy"]).sum()),
+            "lowest_at": result.metadata.get("branches", range(len(accuracy)))[int(accuracy.argmin())],
+            "unharmed": int((accuracy >= clean).sum()),
         }
 
     def notes(self, result: Result) -> list[str]:
         """The share of right answers of the untouched model."""
-        low, high = result.tensors["clean_accuracy_interval"].tolist()
-        share = float(result.tensors["clean_accuracy"])
+        if "clean_accuracy_interval" not in result.tensors:
+            return []
+        low, high = result["clean_accuracy_interval"].tolist()
+        share = float(result["clean_accuracy"])
         return [f"Untouched, the model answers {share:.0%} right (95 % interval {low:.0%} to {high:.0%})."]

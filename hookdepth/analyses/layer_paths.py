@@ -72,6 +72,7 @@ class LayerPaths(Analysis):
             caption="neighbours exchanged, or side by side",
             name="pairs",
             axis="First of the two layers",
+            labels={"swap.loss": "exchanged", "parallel.loss": "on the same input"},
             reduction="mean over tokens",
             over_training=None,
         ),
@@ -132,6 +133,8 @@ class LayerPaths(Analysis):
 
     def numbers(self, result: Result) -> dict[str, Any]:
         """The best repeats, the cheapest omissions, and how well magnitudes rank what leaving out a layer costs."""
+        if not result.tensors:
+            return {}
         clean, skip = result["clean_loss"].item(), result["skip.loss"]
         floor = result.metadata.get("null_effect") or 0.0
         repeats = best(result["repeat.loss"], clean)

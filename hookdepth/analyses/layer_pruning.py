@@ -123,6 +123,8 @@ class LayerPruning(Analysis):
 
     def numbers(self, result: Result) -> dict[str, Any]:
         """The order, and how many layers each rule takes out before the loss has risen by a tenth."""
+        if not result.tensors:
+            return {}
         curves = {name.removesuffix(".loss"): own for name, own in result.tensors.items() if name.count(".") == 1}
         order = [int(layer) for layer in result["order"]]
         return {

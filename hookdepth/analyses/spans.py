@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from hookdepth.analyses.base import OnPass, Subject, Tensors
+from hookdepth.analyses.stats import residual_sums, turns
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.measurements import Loss
 from hookdepth.engine.passes import measure
 from hookdepth.engine.paths import LayerPath
-from hookdepth.engine.reading import LayerSites, each_layer
-from hookdepth.metrics import angular_distance, cosine, rank_correlation
+from hookdepth.metrics import rank_correlation
 from hookdepth.model.decoder import Decoder
 
 _NAMED = 5  # spans that a summary names
@@ -42,19 +42,13 @@ def magnitudes(model: Decoder, prompt: Sequence[int], front: int = 0) -> Tensors
 
     magnitudes(model, ids)["block_influence"]     # [L]
     """
-    influence: list[Tensor] = []
-    last: list[Tensor] = []
-
-    def note(layer: int, sites: LayerSites) -> None:
-        influence.append(1 - cosine(sites.resid_pre[0, front:], sites.resid_post[0, front:]).double().mean().cpu())
-        last.extend(site[0, -1].double().cpu() for site in ((sites.resid_pre, sites.resid_post)[layer > 0 :]))
-
-    with model.evaluating(), each_layer(model, note):
-        model.forward(torch.tensor([list(prompt)], device=model.device))
-    points = torch.stack(last)
-    distance = angular_distance(points[:-1, None], points[None, 1:])
+    points: list[Tensor] = []
+    residual_sums(model, prompt, front, points)
+    found = turns(torch.stack([point.to(points[-1].device) for point in points]))
+    distance = found["angular_distance.last"][:-1, 1:].float()
     below = torch.ones_like(distance, dtype=torch.bool).tril(-1)
-    return {"block_influence": torch.stack(influence), "angular_distance": distance.masked_fill(below, torch.nan)}
+    influence = (found["block_influence"] / len(points[0])).float()
+    return {"block_influence": influence, "angular_distance": distance.masked_fill(below, torch.nan)}
 
 
 def best(losses: Tensor, clean: float) -> list[dict[str, Any]]:

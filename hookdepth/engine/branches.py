@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from hookdepth.engine.interventions import Intervention
 from hookdepth.engine.paths import LayerPath
@@ -67,7 +68,7 @@ class Branch:
         if self.measured is not None:
             object.__setattr__(self, "measured", as_tokens(self.measured, "where a branch is measured"))
 
-    @property
+    @cached_property
     def path(self) -> LayerPath | None:
         """The sequence of layers that it visits; None for the model's own."""
         return next((one for one in self.interventions if isinstance(one, LayerPath)), None)

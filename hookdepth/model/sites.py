@@ -265,7 +265,7 @@ class Sites:
 
 def middle_change(before: Tensor, attn: Tensor, mid: Tensor, edited: Tensor) -> Tensor:
     """What attention has to add so that `mid` becomes `edited`; what was not edited stays to the last bit."""
-    return torch.where(edited == mid, attn, (edited.float() - before.float()).to(attn.dtype))
+    return _kept(edited == mid, attn, (edited.float() - before.float()).to(attn.dtype))
 
 
 def rescaled(change: Callable[[Tensor], Tensor], raw: Tensor, scale: float) -> Tensor:
@@ -274,7 +274,14 @@ def rescaled(change: Callable[[Tensor], Tensor], raw: Tensor, scale: float) -> T
         return change(raw)
     added = raw * scale
     changed = change(added.clone())
-    return torch.where(changed == added, raw, changed / scale)
+    return _kept(changed == added, raw, changed / scale)
+
+
+def _kept(same: Tensor, own: Tensor, changed: Tensor) -> Tensor:
+    """`own` to the last bit where nothing was edited; gradients flow to what an edit gave all the same."""
+    if changed.requires_grad:
+        own = own.detach() + (changed - changed.detach())
+    return torch.where(same, own, changed)
 
 
 def _multiplied(edit: Edit, scale: float, raw: Tensor) -> Tensor | None:
@@ -287,7 +294,7 @@ def _multiplied(edit: Edit, scale: float, raw: Tensor) -> Tensor | None:
 def _copied(edit: Edit, value: Tensor) -> Tensor:
     """What the layer gets is never what was read, since it adds to it in place."""
     edited = edit(value)
-    return value.clone() if edited is None else edited
+    return (value if edited is None else edited).clone()
 
 
 def _register(module: nn.Module, hook: Any) -> RemovableHandle:

@@ -151,8 +151,8 @@ class Map(Analysis):
 
 def _kind(key: str, what: str, axes: Sequence[str]) -> Kind:
     rows, *columns = (axis.capitalize() for axis in axes)
-    label, over = (what if key == "score" else f"{what}, {key}"), "mean over prompts"
+    label = what if key == "score" else f"{what}, {key}"
     if not columns:
-        return Bars(key, "A bar a layer.", label=label, axis=rows, reduction=over)
+        return Bars(key, "A bar a layer.", label=label, axis=rows)
     reading = f"A row a layer, a column a {axes[1]}."
-    return Heatmap(key, reading, label=label, rows=rows, columns=columns[0], signed=True, reduction=over)
+    return Heatmap(key, reading, label=label, rows=rows, columns=columns[0], signed=True)
