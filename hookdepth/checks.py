@@ -29,7 +29,7 @@ from hookdepth.engine.branches import Branch
 from hookdepth.engine.gradients import Given, differentiate
 from hookdepth.engine.interventions import AddVector, Intervention, Patch, Skip
 from hookdepth.engine.measurements import Custom, LayerEffect, OutputEffect
-from hookdepth.engine.passes import run
+from hookdepth.engine.passes import measure
 from hookdepth.engine.tokens import positions
 from hookdepth.errors import HookdepthError, shown, whole_number
 from hookdepth.model.checking import check
@@ -215,8 +215,8 @@ def _compared(
 ) -> tuple[Verdict, float]:
     logit = Custom("logit", lambda view: view.logits[..., token].float(), "mean")
     # Measurements of changes alone let passes leave out what is left of them; the others need it.
-    changes = run(model, prompts, branches, [OutputEffect()])
-    values = run(model, prompts, branches, [LayerEffect(), logit])
+    changes = measure(model, prompts, branches, [OutputEffect()])
+    values = measure(model, prompts, branches, [LayerEffect(), logit])
     ours = [changes.output["output"], values.output["logit"], *values.layer["effect"].T]
     with model.evaluating():
         clean = [_plain(model, prompt) for prompt in prompts]
