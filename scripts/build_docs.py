@@ -23,6 +23,7 @@ import hookdepth
 PAGES = Path(__file__).resolve().parent / "pages"
 TITLES = {
     "index": "Overview",
+    "paper": "The paper, figure by figure",
     "analyses": "Your own analyses",
     "results": "Results",
     "training": "Training",

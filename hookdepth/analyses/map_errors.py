@@ -45,7 +45,7 @@ def map_errors(
             fit = Fit(x[0], x[1])
             test, flat = fit.scaled(x[2]), [one.flatten(1) for one in y[:2]]
             for order in ([], orders):
-                for j, weight in enumerate(fit.maps(*flat, y[0].shape[1], order)):
+                for j, weight in enumerate(fit.maps(flat[0], flat[1], y[0].shape[1], order)):
                     place = (slice(None), i, own.start + j)
                     if not weight.any():  # the mean alone
                         rest, relative = y[2][:, j].norm(dim=-1), alone[:, j]
