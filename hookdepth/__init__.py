@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from hookdepth.analyses.base import Analysis
     from hookdepth.analyses.contract import load_folder
     from hookdepth.api import analyse, plot, run
+    from hookdepth.checks import verify
     from hookdepth.engine.ablation import Ablate, Clamp
     from hookdepth.engine.branches import Branch
     from hookdepth.engine.decoding import generate
@@ -57,6 +58,7 @@ _HOME = {
     "engine.paths": "LayerPath",
     "engine.reading": "Activations capture",
     "engine.ablation": "Ablate Clamp",
+    "checks": "verify",
     "engine.decoding": "generate",
     "engine.texts": "Generated Generations",
     "engine.interventions": "AddVector Erase Identity Intervention Patch Scale Skip Subtract",
@@ -131,5 +133,6 @@ __all__ = [
     "plot",
     "run",
     "skip_sweep",
+    "verify",
     "wrap",
 ]

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 INTERRUPTED = "hookdepth: interrupted; the same command goes on where it stopped"
 INTERRUPTED_STATUS = 130
-COMMANDS = ("run", "report", "compare", "merge", "info", "export", "prune")
+COMMANDS = ("run", "report", "compare", "merge", "info", "export", "verify", "families", "prune")
 EXAMPLES = """\
 examples:
   hookdepth run --limit 2 --out out/first         the demo model on two prompts
@@ -142,6 +142,13 @@ def _parser() -> argparse.ArgumentParser:
     export = _add(commands, "export", _export, "write the values of a result file as a table, beside it")
     export.add_argument("path", metavar="FILE", help="a .safetensors file of a run")
     export.add_argument("--to", metavar="csv|parquet", default="csv", help="the format (default: csv)")
+    verify = _add(commands, "verify", _verify, "compare the engine with plain single passes on a model")
+    for name in ("model", "dtype", "device", "quantize", "attn_implementation", "revision", "seed"):
+        own = Config.__dataclass_fields__ if name in Config.__dataclass_fields__ else Settings.__dataclass_fields__
+        verify.add_argument(flag_of(own[name]), **_argument(own[name]))
+    verify.add_argument("--branches", metavar="N", type=int, default=6, help="of each kind (default: 6)")
+    verify.add_argument("--out", metavar="FILE.json", help="the table as JSON, too")
+    _add(commands, "families", _families, "list the families of models that work, and their sites")
     prune = _add(commands, "prune", _prune, "write a checkpoint without some of the layers")
     for name in ("model", "dtype", "device"):
         prune.add_argument(f"--{name}", **_argument(Config.__dataclass_fields__[name]))
@@ -306,6 +313,26 @@ def _prune(options: argparse.Namespace) -> int:
     model = load(options.model if "model" in options else "demo", **_given(options, "dtype", "device"))
     folder = prune(model, options.keep, options.out)
     print(f"kept layers {options.keep} of {model.n_layers}: {folder}")
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from hookdepth.checks import verify
+    from hookdepth.model.loading import load
+
+    how = ("dtype", "device", "quantize", "attn_implementation", "revision")
+    model = load(options.model if "model" in options else "demo", **_given(options, *how))
+    found = verify(model, options.branches, **_given(options, "seed"))
+    print(found)
+    if options.out is not None:
+        Path(options.out).write_text(found.json() + "\n", encoding="utf-8")
+    return 0 if found.ok else 1
+
+
+def _families(options: argparse.Namespace) -> int:
+    from hookdepth.model.families import table
+
+    print(table())
     return 0
 
 

@@ -13,9 +13,9 @@ here but their name; one that is not listed is tried all the same.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from hookdepth.errors import HookdepthError
 
@@ -111,6 +111,25 @@ FAMILIES = {
 SUPPORTED = ", ".join(family.name for family in FAMILIES.values() if not family.refused)
 
 
+def table() -> str:
+    """What `hookdepth families` prints.
+
+    print(table())
+    """
+    rows = []
+    for model_type, family in FAMILIES.items():
+        given = ", ".join(name for name, value in vars(family).items() if value and name not in ("name", "refused"))
+        rows.append((model_type, family.name, f"refused: {family.refused}" if family.refused else given or "found"))
+    widths = [max(len(row[n]) for row in rows) for n in range(2)]
+    lines = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c}" for a, b, c in (("model_type", "family", "parts"), *rows)]
+    last = (
+        "All others are looked at by their structure, and the self-check decides. Sites: resid_pre, z, attn_out, "
+        "resid_mid, neurons, mlp_out, resid_post (mixer_out, extra_out where a family has them); `hookdepth verify "
+        "--model M` compares yours with plain passes."
+    )
+    return "\n".join([*lines, "", *textwrap.wrap(last, 100)])
+
+
 def family_of(model_type: str) -> Family:
     """The family of a config's `model_type`; an unknown one is looked at until the self-check has decided."""
     return FAMILIES.get(model_type, Family(f"{model_type}, by its structure"))
@@ -120,8 +139,3 @@ def unsupported(name: str, family: Family, why: str) -> HookdepthError:
     """The error for a model that cannot be read."""
     remedy = "see `hookdepth families` for those that work, or say where its parts are: wrap(model, family=Family(…))"
     return HookdepthError(f"{name!r} ({family.name}) is not supported: {why}", remedy)
-
-
-def described(family: Family) -> dict[str, Any]:
-    """What a family says of itself, without what is found: JSON-able."""
-    return {name: value for name, value in vars(family).items() if value and name != "name"}
