@@ -135,7 +135,7 @@ def masked_reduce(
     return reduced.masked_fill(empty if zeros is None else empty & (zeros == 0), float("nan"))
 
 
-def over_prompts(values: Float[Tensor, prompt * rest], how: str) -> Float[Tensor, "*rest"]:
+def over_prompts(values: Float[Tensor, "prompt ..."], how: str) -> Float[Tensor, ...]:
     """Reduce over prompts, axis 0; a prompt that is NaN somewhere does not count there, and NaN is where none counts.
 
         over_prompts(torch.tensor([[1.0, 2.0], [3.0, torch.nan]]), "mean")   # [2, 2]
@@ -157,7 +157,7 @@ def mean_interval(
 ) -> Float[Tensor, "3 place"]:
     """Mean over prompts, and the ends of its 95 % interval by bootstrap: prompts drawn again with replacement.
 
-        mean_interval(per_prompt)[1:]     # [2, place]: from, to
+        mean_interval(torch.rand(9, 4))[1:]     # [2, place]: from, to
 
     Args:
         weights: what a prompt counts for, e.g. its tokens. The draws are the same in every call.

@@ -81,7 +81,7 @@ COMMANDS = {
     "no command": ([], "are required: COMMAND"),
     "near command": (["rnu"], "unknown command 'rnu'; did you mean run?"),
     "command in capitals": (["Compare"], "did you mean compare?"),
-    "far command": (["zzz"], "use one of run, report, compare, info"),
+    "far command": (["zzz"], "use one of run, report, compare, merge, info, export"),
     "empty command": ([""], "unknown command ''"),
     "near option": (["run", "--out", "x", "--limmit", "3"], "did you mean --limit?"),
     "other option": (["info", "out", "--modle", "x"], "info does not take '--modle x'"),
@@ -453,7 +453,10 @@ API = {
         lambda m: measure(m, [[5, 6]], [Branch((Patch("resid_pots", 1, torch.zeros(64)),))], []),
         "did you mean resid_post?",
     ),
-    "not a model": (lambda m: hookdepth.wrap(torch.nn.Linear(3, 3)), "is not supported: it has no model.layers"),
+    "not a model": (
+        lambda m: hookdepth.wrap(torch.nn.Linear(3, 3)),
+        "is not supported: it has no list of decoder layers",
+    ),
     "weights not loaded": (lambda m: hookdepth.wrap(tiny_model("llama").to("meta")), "is on the meta device"),
     "two dtypes": (lambda m: hookdepth.wrap(half_of_it_in(torch.float16)), "cannot run on a short input"),
     "a tokenizer of another model": (

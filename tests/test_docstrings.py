@@ -109,6 +109,10 @@ NOT_RUN = {
     "hookdepth.analyses.map_errors": "two models and their states: tests/analyses/test_linear_maps.py",
     "hookdepth.analyses.ridge": "two models and their states: tests/analyses/test_linear_maps.py",
     "hookdepth.engine.travel": "the engine's own arguments: tests/engine/test_paths.py",
+    "hookdepth.model.contributions": "a family's own modules: tests/model/test_families.py",
+    "hookdepth.model.sites": "a family's own modules: tests/model/test_families.py",
+    "hookdepth.report.scatter": "summaries of several models: tests/report/test_scatter.py",
+    "hookdepth.runs.extending.merge": "two folders of results: tests/runs/test_extending.py",
     "hookdepth.model.hub": "asks the model hub: tests/test_bad_input.py",
     "hookdepth.training.wrapping.unwrap": "DDP needs a process group: tests/test_training_processes.py",
 }

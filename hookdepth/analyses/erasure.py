@@ -1,6 +1,6 @@
 """residual-erasure: until which layer is each token needed? (2505.13898, Fig. 6b)
 
-    hookdepth.analyse("demo", "residual-erasure")["effect.0"]     # [L+1, T]
+    hookdepth.analyse("demo", "residual-erasure", limit=2)["effect.0"]     # [L+1, T]
 
 For every layer point l = 0 … L and token t, h_l[t] is replaced by the uninformative residual of that point: its
 token mean over the data set's first prompts, over the probe itself, or zero (`erasure_baseline`). Effect: max over

@@ -1,6 +1,6 @@
 """skip-current and skip-future: skip a layer or sublayer, see who notices (2505.13898, Fig. 3).
 
-    hookdepth.analyse("demo", ["skip-current", "skip-future"], parts=("layer", "attn"))
+    hookdepth.analyse("demo", ["skip-current", "skip-future"], parts=("layer", "attn"), limit=2)
 
 Row s of an effect: layer s skipped; column i: max over tokens of ‖c_i − c̄_i‖/‖c_i‖. Output: max over
 tokens of ‖softmax(z) − softmax(z̄)‖₂. *current* skips all tokens from `keep_front` on and measures all;

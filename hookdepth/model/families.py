@@ -24,7 +24,7 @@ from hookdepth.errors import HookdepthError
 class Family:
     """Where a family keeps what hookdepth hooks; every field but the name is found where it is not given.
 
-        hookdepth.wrap(hf_model, family=Family("Mine", decoder="net", layers="stack", parts={"mlp": "ffn"}))
+        Family("Mine", decoder="net", layers="stack", parts={"mlp": "ffn"})    # for wrap(hf_model, family=…)
 
     Attributes:
         name: as people say it.

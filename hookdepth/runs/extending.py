@@ -1,7 +1,6 @@
 """Results of some prompts as the beginning of results of more: a larger `--limit`, and runs that are merged.
 
     items = items_of(find("logit-lens"), subject, result)     # what each prompt gave; None where that cannot be told
-    merge(["out/first", "out/second"], "out/both", print)
 
 A result is reduced from what each prompt gave, which stands in its file as `per_prompt.…`. So the file is enough to go
 on, for every analysis whose `reduce` gives the same bytes from it again: that is tried, and not believed.

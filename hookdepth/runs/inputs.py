@@ -14,6 +14,7 @@ from hookdepth.data import (
     DEFAULT_PROBES,
     Dataset,
     Leveled,
+    Probe,
     encode,
     leveled_examples,
     make_probe,
@@ -66,14 +67,13 @@ def make_inputs(
             model.check_ids(one.probe.token_ids, f"the example {one.probe.prompt[:40]!r} of level {one.level}")
     asking = any(one.needs == "questions" for one in analyses)
     questions = questions_of(dataset, model.tokenizer, count, context) if asking else ()
-    needing = [one for one in analyses if one.needs == "probes"]
-    if not needing:
-        return Inputs(prompts, cuts, levels=levels, texts=texts, questions=questions)
-    own = [(e.prompt, e.answer) for e in dataset.examples[:count] if e.prompt is not None and e.answer]
-    pairs = probes or own or DEFAULT_PROBES
-    found = tuple(make_probe(model.tokenizer, prompt, answer, context) for prompt, answer in pairs)
+    found: tuple[Probe, ...] = ()
+    if any(one.needs == "probes" for one in analyses):
+        own = [(e.prompt, e.answer) for e in dataset.examples[:count] if e.prompt is not None and e.answer]
+        pairs = probes or own or DEFAULT_PROBES
+        found = tuple(make_probe(model.tokenizer, prompt, answer, context) for prompt, answer in pairs)
     # The first ten of the data set whatever the limit, so that baselines of different limits are the same.
-    baseline = tokens(BASELINE_PROMPTS) if any(one.baseline for one in needing) else ()
+    baseline = tokens(BASELINE_PROMPTS) if any(one.baseline for one in analyses) else ()
     return Inputs(prompts, cuts, baseline, found, levels, texts, questions)
 
 

@@ -13,7 +13,7 @@ from hookdepth.engine.passes import plan_for
 _PLANNED = 16  # chunks whose passes are counted for the bar; it takes the others to be like them
 
 
-def bar_over(group: Group, shown: bool) -> tqdm[Any]:
+def bar_over(group: Group, shown: bool) -> Any:
     """A bar over the passes of a group; it shows itself only where stderr is a terminal."""
     if not shown:
         return tqdm(disable=True)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from tiny_families import tiny
 from tiny_models import prompts, tiny_model
+from tiny_tokenizer import tiny_tokenizer
 
 import hookdepth
 from hookdepth.analyses import Inputs, Settings, Subject, chosen, groups_of
@@ -75,3 +76,12 @@ def test_layers_without_heads_are_nan_and_models_without_them_refused():
     assert (found["zero.output"][[1, 3]] > 0).all()
     with pytest.raises(HookdepthError, match="has no attention heads for head-ablation"):
         found_on(hookdepth.wrap(tiny("mamba")), Inputs(ids, baseline=ids))
+
+
+def test_the_mean_is_over_the_data_sets_first_prompts(tmp_path):
+    model = hookdepth.wrap(tiny_model("llama-gqa", num_hidden_layers=3), tiny_tokenizer())
+    texts = [f"Anna has {number} apples and eats {number - 1} of them." for number in range(2, 14)]
+    (tmp_path / "texts.txt").write_text("\n".join(texts), encoding="utf-8")
+    found = hookdepth.analyse(model, "head-ablation", dataset=tmp_path / "texts.txt", limit=1)
+    ids = [tuple(model.tokenizer(text)["input_ids"]) for text in texts]
+    assert torch.equal(found["mean.loss"], found_on(model, Inputs(tuple(ids[:1]), (), tuple(ids[:10])))["mean.loss"])

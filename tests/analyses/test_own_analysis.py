@@ -187,7 +187,7 @@ def test_who_does_not_know_the_class_reads_its_declaration_in_the_file(command, 
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ('measured.output["output"]}', 'measured.output["output"][:2]}', r"output has shape \[2\]"),
+        ('measured.output["output"]}', 'measured.output["output"][:2]}', r"output has shape \[1, 2\]"),
         ('{"output": measured', '{"outptu": measured', "output is missing"),
         ('{"output": measured.output["output"]}', 'measured.output["output"]', "no dict of tensors"),
         ('{"output": measured.output["output"]}', '{"output": 0.5}', "no dict of tensors"),
@@ -195,7 +195,7 @@ def test_who_does_not_know_the_class_reads_its_declaration_in_the_file(command, 
         ('measured.output["output"]}', 'measured.output["effect"]}', r"KeyError.* at line \d+ of .*half\.py"),
         ("layer, 0.5", "layr, 0.5", r"NameError.* at line \d+ of .*half\.py"),
         ("layer, 0.5", "layer + 1, 0.5", "layer 3"),
-        ("return [Branch", "return [] and [Branch", r"output has shape \[0\]"),
+        ("return [Branch", "return [] and [Branch", r"output has shape \[1, 0\]"),
     ],
 )
 def test_what_it_gives_is_held_against_what_it_declares(command, half, capsys, old, new, said):

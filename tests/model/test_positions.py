@@ -145,8 +145,9 @@ def test_analyses_of_prompts_together_are_the_means_of_those_alone(kind):
                 elif tensor.startswith("per_prompt."):
                     expected = torch.cat([one[task][name][tensor] for one in alone])
                 elif name in ("residual-stats", "logit-lens") and "max" not in tensor:
-                    own = [one[task][name][tensor] * len(text) for one, text in zip(alone, texts, strict=True)]
-                    expected = sum(own) / sum(map(len, texts))
+                    counts = [1 if tensor.endswith(".last") else len(text) for text in texts]
+                    own = [one[task][name][tensor] * count for one, count in zip(alone, counts, strict=True)]
+                    expected = sum(own) / sum(counts)
                 else:
                     continue
                 assert torch.allclose(value, expected, atol=1e-4, rtol=1e-4), (name, tensor)

@@ -378,7 +378,7 @@ def test_what_cannot_be_used_is_refused_before_the_training(options, says):
 
 
 def test_models_that_cannot_be_read_are_refused():
-    with pytest.raises(HookdepthError, match=r"no model\.layers"):
+    with pytest.raises(HookdepthError, match=r"no list of decoder layers"):
         DepthMonitor(torch.nn.Linear(2, 2))
     with pytest.raises(HookdepthError, match="DataParallel"):
         DepthMonitor(torch.nn.DataParallel(fresh_model()))
