@@ -455,7 +455,7 @@ API = {
     ),
     "not a model": (
         lambda m: hookdepth.wrap(torch.nn.Linear(3, 3)),
-        "is not supported: it has no list of decoder layers",
+        "has no list of decoder layers",
     ),
     "weights not loaded": (lambda m: hookdepth.wrap(tiny_model("llama").to("meta")), "is on the meta device"),
     "two dtypes": (lambda m: hookdepth.wrap(half_of_it_in(torch.float16)), "cannot run on a short input"),
