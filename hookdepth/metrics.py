@@ -135,7 +135,7 @@ def masked_reduce(
     return reduced.masked_fill(empty if zeros is None else empty & (zeros == 0), float("nan"))
 
 
-def over_prompts(values: Float[Tensor, "prompt ..."], how: str) -> Float[Tensor, ...]:
+def over_prompts(values: Float[Tensor, "prompt *rest"], how: str) -> Tensor:  # noqa: UP037 (a shape)
     """Reduce over prompts, axis 0; a prompt that is NaN somewhere does not count there, and NaN is where none counts.
 
         over_prompts(torch.tensor([[1.0, 2.0], [3.0, torch.nan]]), "mean")   # [2, 2]
