@@ -151,7 +151,7 @@ def _score(values: Float[Tensor, "example ..."], kind: str, how: str) -> Tensor:
     return torch.tensor(torch.nan if score is None else score, dtype=torch.float64)
 
 
-def _interval(values: Float[Tensor, "example ..."], score: Callable[[Tensor], Tensor]) -> Float[Tensor, 2]:
+def _interval(values: Float[Tensor, "example ..."], score: Callable[[Tensor], Tensor]) -> Tensor:
     """The same numbers at every call: the samples are drawn by a generator of their own."""
     draw = torch.Generator().manual_seed(SEED)
     drawn = torch.randint(len(values), (SAMPLES, len(values)), generator=draw)
