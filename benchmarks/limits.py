@@ -91,6 +91,9 @@ def model_size(model: Decoder) -> Size:
     return Size(2 * layer, 2 * unembed, weights, model.d_model * itemsize)
 
 
+_FLOPS, _FLOPS_ON_GPU = 1e10, 2e12  # of a reading: long enough for a clock
+
+
 class Meter:
     """Measures the machine as it is at this moment: on one that others use too, rates move by a factor of two within
     a minute, so a floor is made of readings right before and after the runs that are held against it.
@@ -106,7 +109,7 @@ class Meter:
         self.a = torch.randn(rows, d, device=model.device).to(model.dtype)
         self.b = torch.randn(inner, d, device=model.device).to(model.dtype)
         self.flops = 2 * rows * d * inner
-        self.repeats = max(1, int(2e12 if on_gpu else 1e10) // self.flops)
+        self.repeats = max(1, int(_FLOPS_ON_GPU if on_gpu else _FLOPS) // self.flops)
         self.source = torch.ones((1 << 30) if on_gpu else (1 << 27), dtype=torch.uint8, device=model.device)
         self.target = torch.empty_like(self.source)
         self()

@@ -40,8 +40,9 @@ from hookdepth.model.sites import part_of
 LENGTHS = (14, 9, 6)
 KINDS = ("sites", "skips", "tokens", "heads", "neurons", "cuts", "several", "lengths", "gradients")
 _ROUNDING = 1e-4  # of the largest value, in float32: as SPEC has it for runs that share work
+_PROMPTS = 5  # are tried for one beside which nothing jumps
 _DIFFERENCES = 0.05  # of a derivative: what finite differences in float32 resolve
-_STEPS = (1e-2, 3e-3, 1e-3)
+_STEPS = (1e-2, 3e-3, 1e-3, 3e-4, 1e-4)
 _HALF = (torch.bfloat16, torch.float16)
 
 
@@ -150,7 +151,7 @@ def _verdicts(model: Decoder, n: int, seed: int) -> tuple[list[Verdict], float]:
     for kind in KINDS:
         branches = list(_branches(model, kind, n, source)) if kind != "gradients" else []
         if kind == "gradients":
-            found.append(_gradients(model, prompts[0], source))
+            found.append(_gradients(model, vocab, source))
         elif branches:
             verdict, own = _compared(model, kind, prompts, branches, source.randrange(vocab))
             found.append(verdict)
@@ -348,11 +349,21 @@ def _hook(model: Decoder, stack: ExitStack, site: str, layer: int, edit: Callabl
     stack.callback(handle.remove)
 
 
-def _gradients(model: Decoder, prompt: Sequence[int], source: random.Random) -> Verdict:
-    """Along a random direction, against differences of plain passes: small ones, beside which no router switches."""
-    where = [("resid_pre", model.n_layers // 2), ("resid_post", 0)]
+def _gradients(model: Decoder, vocab: int, source: random.Random) -> Verdict:
+    """Along a random direction, against differences of plain passes, on a prompt beside which no router switches."""
+    verdict = Verdict("gradients")
     if model.dtype in _HALF:
-        return Verdict("gradients")  # finite differences resolve nothing there
+        return verdict  # finite differences resolve nothing there
+    for _ in range(_PROMPTS):
+        verdict, smooth = _gradients_on(model, [source.randrange(vocab) for _ in range(LENGTHS[0])], source)
+        if smooth:
+            return verdict
+    return Verdict("gradients", case=f"a router switched beside each of {_PROMPTS} prompts")
+
+
+def _gradients_on(model: Decoder, prompt: Sequence[int], source: random.Random) -> tuple[Verdict, bool]:
+    """The verdict, and whether the differences settle as their steps become smaller: a jump makes them grow."""
+    where = [("resid_pre", model.n_layers // 2), ("resid_post", 0)]
     branches = [Branch((Given(site, layer),)) for site, layer in where]
     logit = Custom("logit", lambda view: view.logits[..., 0].float(), "mean")
     with model.evaluating():
@@ -377,7 +388,8 @@ def _gradients(model: Decoder, prompt: Sequence[int], source: random.Random) -> 
             verdict.effect = max(verdict.effect, float(expected.abs().max()))
             if apart > _DIFFERENCES * float(expected.abs().min()) + 1e-4:
                 verdict.verdict, verdict.case = "wrong", f"{where[row]}: {own:.4g}, differences {expected.tolist()}"
-    return verdict
+    settled = [(one.diff().abs() <= _DIFFERENCES * one[1:].abs() + 1e-4).any() for one in plain]
+    return verdict, all(settled)
 
 
 def _given(_rows: Sequence[int], gradient: Tensor) -> Tensor:

@@ -233,19 +233,25 @@ def output_change(clean: Tensor, changed: Tensor, positions: slice | Tensor) -> 
 
 @torch.no_grad()
 def skip(
-    model: nn.Module, prompt: Tokens, part: str = "layer", cut: int | None = None, keep_front: int = 1
+    model: nn.Module,
+    prompt: Tokens,
+    part: str = "layer",
+    cut: int | None = None,
+    keep_front: int = 1,
+    layers: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`effect, output = skip(model, ids, "mlp", cut=8)`: skip each layer's part in a pass of its own; [L, L] and [L].
 
     Without a cut (skip-current) tokens from keep_front on are skipped and all tokens measured; with one (skip-future)
-    tokens keep_front..cut-1 are skipped and tokens from the cut on measured. Row s skipped, column i measured.
+    tokens keep_front..cut-1 are skipped and tokens from the cut on measured. Row s skipped, column i measured; of other
+    layers than `layers` rows are 0.
     """
     clean = run_with(model, prompt)
     contributions = clean.contributions()
     skipped, measured = slice(keep_front, cut), slice(cut, None)
-    layers = range(len(contributions))
-    effect, output = torch.zeros(len(layers), len(layers)), torch.zeros(len(layers))
-    for s in layers:
+    n = len(contributions)
+    effect, output = torch.zeros(n, n), torch.zeros(n)
+    for s in range(n) if layers is None else layers:
         if part == "layer":  # nothing below s changes, so its input is the clean one
             edit = ("resid_post", s, overwrite(skipped, clean.resid_pre[s][:, skipped]))
         else:

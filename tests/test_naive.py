@@ -265,10 +265,11 @@ def test_golden_logit_lens(two, golden):
 @pytest.mark.demo
 def test_golden_skip_current(two, golden):
     model, both = two
-    effects, outputs = zip(*(naive.skip(model, prompt) for prompt in both), strict=True)
+    layers = [0, 1, 6, 14, 22, 29]  # all 30 agree as well, and take five times as long
+    effects, outputs = zip(*(naive.skip(model, prompt, layers=layers) for prompt in both), strict=True)
     found = {"layer.effect": torch.stack(effects).amax(0), "layer.output": torch.stack(outputs).amax(0)}
     for name, expected in golden("skip-current").items():
-        torch.testing.assert_close(found[name], expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found[name][layers], expected[layers], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.demo
@@ -276,7 +277,7 @@ def test_golden_residual_erasure(demo_model, gsm8k_texts, golden):
     model, tokenizer = demo_model
     baseline = naive.erasure_baseline(model, [tokenizer(text)["input_ids"] for text in gsm8k_texts])
     ids = tokenizer("5 + 7 + 5 + 3 + 1 + 7 = 28")["input_ids"]
-    layers = [0, 1, 6, 14, 22, 29, 30]  # all 31 agree to the last bit, and take five times as long
+    layers = [0, 14, 30]  # all 31 agree to the last bit, and take ten times as long
     effect = naive.erasure(model, ids, [18, 19], baseline, layers)
     expected = golden("residual-erasure")["effect.0"][layers]
     torch.testing.assert_close(effect, expected, rtol=1e-4, atol=1e-5)

@@ -191,9 +191,11 @@ def test_three_layers_of_the_demo_model(demo_model):
     model = hookdepth.wrap(hf, tokenizer)
     probe = make_probe(tokenizer, *DEFAULT_PROBES[0])
     layers = (12, 20, 29)
-    ours = attribute(Path(model, probe, "layer"), Settings(ig_method="riemann"), layers)
+    ours = attribute(Path(model, probe, "layer"), Settings(ig_method="riemann", ig_steps=64), layers)
     adaptive = attribute(Path(model, probe, "layer"), Settings(), layers)
     assert adaptive["converged"].min() == 1
     for n, layer in enumerate(layers):
-        reference, *_ = naive.integrated_gradients(hf, list(probe.token_ids), list(probe.answer_positions), layer)
+        reference, *_ = naive.integrated_gradients(
+            hf, list(probe.token_ids), list(probe.answer_positions), layer, steps=64
+        )
         agree(ours["attribution"][n], reference, 1e-4)

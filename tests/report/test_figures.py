@@ -338,7 +338,7 @@ def test_placeholders_of_any_name_are_a_figure_each_and_a_star_is_a_curve():
     legend = [text.get_text() for text in lines["mine-skip-cost"].axes[0].get_legend().get_texts()]
     assert legend == ["level 1", "two"]
     both = Mine([Lines(("skip.one.cost", "skip.two.cost"), "…", name="both")])
-    assert len(figures_for(result, both)["mine-both"].axes[0].lines) == 2
+    assert len(figures_for(result, both)["mine-both"].axes[0].get_legend().get_texts()) == 2
 
 
 def test_a_name_with_a_folder_in_it_is_no_figure():
