@@ -1,6 +1,7 @@
 """Two processes that train together over gloo: all of them take part, rank 0 writes. The checks are in
 training_processes.py, which runs once for both tests."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 SCRIPT = Path(__file__).with_name("training_processes.py")
+TESTS = str(Path(__file__).parents[1])  # where the script finds tiny_models, as pytest's own pythonpath does
 
 
 @pytest.fixture(scope="module")
@@ -17,9 +19,14 @@ def processes(tmp_path_factory):
         pytest.skip("this torch has no torch.distributed")
     folder = tmp_path_factory.mktemp("processes")
     command = [sys.executable, "-W", "ignore", str(SCRIPT)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [TESTS, os.environ.get("PYTHONPATH")]))}
     both = [
         subprocess.Popen(
-            [*command, str(rank), str(folder)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            [*command, str(rank), str(folder)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
         )
         for rank in (0, 1)
     ]
