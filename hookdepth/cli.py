@@ -62,6 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show ends no run
     if arguments is None:  # the process is ours, and so is what ends it
         signal.signal(signal.SIGINT, _interrupt)
+        if "WORLD_SIZE" in os.environ:  # several processes share the cores: a thread that waits leaves its core to them
+            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # which OpenMP reads when torch is imported
     try:
         options = _parse(list(sys.argv[1:] if arguments is None else arguments))
         return int(options.command(options))
