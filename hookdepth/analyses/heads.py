@@ -28,6 +28,7 @@ from hookdepth.engine.reading import capture
 from hookdepth.engine.work import Work, plain_work
 from hookdepth.errors import HookdepthError
 from hookdepth.model.decoder import Decoder
+from hookdepth.model.sending import send
 from hookdepth.report.figures import Heatmap
 from hookdepth.results import Result
 
@@ -150,7 +151,7 @@ def head_means(model: Decoder, prompts: Sequence[Sequence[int]]) -> dict[int, Te
     sums: dict[int, Tensor] = {}
     for prompt in prompts:
         with model.evaluating(), capture(model, "z") as acts:
-            model.forward(torch.tensor([list(prompt)], device=model.device))
+            model.forward(send([list(prompt)], model.device))
         for (_, layer), z in acts.items():
             sums[layer] = sums.get(layer, 0) + z[0].float().sum(0).cpu().double()
     tokens = sum(len(prompt) for prompt in prompts)

@@ -33,6 +33,7 @@ from hookdepth.engine.reading import capture
 from hookdepth.engine.work import Work, plain_work, work_of_plan
 from hookdepth.errors import HookdepthError
 from hookdepth.model.decoder import Decoder
+from hookdepth.model.sending import send
 
 _SITES = {"layer": "resid_post", "attn": "attn_out", "mlp": "mlp_out"}
 _WINDOW = 8192  # nodes that are planned together: 256 steps at all of 30 layers are 7,680
@@ -70,7 +71,7 @@ class Path:
         self.passes, self.null_effect = 0, 0.0
         self.null_where: str | None = None
         with model.evaluating(), capture(model, self.site) as acts:
-            model.forward(torch.tensor([list(probe.token_ids)], device=model.device))
+            model.forward(send([list(probe.token_ids)], model.device))
             found = [acts[self.site, layer][0].float().to(model.device) for layer in range(model.n_layers)]
             self.activation = torch.stack(found)
             self.baseline = torch.stack([one.mean(0) for one in found])

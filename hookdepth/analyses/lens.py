@@ -23,6 +23,7 @@ from hookdepth.engine.reading import capture
 from hookdepth.engine.work import Work, plain_work
 from hookdepth.metrics import blocks, kl_divergence, topk_overlap
 from hookdepth.model.decoder import Decoder
+from hookdepth.model.sending import send
 from hookdepth.model.unembedding import most_logits
 from hookdepth.report.figures import Bars
 from hookdepth.results import Result
@@ -109,13 +110,14 @@ def lens_sums(model: Decoder, prompt: Sequence[int], front: int = 0, logit_eleme
     n_layers = model.n_layers
     with model.evaluating():
         with capture(model, "resid_pre") as acts, capture(model, "resid_post", layers=[n_layers - 1]) as last:
-            model.forward(torch.tensor([list(prompt)], device=model.device))
+            model.forward(send([list(prompt)], model.device))
         final = last["resid_post", n_layers - 1][0, front:]
         resid = torch.stack(
             [acts["resid_pre", layer][0, front:].to(final.device) for layer in range(n_layers)] + [final]
         )
         sums = stream_sums(model, resid, logit_elements)
-    return {"kl": sums[0].cpu(), "topk_overlap": sums[1].cpu()}
+    kl, overlap = sums.cpu()
+    return {"kl": kl, "topk_overlap": overlap}
 
 
 def stream_sums(

@@ -23,6 +23,7 @@ from hookdepth.engine.reading import LayerSites, each_layer
 from hookdepth.engine.work import Work, plain_work
 from hookdepth.metrics import EPS, cosine, relative_norm
 from hookdepth.model.decoder import Decoder
+from hookdepth.model.sending import send
 from hookdepth.report.figures import Bars, Heatmap, Lines
 from hookdepth.results import Result
 
@@ -154,7 +155,10 @@ def turns(resid: Float[Tensor, "point token width"]) -> Tensors:
         angles = cosines.arccos() / torch.pi
         angles.diagonal(dim1=1, dim2=2).zero_()  # else rounding of 1 by an ulp, which arccos makes a hundred million
         total, influence = total + angles.sum(0), influence + (1 - cosines.diagonal(1, 1, 2)).sum(0)
-    return {_LAST: angles[-1].cpu(), "angular_distance.mean": total.cpu(), "block_influence": influence.cpu()}
+    size = n_points * n_points
+    found = torch.cat([angles[-1].flatten(), total.flatten(), influence]).cpu()  # one copy to the host for all three
+    last, mean = found[: 2 * size].view(2, n_points, n_points)
+    return {_LAST: last, "angular_distance.mean": mean, "block_influence": found[2 * size :]}
 
 
 def residual_sums(model: Decoder, prompt: Sequence[int], front: int = 0, points: list[Tensor] | None = None) -> Tensors:
@@ -182,13 +186,14 @@ def residual_sums(model: Decoder, prompt: Sequence[int], front: int = 0, points:
         per_layer.append(torch.cat([relative.sum(-1), cosines.sum(-1), norms.sum(-1), relative.amax(-1), resid]))
         if layer == model.n_layers - 1:
             points.append(sites.resid_post[0, front:])
-            last_norm.append(sites.resid_post[0, front:].float().norm(dim=-1).sum())
+            last_norm.append(sites.resid_post[0, front:].float().norm(dim=-1).sum()[None])
 
     with model.evaluating(), each_layer(model, measure):
-        model.forward(torch.tensor([list(prompt)], device=model.device))
-    table = torch.stack([values.cpu() for values in per_layer], dim=1)  # [13, L]
+        model.forward(send([list(prompt)], model.device))
+    every = torch.cat([values.to(model.device) for values in (*per_layer, *last_norm)]).cpu()  # one copy to the host
+    table = every[:-1].view(model.n_layers, -1).T  # [13, L]
     kinds = ("relative_contribution", "cosine", "norm", "relative_contribution_max")
     names = [f"{kind}.{part}" for kind in kinds for part in _PARTS]
     result = dict(zip(names, table, strict=False))
-    result["norm.resid"] = torch.cat([table[-1], last_norm[0].cpu()[None]])
+    result["norm.resid"] = torch.cat([table[-1], every[-1:]])
     return result

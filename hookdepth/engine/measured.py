@@ -24,6 +24,7 @@ from hookdepth.engine.measurements import LayerView, Measurement, OutputView
 from hookdepth.engine.rows import RowTable
 from hookdepth.errors import HookdepthError, shown
 from hookdepth.metrics import masked_reduce
+from hookdepth.model.sending import send
 
 
 @dataclass
@@ -40,7 +41,7 @@ class MeasuredTokens:
 
     def to(self, device: torch.device) -> MeasuredTokens:
         """The same on a device."""
-        return MeasuredTokens(self.mask.to(device), None if self.outside is None else self.outside.to(device))
+        return MeasuredTokens(send(self.mask, device), None if self.outside is None else send(self.outside, device))
 
     def of(self, rows: Sequence[int], tokens: Sequence[int]) -> MeasuredTokens:
         """The same for some of the rows and tokens."""
