@@ -193,9 +193,9 @@ class RowTable:
     def _stays(self, id_: int, layer: int) -> bool:
         return self.last[id_] > layer or self.last[id_] == self.n_layers - 1
 
-    def _measured_as(self, id_: int, layer: int) -> int:
-        """The row whose value at a layer is this one's."""
-        return id_
+    def _measured_as(self, layer: int) -> Sequence[int]:
+        """For every row, the one whose value at a layer is its own."""
+        return range(self.n_rows)
 
     def _joins(self, id_: int, row: int, span: Span) -> list[tuple[int, int]]:
         # Right of a cut nothing is changed: what tells the branch from its clean run are the keys and values
@@ -215,8 +215,8 @@ class RowTable:
         keep = [place[id_] for id_ in staying] if len(staying) < len(outside) else []
         slots = [self.slot[id_] for id_ in outside] if len(self.clean_ids) > 1 else []
         first = place[self.clean_ids[0]]  # clean runs never leave, so they stay side by side
-        clean = [place[self.clean_id(id_)] for id_ in range(self.n_rows)]
-        own = [place.get(self._measured_as(id_, layer), there) for id_, there in enumerate(clean)]
+        clean = [first + slot for slot in self.slot]
+        own = [place.get(id_, there) for id_, there in zip(self._measured_as(layer), clean, strict=True)]
         side_by_side = slice(first, first + len(self.clean_ids))
         return (born, inside, outside, staying, side_by_side), (own + clean, slots, keep)
 
