@@ -144,7 +144,7 @@ def _having(model: Decoder) -> list[int]:
 
 
 def head_means(model: Decoder, prompts: Sequence[Sequence[int]]) -> dict[int, Tensor]:
-    """Layer → token mean of z over prompts, in float32 on the CPU.
+    """Layer → token mean of z over prompts, in float32, on the layer's device, where it is put in.
 
     head_means(model, first_ten_prompts)[3]     # [H, head_dim]
     """
@@ -153,6 +153,6 @@ def head_means(model: Decoder, prompts: Sequence[Sequence[int]]) -> dict[int, Te
         with model.evaluating(), capture(model, "z") as acts:
             model.forward(send([list(prompt)], model.device))
         for (_, layer), z in acts.items():
-            sums[layer] = sums.get(layer, 0) + z[0].float().sum(0).cpu().double()
+            sums[layer] = sums.get(layer, 0) + z[0].float().sum(0).double()
     tokens = sum(len(prompt) for prompt in prompts)
     return {layer: (sums[layer] / tokens).float() for layer in sorted(sums)}

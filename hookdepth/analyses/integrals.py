@@ -86,19 +86,19 @@ class Path:
             yield from self._evaluate(window)
 
     def _evaluate(self, nodes: Sequence[Node]) -> Iterator[tuple[Node, float, Tensor]]:
-        layers = torch.tensor([layer for layer, _ in nodes], device=self.model.device)
+        layers = [layer for layer, _ in nodes]
         alphas = torch.tensor([alpha for _, alpha in nodes], dtype=torch.float64)
         # One minus alpha in float64, as a sum over Python's numbers has it; then both are rounded.
-        shares = torch.stack([alphas, 1 - alphas]).float().to(self.model.device)[..., None, None]
+        shares = torch.stack([alphas, 1 - alphas]).float()[..., None, None]
 
         def ends(rows: Sequence[int]) -> tuple[Tensor, Tensor]:
-            of_layer = layers[list(rows)]
+            of_layer = send([layers[row] for row in rows], self.model.device)
             return self.activation.index_select(0, of_layer), self.baseline.index_select(0, of_layer)[:, None]
 
         def points(rows: Sequence[int]) -> Tensor:
             # The notebook's order of operations: at layer 0 of the demo model another rounding of the points alone
             # moves a sum of 32 steps by 6e-4 of its largest entry. It also gives both ends exactly.
-            (x, mean), (to, rest) = ends(rows), shares[:, list(rows)]
+            (x, mean), (to, rest) = ends(rows), send(shares[:, list(rows)], self.model.device)
             return x * to + mean * rest
 
         def split(rows: Sequence[int], gradient: Tensor) -> Tensor:

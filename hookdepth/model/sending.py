@@ -15,15 +15,18 @@ from itertools import chain
 import torch
 from torch import Tensor
 
+_WITH_A_QUEUE = {"cuda"}
+
 
 def send(values: Sequence[int] | Sequence[Sequence[int]] | Tensor, device: torch.device) -> Tensor:
     """Numbers, or a tensor of the host, on a device.
 
     send([[0, 1], [2, 3]], model.device)   # [2, 2]
     """
-    there = device.type == "cuda"
     tensor = values if isinstance(values, Tensor) else torch.tensor(values, dtype=torch.long)
-    return tensor.pin_memory().to(device, non_blocking=True) if there and not tensor.is_cuda else tensor.to(device)
+    if device.type not in _WITH_A_QUEUE or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return _pinned(tensor).to(device, non_blocking=True)
 
 
 def send_together(wanted: Sequence[tuple[Sequence[int], torch.device]]) -> list[Tensor]:
@@ -37,3 +40,7 @@ def send_together(wanted: Sequence[tuple[Sequence[int], torch.device]]) -> list[
         buffer = send(list(chain.from_iterable(wanted[n][0] for n in mine)), device)
         found.update(zip(mine, buffer.split([len(wanted[n][0]) for n in mine]), strict=True))
     return [found[n] for n in range(len(wanted))]
+
+
+def _pinned(tensor: Tensor) -> Tensor:
+    return tensor.pin_memory()
