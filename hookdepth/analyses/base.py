@@ -43,8 +43,7 @@ from hookdepth.errors import HookdepthError, clipped
 from hookdepth.metrics import over_prompts
 from hookdepth.model.decoder import Decoder
 from hookdepth.report.figures import Kind
-from hookdepth.report.patterns import PER_PROMPT
-from hookdepth.results import Result
+from hookdepth.results import PER_PROMPT, Result
 
 Tensors = dict[str, Tensor]
 OnPass = Callable[[], object]
