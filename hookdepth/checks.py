@@ -32,6 +32,7 @@ from hookdepth.engine.measurements import Custom, LayerEffect, OutputEffect
 from hookdepth.engine.passes import measure
 from hookdepth.engine.tokens import positions
 from hookdepth.errors import HookdepthError, shown, whole_number
+from hookdepth.model.ambient import plainly
 from hookdepth.model.checking import check
 from hookdepth.model.contributions import INNER_SITE
 from hookdepth.model.decoder import Decoder
@@ -104,6 +105,7 @@ class Verification:
         return "\n".join([head + start, *lines])
 
 
+@plainly
 def verify(model: Decoder, n: int = 6, seed: int = 0) -> Verification:
     """Compare the engine with plain single passes, on random branches of every kind.
 

@@ -271,7 +271,16 @@ def _finish(config: Config, results: Sequence[Result]) -> int:
 
 def _check_out(text: str, names: Sequence[str] = ()) -> None:
     """Refuse, before anything is computed, a folder that could not be written to or reported on afterwards."""
-    from hookdepth.results import SUFFIX, check_folder_name, read_metadata
+    from hookdepth.results import SUFFIX, read_metadata
+
+    out = _check_place(text)
+    for path in sorted(out.glob(f"*{SUFFIX}")) if os.path.isdir(out) else ():
+        if path.stem not in names:  # the run itself looks at those, and may replace them
+            read_metadata(path)
+
+
+def _check_place(text: str) -> Path:
+    from hookdepth.results import check_folder_name
 
     out = Path(text)
     check_folder_name(text)
@@ -284,9 +293,7 @@ def _check_out(text: str, names: Sequence[str] = ()) -> None:
             if not os.access(place, os.W_OK | os.X_OK):
                 raise HookdepthError(f"--out {text!r} cannot be written: {str(place)!r} is read-only", "give another")
             break
-    for path in sorted(out.glob(f"*{SUFFIX}")) if os.path.isdir(out) else ():
-        if path.stem not in names:  # the run itself looks at those, and may replace them
-            read_metadata(path)
+    return out
 
 
 def _warn(line: str) -> None:
@@ -312,6 +319,7 @@ def _prune(options: argparse.Namespace) -> int:
     from hookdepth.model.loading import load
     from hookdepth.runs.pruning import prune
 
+    _check_place(options.out)
     model = load(options.model if "model" in options else "demo", **_given(options, "dtype", "device"))
     folder = prune(model, options.keep, options.out)
     print(f"kept layers {options.keep} of {model.n_layers}: {folder}")
@@ -321,13 +329,16 @@ def _prune(options: argparse.Namespace) -> int:
 def _verify(options: argparse.Namespace) -> int:
     from hookdepth.checks import verify
     from hookdepth.model.loading import load
+    from hookdepth.results import write_atomic
 
+    if options.out is not None and _check_place(str(Path(options.out).parent)) and os.path.isdir(options.out):
+        raise HookdepthError(f"--out {options.out!r} is a folder", "give a file for the table")
     how = ("dtype", "device", "quantize", "attn_implementation", "revision")
     model = load(options.model if "model" in options else "demo", **_given(options, *how))
     found = verify(model, options.branches, **_given(options, "seed"))
     print(found)
     if options.out is not None:
-        Path(options.out).write_text(found.json() + "\n", encoding="utf-8")
+        write_atomic(options.out, f"{found.json()}\n".encode())
     return 0 if found.ok else 1
 
 

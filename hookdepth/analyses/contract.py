@@ -19,8 +19,8 @@ from torch import Tensor
 
 from hookdepth.analyses.registry import declared
 from hookdepth.errors import DamagedError, HookdepthError
-from hookdepth.report.patterns import PER_PROMPT, match
-from hookdepth.results import RERUN, SUFFIX, Result
+from hookdepth.report.patterns import match
+from hookdepth.results import PER_PROMPT, RERUN, SUFFIX, Result
 
 _NUMBER = (int, float, type(None))
 _KINDS: dict[str, Any] = {

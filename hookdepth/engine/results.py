@@ -185,7 +185,7 @@ def _check_finite(host: Tensor, pass_: ForwardPass, layers: bool) -> None:
         place = f"from layer {bad[:, 1].min().item()} on" if layers else "in the output"
         raise NotFiniteError(
             f"non-finite values {place} (prompts {', '.join(map(str, pass_.prompts))})",
-            "check the weights, or use a dtype of wider range (--dtype bfloat16 or float32)",
+            "check the weights and what branches bring, or use a dtype of wider range (--dtype bfloat16 or float32)",
             1,
         )
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hookdepth.errors import DoesNotRunError, HookdepthError
+from hookdepth.errors import DoesNotRunError, HookdepthError, shown
 from hookdepth.metrics import differs_by_rounding
 from hookdepth.model.contributions import layer_scale
 from hookdepth.model.decoder import LOAD, Decoder
@@ -44,6 +44,8 @@ def wrap(
     Raises:
         HookdepthError: the architecture is not one of those that work, or its weights are not finite.
     """
+    if tokenizer is not None and not callable(tokenizer):
+        raise HookdepthError(f"the tokenizer is {shown(tokenizer)}", "give the model's own, from AutoTokenizer")
     decoder = Decoder(model, tokenizer, name=name, revision=revision, family=family)
     check(decoder)
     return decoder

@@ -153,7 +153,7 @@ class Decoder:
         rows = int(self.hf.get_input_embeddings().weight.shape[0])
         for given in token_ids:
             token = given.item() if isinstance(given, Tensor) else given
-            if not isinstance(token, Integral) or not 0 <= int(token) < rows:
+            if isinstance(token, bool) or not isinstance(token, Integral) or not 0 <= int(token) < rows:
                 raise HookdepthError(
                     f"{what} has the token id {token!r}, {self.name!r} embeds 0 to {rows - 1}",
                     "give whole numbers in that range, from the model's own tokenizer",

@@ -33,7 +33,7 @@ from hookdepth.model.positions import depends_on_length
 _WORDS = 1 << 14  # of 8 bytes, in a block
 _IN_CACHE = 8  # blocks that a core's cache holds
 _AT_ONCE = 256  # blocks on a GPU, so that it is busy and little memory is taken
-_PROCESS = uuid.uuid4().hex
+PROCESS = uuid.uuid4().hex
 
 
 def identity_of(model: Decoder) -> dict[str, Any]:
@@ -198,5 +198,5 @@ def _hooks(hf: nn.Module) -> list[str]:
             function = getattr(hook, "func", hook)  # of a partial
             if not str(getattr(function, "__module__", "")).startswith(("transformers.", "accelerate.", "peft.")):
                 what = getattr(function, "__qualname__", type(function).__name__)
-                found.append(f"{name or 'model'}: {what}, number {number} of process {_PROCESS}")
+                found.append(f"{name or 'model'}: {what}, number {number} of process {PROCESS}")
     return found

@@ -11,11 +11,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
+from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from torch import Tensor
 
-from hookdepth.errors import HookdepthError
+from hookdepth.errors import HookdepthError, shown
 from hookdepth.report.hover import Values
 from hookdepth.report.patterns import PART_NAMES, assignments, fill, match, probe_of, series
 from hookdepth.report.tables import counted, shorten
@@ -177,6 +179,9 @@ class Kind(ABC):
         """The same with colours or an axis that end where a user says: kind.limited(None, 0.0, 2.0)"""
         low = getattr(norm, "vmin", None) if low is None else low
         high = getattr(norm, "vmax", None) if high is None else high
+        for name, value in (("vmin", low), ("vmax", high)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, Real) or not isfinite(value)):
+                raise HookdepthError(f"{name} is {shown(value)}", "give a finite number")
         return self if norm is None and low is None and high is None else self._limited(low, high)
 
     def _limited(self, low: float | None, high: float | None) -> Kind:

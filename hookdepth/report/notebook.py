@@ -23,9 +23,9 @@ from hookdepth.errors import HookdepthError, choose
 from hookdepth.metrics import over_prompts as reduce_prompts
 from hookdepth.report.figures import Bars, Heatmap, Kind
 from hookdepth.report.kind import Declaration, floor_of
-from hookdepth.report.patterns import PER_PROMPT, axes_of, match
+from hookdepth.report.patterns import axes_of, match
 from hookdepth.report.tables import statistics, table
-from hookdepth.results import Result, write_atomic
+from hookdepth.results import PER_PROMPT, Result, write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

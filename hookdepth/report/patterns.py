@@ -14,11 +14,10 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
-from hookdepth.results import Result
+from hookdepth.results import PER_PROMPT, Result
 
 PART_NAMES = {"layer": "whole layer", "attn": "attention", "mlp": "MLP"}
 SERIES_NAMES = {"attn": "Attention", "mlp": "MLP", "layer": "Attention + MLP", "resid": "Residual stream"}
-PER_PROMPT = "per_prompt."  # begins the names of what the others are reduced from; nothing else means them
 MOST_PROBES = 20  # are drawn; the rest of a large data set of probes is in the file
 _ORDER = ("resid", "layer", "attn", "mlp")
 _PLACEHOLDER = re.compile(r"\{(\w+)\}|\*")
