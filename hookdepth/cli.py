@@ -256,7 +256,7 @@ def _finish(config: Config, results: Sequence[Result]) -> int:
         known = log.get(result.analysis)
         cost = f"{known['wall_time_s']:8.1f} s, {known['passes']} passes" if known else f"{'?':>8} s"
         print(f"{result.analysis:22} {cost}{noise}")
-    print(f"report: {page}")
+    _say_pages(page)
     noisy = [result for result in results if result.metadata.get("null_effect")]
     if config.strict and noisy:
         worst = max(noisy, key=lambda result: float(result.metadata["null_effect"]))
@@ -303,8 +303,15 @@ def _warn(line: str) -> None:
 def _report(options: argparse.Namespace) -> int:
     from hookdepth.runs.reporting import report
 
-    print(f"report: {report(options.folder)}")
+    _say_pages(report(options.folder))
     return 0
+
+
+def _say_pages(page: Path) -> None:
+    maps = page.with_name("explore.html")
+    if maps.exists():
+        print(f"maps to point at: {maps}")
+    print(f"report: {page}")
 
 
 def _compare(options: argparse.Namespace) -> int:

@@ -107,6 +107,7 @@ class Kind(ABC):
     paper: str = ""
     name: str | None = None
     reduction: str = ""
+    page_only: ClassVar[bool] = False  # whether it is on the interactive page alone
 
     @abstractmethod
     def drawing(self, result: Result, declaration: Declaration, values: Assignment) -> Drawing:
@@ -225,7 +226,7 @@ def floor_of(facts: Mapping[str, Any]) -> str:
 
 def _prompts(result: Result, values: Assignment) -> str:
     if "i" in values:
-        return "one prompt with its answer"
+        return "one prompt with its answer" if probe_of(result, values).get("answer") else "one prompt"
     count = (result.metadata.get("data") or {}).get("n_prompts")
     return "" if count is None else counted(count, "prompt")
 
@@ -237,4 +238,4 @@ def _probe_in_words(result: Result, values: Assignment) -> str:
     if not probe:
         return f"probe {int(values['i'])}"
     prompt, answer = (shorten(str(probe.get(key, "")), 120) for key in ("prompt", "answer"))
-    return f"“{prompt}” → “{answer}”"
+    return f"“{prompt}” → “{answer}”" if answer else f"“{prompt}”"
