@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from torch import Tensor
 
 from hookdepth.errors import HookdepthError
 from hookdepth.report.hover import Values
-from hookdepth.report.patterns import PART_NAMES, assignments, fill, match, probe_of, series
+from hookdepth.report.patterns import PART_NAMES, PER_PROMPT, assignments, fill, match, probe_of, series
 from hookdepth.report.tables import counted, shorten
 from hookdepth.results import Result
 
@@ -96,6 +96,7 @@ class Kind(ABC):
         paper: source and figure, where it is not the analysis' own.
         name: of the files, after the analysis' own name, with placeholders; None for the tensor's name.
         reduction: how tokens and prompts became one value: "largest over tokens and prompts".
+        minus: name of a tensor, a number, that is taken off all values, of each prompt its own.
     """
 
     tensor: str | tuple[str, ...]
@@ -105,6 +106,7 @@ class Kind(ABC):
     paper: str = ""
     name: str | None = None
     reduction: str = ""
+    minus: str = ""
 
     @abstractmethod
     def drawing(self, result: Result, declaration: Declaration, values: Assignment) -> Drawing:
@@ -125,7 +127,7 @@ class Kind(ABC):
 
     def pictures(self, result: Result, declaration: Declaration) -> list[Picture]:
         """Its figures of a result, one for each assignment of the placeholders: kind.pictures(result, declaration)."""
-        found = []
+        found, result = [], self._less(result)
         for values in assignments(self.patterns[0], self._meant(result.tensors, declaration)):
             drawing = self.drawing(result, declaration, values)
             found.append(self._picture(result, values, drawing, _prompts(result, values), floor_of(result.metadata)))
@@ -136,6 +138,7 @@ class Kind(ABC):
 
         Probes are compared where their prompts are the same.
         """
+        results = {label: self._less(result) for label, result in results.items()}
         names = {name: None for result in results.values() for name in result.tensors}
         found = []
         for values in assignments(self.patterns[0], self._meant(names, declaration)):
@@ -149,6 +152,18 @@ class Kind(ABC):
                 drawing = self.together(own, declaration, values)
                 found.append(self._picture(next(iter(own.values())), values, drawing))
         return found
+
+    def _less(self, result: Result) -> Result:
+        """With `minus` taken off what it draws."""
+        if not self.minus:
+            return result
+        tensors, drawn = dict(result.tensors), self.tensors(result)
+        for name in drawn:
+            tensors[name] = tensors[name] - tensors[self.minus]
+            if (own := f"{PER_PROMPT}{name}") in tensors:
+                off = tensors[f"{PER_PROMPT}{self.minus}"]
+                tensors[own] = tensors[own] - off.view(-1, *[1] * (tensors[own].ndim - 1))
+        return replace(result, tensors=tensors)
 
     def _meant(self, names: Iterable[str], declaration: Declaration) -> list[str]:
         """Without those that are declared in full and merely look like this pattern: "score.output" is no level's."""

@@ -418,3 +418,15 @@ def test_a_saturated_map_gets_logarithmic_colours_and_says_so():
     limited = kind.limited(None, 0.0, 1.0).drawing(Result("x", {"effect": effect}), known()["skip-current"](), {})
     assert "beyond the colours, which end at 1" in limited.clipped[0]
     assert limited.draw().axes[0].images[0].get_clim() == (0.0, 1.0)
+
+
+def test_many_values_beyond_signed_colours_make_them_logarithmic():
+    values = torch.tensor([[-0.05, 0.0, 0.1, 50.0]])
+    scale = Scale.of(values, limits=(-2.0, 2.0))
+    assert (scale.low, scale.high, scale.log, scale.signed, scale.linear) == (-50.0, 50.0, True, True, 0.1)
+    assert "logarithmic" in scale.clipped([values])
+    norm = heat_map(layers.maps_figure({"": values}, scale, "a", "b")).norm
+    assert norm(torch.tensor(0.0).item()) == pytest.approx(0.5)
+    assert norm(0.1) - norm(0.0) == pytest.approx(norm(0.0) - norm(-0.1))
+    assert not Scale.of(values, limits=(-2.0, 2.0), clip=True).log
+    assert scale.widest(Scale(-2.0, 2.0, signed=True)).high == 50.0
