@@ -97,6 +97,7 @@ class Kind(ABC):
         name: of the files, after the analysis' own name, with placeholders; None for the tensor's name.
         reduction: how tokens and prompts became one value: "largest over tokens and prompts".
         minus: name of a tensor, a number, that is taken off all values, of each prompt its own.
+        over_training: the label of its panel over training time; empty for `label`, None for no panel.
     """
 
     tensor: str | tuple[str, ...]
@@ -107,6 +108,7 @@ class Kind(ABC):
     name: str | None = None
     reduction: str = ""
     minus: str = ""
+    over_training: str | None = ""
 
     @abstractmethod
     def drawing(self, result: Result, declaration: Declaration, values: Assignment) -> Drawing:
@@ -152,6 +154,13 @@ class Kind(ABC):
                 drawing = self.together(own, declaration, values)
                 found.append(self._picture(next(iter(own.values())), values, drawing))
         return found
+
+    def over_time(self, history: Mapping[int, Result], declaration: Declaration) -> tuple[str, dict[int, Tensor]]:
+        """What the places of a curve are, and the curve of each step; none for a kind that has no panel over training.
+
+        kind.over_time({0: result, 100: later}, declaration)
+        """
+        return "", {}
 
     def _less(self, result: Result) -> Result:
         """With `minus` taken off what it draws."""

@@ -396,6 +396,17 @@ def test_over_training_curves_are_panels_and_gaps_stay_empty():
         training_figure({"local-current": {0: steps[0]["local-current"]}}, lookup)
 
 
+def test_a_map_of_tokens_is_its_mean_size_over_training():
+    steps = {step: synthetic_results(n_layers=3, n_tokens=6, seed=step) for step in (0, 10)}
+    names = ("residual-erasure", "integrated-gradients")
+    history = {name: {step: own[name] for step, own in steps.items()} for name in names}
+    erased, attributed = training_figure(history, lookup).axes[:2]
+    assert (erased.get_ylabel(), attributed.get_ylabel()) == ("Before layer", "Layer")
+    for axes, name, tensor, first in ((erased, names[0], "effect.0", 0), (attributed, names[1], "attribution.0", 1)):
+        expected = torch.stack([history[name][step][tensor][:, first:-1].abs().mean(1) for step in (0, 10)], 1)
+        assert axes.collections[0].get_array().ravel().tolist() == pytest.approx(expected.flatten().tolist())
+
+
 def test_declaring_figures_does_not_wait_for_matplotlib():
     code = "import sys, hookdepth.report.figures; print('matplotlib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
