@@ -2,10 +2,12 @@
 
     python benchmarks/train_addition.py --out out/addition
 
-About 10 M parameters, 8 layers, on a CPU in minutes. A problem is `123+989=2111`: numbers of a fixed width, the
-answer's digits from the right to the left, so that a carry is known when it is needed. Only answers are learnt. Sums
-that are tested never occur in training. Every 20th step is sampled by DepthCallback; at the end there is a picture
-over training time, and a small JSON file of numbers beside it.
+About 10 M parameters, 8 layers, on a CPU in minutes. A problem is `=123+989=2111=`: numbers of a fixed width, the
+answer's digits from the right to the left, so that a carry is known when it is needed, and a sign at both ends. Only
+answers are learnt. Sums that are tested never occur in training. Every 20th step is sampled by DepthCallback, and every
+100th is a checkpoint: logit lens, skipped layers (at all tokens, and at the question alone with the answer measured),
+erasure with the mean of one counterfactual sum, and integrated gradients. At the end there is a picture over training
+time, and a small JSON file of numbers beside it.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
+from hookdepth.analyses import Settings
 from hookdepth.analyses.registry import declared as lookup
+from hookdepth.data import Probe
 from hookdepth.report.summary import effective_depth
 from hookdepth.results import write_json
 from hookdepth.training import DepthCallback, load_history, save_picture
@@ -33,8 +37,15 @@ ALPHABET = "0123456789+="
 
 
 def problem(a: int, b: int, digits: int) -> str:
-    """`problem(123, 989, 3)` → '123+989=2111': the answer reversed, zero-padded."""
-    return f"{a:0{digits}}+{b:0{digits}}={f'{a + b:0{digits + 1}}'[::-1]}"
+    """`problem(123, 989, 3)` → '=123+989=2111=': the answer reversed, zero-padded."""
+    return f"={a:0{digits}}+{b:0{digits}}={f'{a + b:0{digits + 1}}'[::-1]}="
+
+
+def probe(a: int, b: int, digits: int) -> Probe:
+    """A problem and where its answer stands."""
+    text, first = problem(a, b, digits), 2 * digits + 3
+    positions = tuple(range(first, first + digits + 1))
+    return Probe(text[:first], text[first:-1], tuple(encode(text)), tuple(text), positions)
 
 
 def encode(text: str) -> list[int]:
@@ -60,7 +71,7 @@ class Sums(IterableDataset[dict[str, Tensor]]):
             if not is_held_out(a, b):
                 ids = torch.tensor(encode(problem(a, b, self.digits)))
                 labels = ids.clone()
-                labels[: 2 * self.digits + 2] = -100
+                labels[: 2 * self.digits + 3] = -100
                 yield {"input_ids": ids, "labels": labels}
 
 
@@ -76,11 +87,11 @@ def accuracy(model: Any, digits: int, n: int = 500) -> float:
     texts = torch.tensor([encode(problem(a, b, digits)) for a, b in pairs], device=model.device)
     training = model.training
     model.eval()
-    ids = texts[:, : 2 * digits + 2]
+    ids = texts[:, : 2 * digits + 3]
     for _ in range(digits + 1):
         ids = torch.cat([ids, model(input_ids=ids).logits[:, -1:].argmax(-1)], dim=1)
     model.train(training)
-    return (ids == texts).all(1).float().mean().item()
+    return (ids == texts[:, :-1]).all(1).float().mean().item()
 
 
 class Accuracy(TrainerCallback):
@@ -105,6 +116,7 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--bf16", action="store_true", help="under autocast: several times faster on some CPUs")
     parser.add_argument("--every", type=int, default=20)
+    parser.add_argument("--checkpoint-every", type=int, default=100)
     parser.add_argument("--out", default="out/addition")
     options = parser.parse_args()
     torch.manual_seed(0)
@@ -139,10 +151,17 @@ def main() -> None:
     )
     watch = Accuracy(options.digits, every=100)
     trainer = Trainer(model, arguments, train_dataset=Sums(options.digits, seed=1), callbacks=[watch])
-    prompts = [encode(problem(*pair, options.digits)) for pair in ((123, 989), (507, 42), (664, 778), (250, 249))]
-    probes = ["logit-lens", "skip-current"]
+    others = [encode(problem(*pair, options.digits)) for pair in ((664, 778), (250, 249))]
     depth = DepthCallback(
-        trainer, options.every, probes=probes, prompts=prompts, out=out / "steps", per_layer=False, strict=True
+        trainer,
+        options.every,
+        probes=["logit-lens", "skip-current", "skip-future", "residual-erasure", "integrated-gradients"],
+        prompts=[probe(123, 989, options.digits), probe(507, 42, options.digits), *others],
+        probe_every=options.checkpoint_every,
+        settings=Settings(erasure_baseline="prompt", counterfactual=encode(problem(800, 111, options.digits))),
+        out=out / "steps",
+        per_layer=False,
+        strict=True,
     )
     trainer.add_callback(depth)
     begin = time.perf_counter()
@@ -159,7 +178,7 @@ def numbers(
 ) -> dict[str, Any]:
     """What the run was and found, small enough to be kept."""
     history = load_history(Path(options.out) / "steps")
-    steps = list(history["residual-stats"])
+    steps = list(history["logit-lens"])
     kept = steps[:: max(1, len(steps) // 10)]
     curves = {
         str(step): {
@@ -169,10 +188,11 @@ def numbers(
             "cosine.layer": _rounded(history["residual-stats"][step].tensors, "cosine.layer"),
             "logit_lens.kl": _rounded(history["logit-lens"][step].tensors, "kl"),
             "skip.output": _rounded(history["skip-current"][step].tensors, "layer.output"),
+            "skip_future.output": _rounded(history["skip-future"][step].tensors, "layer.output"),
         }
         for step in kept
     }
-    last = {analysis: found[steps[-1]] for analysis, found in history.items()}
+    last = {analysis: found[max(found)] for analysis, found in history.items()}
     return {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "options": {key: value for key, value in vars(options).items() if key != "out"},

@@ -18,6 +18,7 @@ from hookdepth.errors import HookdepthError
 if TYPE_CHECKING:
     from hookdepth.analyses.base import Analysis
     from hookdepth.analyses.contract import load_folder
+    from hookdepth.analyses.jacobian import load_lens
     from hookdepth.api import analyse, plot, run
     from hookdepth.checks import verify
     from hookdepth.engine.ablation import Ablate, Clamp
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
 _HOME = {
     "analyses.base": "Analysis",
     "analyses.contract": "load_folder",
+    "analyses.jacobian": "load_lens",
     "api": "analyse plot run",
     "engine.branches": "Branch",
     "engine.paths": "LayerPath",
@@ -129,6 +131,7 @@ __all__ = [
     "generate",
     "load",
     "load_folder",
+    "load_lens",
     "patch_sweep",
     "plot",
     "run",

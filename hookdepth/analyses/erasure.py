@@ -3,7 +3,8 @@
     hookdepth.analyse("demo", "residual-erasure", limit=2)["effect.0"]     # [L+1, T]
 
 For every layer point l = 0 … L and token t, h_l[t] is replaced by the uninformative residual of that point: its
-token mean over the data set's first prompts, over the probe itself, or zero (`erasure_baseline`). Effect: max over
+token mean over the data set's first prompts, over the probe itself or one `counterfactual` prompt, or zero
+(`erasure_baseline`). Effect: max over
 the answer's tokens of ‖softmax − softmax‖₂ at the positions that predict them, or over all later positions
 (`measure`). With `erase` "before" all tokens before t are replaced instead, and "later" begins at t. Where nothing
 that is measured can see what is replaced, the effect is 0, by causality. (The authors' repository has the erasure of
@@ -22,12 +23,13 @@ from torch import Tensor
 
 from hookdepth.analyses import depth
 from hookdepth.analyses.base import Analysis, Measured, Subject, Tensors
-from hookdepth.data import Probe
+from hookdepth.data import Probe, encode
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.interventions import Patch
 from hookdepth.engine.measurements import OutputEffect
 from hookdepth.engine.reading import LayerSites, each_layer
 from hookdepth.engine.work import Work, plain_work
+from hookdepth.errors import HookdepthError
 from hookdepth.model.decoder import Decoder
 from hookdepth.model.sending import send
 from hookdepth.report.figures import TokenMap
@@ -45,7 +47,7 @@ class ResidualErasure(Analysis):
     in_all = True
     needs = "probes"
     baseline = True
-    options = ("erasure_baseline", "erase", "measure", "max_rows")
+    options = ("erasure_baseline", "counterfactual", "erase", "measure", "max_rows")
     measurements = (OutputEffect(),)
     tensors = {"effect.{i}": "point token{i}", "baseline": "point width?", "baseline.{i}": "point width?"}
     figures = (
@@ -60,6 +62,7 @@ class ResidualErasure(Analysis):
             reduction="largest over the answer's tokens",
             signed=False,
             without_last=True,
+            over_training="Token erased:\nchange of the answer\n(mean over tokens)",
         ),
     )
 
@@ -80,11 +83,21 @@ class ResidualErasure(Analysis):
 
     def work(self, subject: Subject) -> Work:
         """A forward pass of each prompt whose mean is taken, beside the branches; they are not counted as passes."""
-        kind = subject.settings.erasure_baseline
-        prompts = (
-            subject.inputs.baseline if kind == "dataset" else self.texts(subject.inputs) if kind == "prompt" else ()
-        )
+        items = self.items(subject) if self._each_its_own(subject) else [0]
+        prompts = [prompt for item in items for prompt in self._averaged(subject, item)]
         return replace(plain_work(subject.model, prompts), passes=0)
+
+    def refuse(self, subject: Subject) -> None:
+        """Also a counterfactual prompt that nothing would read, or whose tokens the model does not have."""
+        super().refuse(subject)
+        given = subject.settings.counterfactual
+        if given is not None and subject.settings.erasure_baseline != "prompt":
+            raise HookdepthError(
+                f"--counterfactual is the prompt of --erasure-baseline prompt, not {subject.settings.erasure_baseline}",
+                "give --erasure-baseline prompt with it",
+            )
+        if given is not None:
+            subject.model.check_ids(self._averaged(subject, 0)[0], "the counterfactual prompt")
 
     def collect(self, subject: Subject, item: int, measured: Measured) -> Tensors:
         """[L+1, T]: 0 where nothing that is measured can see."""
@@ -92,23 +105,36 @@ class ResidualErasure(Analysis):
         effect = torch.zeros(points, len(probe.token_ids))
         seen = list(_erasures(probe, how.erase, how.measure))
         effect[:, seen] = measured.output["output"].view(points, -1)
-        own = {"baseline": self._vectors(subject, item)} if how.erasure_baseline == "prompt" else {}
+        own = {"baseline": self._vectors(subject, item)} if self._each_its_own(subject) else {}
         return {"effect": effect, **own}
 
     def reduce(self, subject: Subject, items: Sequence[Tensors]) -> Tensors:
         """Effects by probe, and what was put in."""
-        shared = subject.settings.erasure_baseline != "prompt"
-        return super().reduce(subject, items) | ({"baseline": self._vectors(subject, 0)} if shared else {})
+        shared = {} if self._each_its_own(subject) else {"baseline": self._vectors(subject, 0)}
+        return super().reduce(subject, items) | shared
+
+    def _each_its_own(self, subject: Subject) -> bool:
+        return subject.settings.erasure_baseline == "prompt" and subject.settings.counterfactual is None
+
+    def _averaged(self, subject: Subject, item: int) -> Sequence[Sequence[int]]:
+        """The prompts whose mean replaces a residual."""
+        kind, given = subject.settings.erasure_baseline, subject.settings.counterfactual
+        if kind != "prompt":
+            return subject.inputs.baseline if kind == "dataset" else ()
+        if given is None:
+            return [subject.inputs.probes[item].token_ids]
+        if isinstance(given, str) and subject.model.tokenizer is None:
+            raise HookdepthError("the counterfactual prompt is text, and there is no tokenizer", "give token ids")
+        return [encode(subject.model.tokenizer, given) if isinstance(given, str) else given]
 
     def _vectors(self, subject: Subject, item: int) -> Tensor:
         """Computed once, by whoever asks first."""
-        kind, model = subject.settings.erasure_baseline, subject.model
-        if kind == "zero":
+        model = subject.model
+        if subject.settings.erasure_baseline == "zero":
             return torch.zeros(model.n_layers + 1, model.d_model)
-        key = f"{self.name}/{item}" if kind == "prompt" else self.name
+        key = f"{self.name}/{item}" if self._each_its_own(subject) else self.name
         if key not in subject.shared:
-            prompts = [subject.inputs.probes[item].token_ids] if kind == "prompt" else subject.inputs.baseline
-            subject.shared[key] = uninformative_residual(model, prompts)
+            subject.shared[key] = uninformative_residual(model, self._averaged(subject, item))
         vectors: Tensor = subject.shared[key]
         return vectors
 

@@ -44,6 +44,7 @@ _ATTRIBUTION: dict[str, Any] = {
     "signed": True,
     "without_first": True,
     "without_last": True,
+    "over_training": "Size of the attribution\n(mean over tokens)",
     "strip": Strip(
         "Relative\ncompleteness\nerror",
         ("completeness_error", "evaluations", "f_input", "f_baseline", "converged"),

@@ -6,18 +6,27 @@ J_l is the mean over prompts and source tokens t of Σ_{t' ≥ t} ∂h_L[t']/∂
 summed over all tokens, is the row of that entry for every layer and every source token at once: later tokens are in
 the sum because attention lets them see t, earlier ones are not. Copies of a prompt share a pass, and each asks for a
 row of its own. Every row is measured on `samples` prompts, other rows on others, so that few passes see many prompts.
+
+Files of the reference implementation (`jlens`, of *Verbalizable Representations Form a Global Workspace in Language
+Models*, 2026) hold the same matrices, but averaged without a prompt's first 16 tokens; `load_lens` reads them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from hookdepth.engine.reading import LayerSites, each_layer
+from hookdepth.errors import HookdepthError
 from hookdepth.model.decoder import Decoder
+from hookdepth.results import Result
 
 _AT_ONCE = 512  # tokens of all copies: enough for a product to be worth its call, few enough for their graph
 
@@ -87,3 +96,50 @@ def _rows_of(points: list[Tensor], last: Tensor, rows: Sequence[int], front: int
     asked[torch.arange(len(rows)), :, torch.tensor(rows)] = 1
     gradients = torch.autograd.grad(last, points, asked, retain_graph=True)
     return torch.stack([one[: len(rows), front:].double().mean(1).cpu() for one in gradients])
+
+
+def load_lens(path: str | os.PathLike[str], model: Decoder) -> Result:
+    """The Jacobian lens that another tool has written for a model, as the `lenses` of this one hold it.
+
+        lens = load_lens("Qwen3-8B_jacobian_lens_n1000.pt", model)
+        model.norm(resid @ lens["jacobian.weight"][12].T)      # resid: resid_pre of layer 12, as the lens sees it
+
+    Args:
+        path: what `jlens` and those who share its lenses save by torch: "J" (layer → [d, d], to be applied to what
+            comes out of that layer), "d_model" and "n_prompts". Nothing but tensors is unpickled.
+        model: the one that it was made for.
+
+    Returns:
+        "jacobian.weight", [L+1, d, d], float32: the identity at L, NaN where the file has no layer, so at 0.
+
+    Raises:
+        HookdepthError: no such file, one that holds no lens, or one of another model.
+    """
+    remedy = "give a file with 'J', 'd_model' and 'n_prompts', made for this model"
+    if not Path(path).is_file():
+        raise HookdepthError(f"there is no lens {str(path)!r}", remedy)
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise HookdepthError(f"{str(path)!r} is no lens ({' '.join(str(error).split())[:100]})", remedy) from error
+    given = found.get("J") if isinstance(found, Mapping) else None
+    if not isinstance(given, Mapping) or not given or not all(map(_is_matrix, given.keys(), given.values())):
+        raise HookdepthError(f"{str(path)!r} is no lens", remedy)
+    n, width = model.n_layers, model.d_model
+    shapes = {tuple(one.shape) for one in given.values()}
+    if shapes != {(width, width)} or max(given) >= n or min(given) < 0:
+        raise HookdepthError(
+            f"{str(path)!r} is a lens of layers {min(given)} to {max(given)} and of width {shapes.pop()[-1]}, and the "
+            f"model has {n} layers and width {width}",
+            remedy,
+        )
+    weight = torch.full((n + 1, width, width), torch.nan)
+    for layer, matrix in given.items():
+        weight[layer + 1] = matrix.float()
+    weight[n] = torch.eye(width)
+    facts = {"imported": Path(path).name, "n_prompts": found.get("n_prompts"), "layers": sorted(given)}
+    return Result("jacobian-lens", {"jacobian.weight": weight}, facts)
+
+
+def _is_matrix(layer: Any, matrix: Any) -> bool:
+    return type(layer) is int and isinstance(matrix, Tensor) and matrix.ndim == 2

@@ -25,7 +25,7 @@ from hookdepth.engine.measurements import KL, Loss, Top1
 from hookdepth.engine.paths import LayerPath
 from hookdepth.engine.work import Work, plain_work
 from hookdepth.metrics import rank_correlation
-from hookdepth.report.figures import Bars, Triangles
+from hookdepth.report.figures import Lines, Triangles
 from hookdepth.results import Result
 
 SPANS, PAIRS = ("skip", "repeat", "reverse"), ("swap", "parallel")
@@ -53,26 +53,30 @@ class LayerPaths(Analysis):
     figures = (
         Triangles(
             ("repeat.loss", "skip.loss"),
-            "What the loss rises by. Right of the diagonal: layers a … b visited twice, row a, column b + 1. On it and "
-            "left of it: layers a … b left out, column a, row b. Blue would be a path that is better than the model.",
+            "What the loss rises by. Below the line: layers a … b left out, a at the bottom, b at the left. Above it: "
+            "layers a … b visited twice, a at the right, b at the top. Blue is a path that is better than the model.",
             minus="clean_loss",
             label="Loss − loss of the model (nats)",
-            caption="spans repeated (right) and left out (left)",
+            caption="spans of layers left out (below the line) and visited twice (above it)",
             name="spans",
             limits=(-2.0, 2.0),
-            rows="Repeat from / leave out up to",
-            columns="Leave out from / repeat up to, exclusive",
+            rows="Last layer left out",
+            columns="First layer left out",
+            other=("First layer visited twice", "Last layer visited twice"),
             reduction="mean over tokens",
         ),
-        Bars(
+        Lines(
             ("swap.loss", "parallel.loss"),
-            "The loss with two neighbours exchanged, and with both on the same input. Where both are as low as the "
-            "model's own, the two layers do not build on each other.",
-            label="Loss (nats)",
+            "What the loss rises by with two neighbours exchanged, and with both on the same input. Where both stay "
+            "near zero, the two layers do not build on each other.",
+            label="Loss − loss of the model (nats)",
             caption="neighbours exchanged, or side by side",
             name="pairs",
+            minus="clean_loss",
             axis="First of the two layers",
             labels={"swap.loss": "exchanged", "parallel.loss": "on the same input"},
+            signed=True,
+            limit=2.0,
             reduction="mean over tokens",
             over_training=None,
         ),
@@ -137,11 +141,15 @@ class LayerPaths(Analysis):
             return {}
         clean, skip = result["clean_loss"].item(), result["skip.loss"]
         floor = result.metadata.get("null_effect") or 0.0
-        repeats = best(result["repeat.loss"], clean)
         single = skip.diagonal()
+        texts, losses = (result.metadata.get("settings") or {}).get("paths", ()), result.tensors.get("paths.loss", ())
         return {
             "clean_loss": clean,
-            "best_repeats": repeats,
+            "paths": [
+                {"path": text, "loss": loss.item(), "more": loss.item() - clean}
+                for text, loss in zip(texts, losses, strict=False)
+            ],
+            "best_repeats": best(result["repeat.loss"], clean),
             "repeats_below_the_model": int((result["repeat.loss"] < clean - floor).sum()),
             "cheapest_omissions": best(skip, clean),
             "cheapest_layers": best(torch.diag(single).masked_fill(torch.eye(len(single)) == 0, torch.nan), clean),
@@ -157,9 +165,12 @@ class LayerPaths(Analysis):
         own = self.numbers(result)
         repeat, omitted, ranks = own["best_repeats"][0], own["cheapest_layers"], own["rank_correlation"]
         known = {name: "none" if value is None else f"{value:.2f}" for name, value in ranks.items()}
+        one, last = repeat["first"], repeat["last"]
+        best_span = f"layer {one}" if one == last else f"layers {one} to {last}"
         return [
+            *(f"{path['path']}: loss {path['loss']:.4f} ({path['more']:+.3f})." for path in own["paths"]),
             f"{own['repeats_below_the_model']} repeats have a lower loss than the model ({own['clean_loss']:.4f}); the "
-            f"best is that of layers {repeat['first']} to {repeat['last']} ({repeat['loss']:.4f}).",
+            f"best is that of {best_span} ({repeat['loss']:.4f}).",
             "Cheapest to leave out: "
             + ", ".join(f"layer {one['first']} ({one['more']:+.3f})" for one in omitted)
             + ".",

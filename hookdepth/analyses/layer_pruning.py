@@ -4,8 +4,8 @@
 
 `greedy` measures all that are left and takes out the one that costs least (token-weighted mean loss over the prompts),
 again and again, until `keep` layers are left. Beside it the order of block influence (smallest 1 − cos(h_l, h_{l+1})
-first, 2403.03853), the best single span of each length (2403.17887 chooses among these by a distance), and random
-orders (mean of five). Every step is one run of paths that begin alike.
+first, 2403.03853), of each length the best single span and that of the smallest angular distance at the last token
+(2403.17887), and random orders (mean of five). Every step is one run of paths that begin alike.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from random import Random
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from hookdepth.analyses.base import Analysis, OnPass, Partial, Subject, Tensors
 from hookdepth.analyses.settings import Settings
@@ -27,6 +26,13 @@ from hookdepth.report.figures import Lines
 from hookdepth.results import Result
 
 _RANDOM = 5
+_RULES = {
+    "greedy": "greedy",
+    "span": "best span",
+    "distance": "span of smallest angular distance",
+    "influence": "block influence",
+    "random": f"random (mean of {_RANDOM})",
+}
 
 
 class LayerPruning(Analysis):
@@ -40,11 +46,11 @@ class LayerPruning(Analysis):
     options = ("keep", "max_rows")
     tensors = {
         "order": "step",
-        **{f"{rule}.loss": "count" for rule in ("greedy", "influence", "span", "random")},
+        **{f"{rule}.loss": "count" for rule in _RULES},
     }
     figures = (
         Lines(
-            "*.loss",
+            tuple(f"{rule}.loss" for rule in _RULES),
             "The loss of what is left, against the number of layers left out. The lower the curve, the better the rule "
             "finds layers that are not needed; random choice is what any rule has to beat.",
             label="Mean next-token loss (nats)",
@@ -52,7 +58,8 @@ class LayerPruning(Analysis):
             name="curve",
             axis="Layers left out",
             reduction="mean over tokens",
-            compared="greedy",
+            labels={f"{rule}.loss": words for rule, words in _RULES.items()},
+            compared="greedy.loss",
             over_training=None,
         ),
     )
@@ -91,12 +98,14 @@ class LayerPruning(Analysis):
             best = int(losses.mean(own).argmin())
             order.append(rest[best])
             found["greedy"].append(own[best])
-        influence = self._influence(subject, on_pass).argsort(stable=True).tolist()
+        known = self._magnitudes(subject, on_pass)
+        influence = known["block_influence"].argsort(stable=True).tolist()
         found["influence"] = [*losses.of(without(influence[: len(steps)], n))]
-        found["span"] = [clean[0]]
-        for length in (step + 1 for step in steps):
-            own = losses.of([rearranged("skip", a, a + length - 1, n) for a in range(n - length + 1)])
+        found["span"], found["distance"] = [clean[0]], [clean[0]]
+        for more in steps:  # layers of a span beside its first
+            own = losses.of([rearranged("skip", a, a + more, n) for a in range(n - more)])
             found["span"].append(own[int(losses.mean(own).argmin())])
+            found["distance"].append(own[int(known["angular_distance"].diagonal(more).argmin())])
         draws = [Random(number).sample(range(n), len(steps)) for number in range(_RANDOM)]
         own = losses.of([path for draw in draws for path in without(draw, n)])
         found["random"] = [*own.view(_RANDOM, len(steps) + 1, -1).mean(0)]
@@ -145,10 +154,12 @@ class LayerPruning(Analysis):
         ]
 
     @staticmethod
-    def _influence(subject: Subject, on_pass: OnPass) -> Tensor:
-        tokens, total = 0, torch.zeros(subject.model.n_layers, dtype=torch.float64)
+    def _magnitudes(subject: Subject, on_pass: OnPass) -> Tensors:
+        """Sums over the tokens of all prompts, of angular distances over prompts: only their order matters."""
+        total: Tensors = {}
         for prompt in subject.inputs.prompts:
-            total += magnitudes(subject.model, prompt)["block_influence"] * len(prompt)
-            tokens += len(prompt)
+            found = magnitudes(subject.model, prompt)
+            found["block_influence"] *= len(prompt)
+            total = {name: value.double() + total.get(name, 0.0) for name, value in found.items()}
             on_pass()
-        return total / tokens
+        return total

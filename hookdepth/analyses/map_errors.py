@@ -31,6 +31,7 @@ def map_errors(
     orders = [torch.randperm(len(one), generator=draw) for one in target[:2]]
     shape = (len(counts), source[0].shape[1], target[0].shape[1])
     error, squares, permuted = torch.zeros(3, *shape, dtype=torch.float64, device=device)
+    fits: dict[int, Fit] = {}  # an eigendecomposition a source, however many tiles there are
     variance, own_variance = torch.zeros(shape[2]), torch.zeros(len(counts), shape[2])
     for own in tiles(shape[2], max(target[0][:, 0].numel(), source[0].shape[2] * target[0].shape[2])):
         y = [one[:, own].to(device).float() for one in target]
@@ -42,7 +43,9 @@ def map_errors(
         own_variance[:, own] = _squares_around_mean(y[2], counts)
         for i in range(shape[1]):
             x = [one[:, i].to(device).float() for one in source]
-            fit = Fit(x[0], x[1])
+            if i in fits:
+                fits[i].take(x[0], x[1])
+            fit = fits.get(i) or fits.setdefault(i, Fit(x[0], x[1]))
             test, flat = fit.scaled(x[2]), [one.flatten(1) for one in y[:2]]
             for order in ([], orders):
                 for j, weight in enumerate(fit.maps(flat[0], flat[1], y[0].shape[1], order)):
@@ -56,6 +59,7 @@ def map_errors(
                         permuted[place] = relative
                     else:
                         error[place], squares[place] = relative, _by_prompt(rest.double().square(), counts)
+            fit.drop()
     whole = {"relative_error": error.sum(0) / sum(counts), "permuted_error": permuted.sum(0) / sum(counts)}
     whole["r2"] = 1 - squares.sum(0).cpu() / variance
     tokens = torch.tensor(counts, device=device)[:, None, None]

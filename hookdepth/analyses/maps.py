@@ -12,12 +12,14 @@ characters. The authors train a layer a source by 10,000 steps of AdamW, and dra
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from hookdepth.analyses.alignment import aligned
 from hookdepth.analyses.base import Analysis, OnPass, Partial, Subject, Tensors
 from hookdepth.analyses.map_errors import map_errors
 from hookdepth.analyses.ridge import refuse_few, split_prompts, states_of
+from hookdepth.analyses.settings import Settings
 from hookdepth.engine.work import Work, plain_work
 from hookdepth.model.decoder import Decoder
 from hookdepth.model.identity import identity_of
@@ -103,15 +105,29 @@ class LinearMaps(Analysis):
         return Partial(map_errors(streams[0], streams[-1], counts, subject.model.device), len(pairs) * len(streams))
 
     def work(self, subject: Subject) -> Work:
-        """A forward pass of each prompt through the model, and the algebra."""
-        points, width = subject.model.n_layers + 1, subject.model.d_model
-        tokens = sum(self.measured_tokens(subject))
-        # Training and validation tokens twice (the floor), test tokens once; and three products of features.
-        algebra = points * points * (2.0 * width**2 * (2 * tokens / 2 + tokens / 2) + 12.0 * width**3)
-        note = "note: a --target is planned as if it were the model itself" if subject.settings.target else ""
-        work = plain_work(subject.model, subject.inputs.prompts)
-        held = tokens * points * width * subject.model.dtype.itemsize
-        return work + Work(algebra=algebra, bytes=held + work.bytes, notes=(note,) if note else ())
+        """A forward pass of each prompt through both models, and the algebra; states of all tokens are held."""
+        model, target, prompts = subject.model, target_of(subject), subject.inputs.prompts
+        tokens, size = sum(self.measured_tokens(subject)), model.dtype.itemsize
+        points, others, width, wide = model.n_layers + 1, target.n_layers + 1, model.d_model, target.d_model
+        # Half of the tokens train or choose, twice (the floor), the others test; and three products of features each.
+        algebra = points * others * (2.0 * width * wide * 1.5 * tokens + 12.0 * width**2 * wide)
+        algebra += points * (25.0 * width**3 + width**2 * tokens)  # of each source alone: its eigenvectors
+        held, work = points * width, plain_work(model, prompts)
+        notes: tuple[str, ...] = ()
+        if target is not model:
+            theirs = plain_work(target, prompts)
+            weights = sum(one.numel() * one.element_size() for one in target.hf.parameters()) / 2**30
+            notes = (f"note: {target.name}, the target, has {weights:.1f} GiB of weights besides",)
+            algebra, held = algebra + sum(theirs.flops(target)), held + others * wide
+            work += replace(theirs, token_layers=0)
+        if model.device.type != "cpu":
+            states = f"note: {held * tokens * size / 2**30:.1f} GiB of residual streams lie in the host's memory"
+            return work + Work(algebra=algebra, notes=(*notes, states))
+        return work + Work(algebra=algebra, bytes=held * tokens * size + work.bytes, notes=notes)
+
+    def sample(self, settings: Settings, times: int) -> Settings:
+        """Onto itself: the small model of a dry run is none of the target's."""
+        return replace(settings, target=None)
 
     def reduce(self, subject: Subject, items: Sequence[Tensors]) -> Tensors:
         """There is one item."""

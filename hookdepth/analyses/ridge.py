@@ -33,12 +33,20 @@ class Fit:
         self.mean = train.double().mean(0)
         spread = (train - self.mean.float()).double().square().mean(0).sqrt()
         self.spread = torch.where(spread > 0, spread, torch.ones_like(spread))
-        self.train, self.valid = self.scaled(train), self.scaled(valid)
+        self.take(train, valid)
         values, self.vectors = torch.linalg.eigh(_product(self.train, self.train))
         values = values.clamp(min=0)
         self.valid_gram = (self.vectors.T @ _product(self.valid, self.valid) @ self.vectors).float()
         ridges = torch.tensor(RIDGES, dtype=torch.float64, device=train.device) * values.mean().clamp(min=1e-30)
         self.shrink = 1 / (values + ridges[:, None])  # [ridge, eigenvalue]
+
+    def take(self, train: Tensor, valid: Tensor) -> None:
+        """Hold the features again, which others may need the room of meanwhile: fit.take(x_train, x_valid)."""
+        self.train, self.valid = self.scaled(train), self.scaled(valid)
+
+    def drop(self) -> None:
+        """Let go of them; what was solved stays: fit.drop()."""
+        self.train = self.valid = self.train[:0]
 
     def scaled(self, values: Float[Tensor, "token width"]) -> Float[Tensor, "token width"]:
         """The features that the maps of `maps` are of: fit.scaled(x_test) @ weight"""

@@ -29,6 +29,15 @@ def _a_model(given: Any) -> Any:
     return text(given) if isinstance(given, str | os.PathLike) else given
 
 
+def _a_prompt(given: Any) -> str | tuple[int, ...] | None:
+    if given is None or (isinstance(given, str) and given.strip()):
+        return given
+    ids = given.tolist() if getattr(given, "ndim", 0) == 1 else given
+    if not isinstance(ids, Sequence) or isinstance(ids, str) or not ids or not all(type(one) is int for one in ids):
+        raise ValueError("is no prompt: give a text, or token ids")
+    return tuple(ids)
+
+
 def _paths(given: Any) -> tuple[str, ...]:
     listed = [given] if isinstance(given, str) else given
     if not isinstance(listed, Sequence) or not all(isinstance(one, str) for one in listed):
@@ -49,6 +58,7 @@ class Settings(Options):
         keep: how many layers pruning leaves; None for half of them.
         cut: where the answers of examples with a level are cut.
         erasure_baseline, erase, measure: what replaces a residual, at which tokens, and where that is measured.
+        counterfactual: the prompt whose mean is the baseline "prompt", text or token ids; None for the probe itself.
         target: the model whose residual stream linear maps predict: a name, or one that is loaded.
         over_prompts: how the prompts' values become one: max (the paper's), mean, median; none for no value but the
             prompts' own. A maximum grows with the number of prompts.
@@ -84,6 +94,13 @@ class Settings(Options):
         "dataset, prompt (the probe itself) or zero: whose mean replaces a residual",
         one_of("baseline", "dataset", "prompt", "zero"),
         "NAME",
+        group=_ERASURE,
+    )
+    counterfactual: Any = option(
+        None,
+        "the prompt of --erasure-baseline prompt, in place of the probe itself",
+        _a_prompt,
+        "PROMPT",
         group=_ERASURE,
     )
     erase: str = option(

@@ -47,7 +47,6 @@ class Curves(Kind):
         grey_last: the last place is what it is by construction.
         log: a logarithmic axis.
         also: patterns of tensors that are in the table only → their names there: {"max.*": "largest {}"}.
-        over_training: the label of its panel over training time; empty for `label`, None for no panel.
     """
 
     axis: str = "Layer"
@@ -65,7 +64,6 @@ class Curves(Kind):
     grey_last: bool = False
     log: bool = False
     also: Mapping[str, str] = field(default_factory=dict)
-    over_training: str | None = ""
     bars: ClassVar[bool] = True
 
     def drawing(self, result: Result, declaration: Declaration, values: Assignment) -> Drawing:

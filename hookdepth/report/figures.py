@@ -61,6 +61,7 @@ class Heatmap(Kind):
         signed: white at zero; None where there are values below it.
         causal: a row reaches only columns of its own number on; the others are left blank.
         path: a line through the smallest value of each column.
+        other: what rows and columns are right of the diagonal, where they are something else.
     """
 
     rows: str = "Layer"
@@ -70,6 +71,7 @@ class Heatmap(Kind):
     signed: bool | None = None
     causal: bool = False
     path: bool = False
+    other: tuple[str, ...] = ()
 
     def drawing(self, result: Result, declaration: Declaration, values: Assignment) -> Drawing:
         """One map: kind.drawing(result, declaration, {"part": "layer"})."""
@@ -93,7 +95,7 @@ class Heatmap(Kind):
     def _draw(self, maps: Mapping[str, Tensor], scale: Scale, labels: Sequence[Sequence[str]]) -> Figure:
         from hookdepth.report.drawing.layers import maps_figure
 
-        return maps_figure(maps, scale, self.rows, self.columns, self.path, self.causal, labels)
+        return maps_figure(maps, scale, self.rows, self.columns, self.path, self.causal, labels, self.other)
 
     def _limited(self, low: float | None, high: float | None) -> Heatmap:
         return replace(self, limits=(low, high), clip=True)
@@ -104,19 +106,14 @@ class Triangles(Heatmap):
     """Two maps over spans a … b in one: of the first tensor right of the diagonal, of the second on it and left of it.
 
     Triangles(("repeat.loss", "skip.loss"), "Row a, column b + 1: …", minus="clean_loss")
-
-    Attributes:
-        minus: name of a tensor, a number, that is taken off all values.
     """
-
-    minus: str = ""
 
     def _map(self, result: Result, values: Assignment) -> Tensor:
         upper, lower = (self._tensor(result, fill(pattern, values), 2) for pattern in self.patterns)
         both = torch.full((len(upper), len(upper) + 1), torch.nan)
         rows, columns = torch.triu_indices(len(upper), len(upper))
         both[rows, columns + 1], both[columns, rows] = upper[rows, columns], lower[rows, columns]
-        return both - result.tensors[self.minus] if self.minus else both
+        return both
 
 
 def pictures_of(result: Result, declaration: Declaration, page: bool = False) -> list[tuple[Kind, list[Picture]]]:

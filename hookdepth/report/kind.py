@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -21,7 +21,7 @@ from hookdepth.errors import HookdepthError, shown
 from hookdepth.report.hover import Values
 from hookdepth.report.patterns import PART_NAMES, assignments, fill, match, probe_of, series
 from hookdepth.report.tables import counted, shorten
-from hookdepth.results import Result
+from hookdepth.results import PER_PROMPT, Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -98,6 +98,8 @@ class Kind(ABC):
         paper: source and figure, where it is not the analysis' own.
         name: of the files, after the analysis' own name, with placeholders; None for the tensor's name.
         reduction: how tokens and prompts became one value: "largest over tokens and prompts".
+        minus: name of a tensor, a number, that is taken off all values, of each prompt its own.
+        over_training: the label of its panel over training time; empty for `label`, None for no panel.
     """
 
     tensor: str | tuple[str, ...]
@@ -107,6 +109,8 @@ class Kind(ABC):
     paper: str = ""
     name: str | None = None
     reduction: str = ""
+    minus: str = ""
+    over_training: str | None = ""
     page_only: ClassVar[bool] = False  # whether it is on the interactive page alone
 
     @abstractmethod
@@ -128,7 +132,7 @@ class Kind(ABC):
 
     def pictures(self, result: Result, declaration: Declaration) -> list[Picture]:
         """Its figures of a result, one for each assignment of the placeholders: kind.pictures(result, declaration)."""
-        found = []
+        found, result = [], self._less(result)
         for values in assignments(self.patterns[0], self._meant(result.tensors, declaration)):
             drawing = self.drawing(result, declaration, values)
             found.append(self._picture(result, values, drawing, _prompts(result, values), floor_of(result.metadata)))
@@ -139,6 +143,7 @@ class Kind(ABC):
 
         Probes are compared where their prompts are the same.
         """
+        results = {label: self._less(result) for label, result in results.items()}
         names = {name: None for result in results.values() for name in result.tensors}
         found = []
         for values in assignments(self.patterns[0], self._meant(names, declaration)):
@@ -152,6 +157,25 @@ class Kind(ABC):
                 drawing = self.together(own, declaration, values)
                 found.append(self._picture(next(iter(own.values())), values, drawing))
         return found
+
+    def over_time(self, history: Mapping[int, Result], declaration: Declaration) -> tuple[str, dict[int, Tensor]]:
+        """What the places of a curve are, and the curve of each step; none for a kind that has no panel over training.
+
+        kind.over_time({0: result, 100: later}, declaration)
+        """
+        return "", {}
+
+    def _less(self, result: Result) -> Result:
+        """With `minus` taken off what it draws."""
+        if not self.minus:
+            return result
+        tensors, drawn = dict(result.tensors), self.tensors(result)
+        for name in drawn:
+            tensors[name] = tensors[name] - tensors[self.minus]
+            if (own := f"{PER_PROMPT}{name}") in tensors:
+                off = tensors[f"{PER_PROMPT}{self.minus}"]
+                tensors[own] = tensors[own] - off.view(-1, *[1] * (tensors[own].ndim - 1))
+        return replace(result, tensors=tensors)
 
     def _meant(self, names: Iterable[str], declaration: Declaration) -> list[str]:
         """Without those that are declared in full and merely look like this pattern: "score.output" is no level's."""

@@ -28,7 +28,8 @@ class Scale:
     high: float  # and of the last
     label: str = ""  # beside the colour bar
     signed: bool = False  # zero is white, and both sides are of the same length
-    log: bool = False  # equal colours are equal factors: most values would be at the end of a linear scale
+    log: bool = False  # equal colours are equal factors: many values would be at the end of a linear scale
+    linear: float = 0.0  # of a signed logarithmic scale: up to here, on both sides of zero, it is linear
     said: str = ""  # why it is so
 
     @classmethod
@@ -57,8 +58,10 @@ class Scale:
         own = (-most if signed else 0.0), most
         low, high = (given if given is not None else end for given, end in zip(limits or own, own, strict=True))
         share = (finite > high).double().mean().item() if finite.numel() else 0.0
-        if limits and not clip and not signed and low == 0 and share > _SATURATED:
+        if limits and not clip and share > _SATURATED and (signed or low == 0):
             said = f"logarithmic colours, as {100 * share:.0f} % of the values are above {high:g}"
+            if signed:
+                return cls(-most, most, label, True, True, high / 20, f"{said}; linear up to {high / 20:g}")
             least = max(finite[finite > 0].quantile(0.02).item(), most * 1e-4)
             return cls(min(least, most / 2), most, label, log=True, said=said)
         return cls(low, high, label, signed) if low < high else cls(-1.0 if signed else 0.0, 1.0, label, signed)
@@ -67,14 +70,17 @@ class Scale:
         """A scale that holds both: Scale(0, 1).widest(Scale(0, 3)).high   # 3"""
         low, high = min(self.low, other.low), max(self.high, other.high)
         if log := [one for one in (self, other) if one.log]:
-            return Scale(min(one.low for one in log), high, self.label, log=True, said=log[0].said)
+            low, linear = min(one.low for one in log), min(one.linear for one in log)
+            return Scale(low, high, self.label, log[0].signed, True, linear, log[0].said)
         return Scale(low, high, self.label, self.signed or other.signed)
 
     def beyond(self, values: Tensor) -> Tensor:
         """The finite values that have no colour of their own: Scale(0, 1).beyond(torch.tensor([2.0, 0.5]))"""
         finite = finite_of(values)
         slack = 1e-6 * (self.high - self.low)
-        return finite[(finite > self.high + slack) | (finite < (-slack if self.log else self.low - slack))]
+        return finite[
+            (finite > self.high + slack) | (finite < (-slack if self.log and not self.signed else self.low - slack))
+        ]
 
     def clipped(self, maps: Sequence[Tensor]) -> str:
         """What is beyond the colours, in words; nothing where nothing is.

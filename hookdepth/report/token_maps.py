@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hookdepth.report.hover import curves, token_map
 from hookdepth.report.kind import Assignment, Declaration, Drawing, Kind
-from hookdepth.report.patterns import fill, probe_of
+from hookdepth.report.patterns import assignments, axes_of, fill, probe_of
 from hookdepth.report.scale import Rows, Scale, not_finite
 from hookdepth.results import Result
 
@@ -95,6 +95,17 @@ class TokenMap(Kind):
         listed = [tensor for tensor, _ in shown.values()]
         said = [scale.clipped(listed), not_finite(listed)]
         return Drawing(tables, said, partial(self._draw_together, shown, scale))
+
+    def over_time(self, history: Mapping[int, Result], declaration: Declaration) -> tuple[str, dict[int, Tensor]]:
+        """Layer by layer the mean size over the tokens of the first probe: kind.over_time({0: result}, declaration)."""
+        found = assignments(self.patterns[0], [name for result in history.values() for name in result.tensors])
+        if not found or self.over_training is None:
+            return "", {}
+        name = fill(self.patterns[0], found[0])
+        maps = {step: self._shown(result.tensors[name]) for step, result in history.items() if name in result.tensors}
+        first = int(self.without_first and next(iter(maps.values())).shape[1] > 1)
+        places = "Before layer" if axes_of(declaration.tensors, name)[:1] == ["point"] else "Layer"
+        return places, {step: own[:, first:].abs().mean(1) for step, own in maps.items()}
 
     def _draw(self, shown: Tensor, probe: Mapping[str, Any], scale: Scale, rows: Rows | None) -> Figure:
         from hookdepth.report.drawing.tokens import token_figure

@@ -136,6 +136,8 @@ def load_outline(
     try:
         with quiet():
             tokenizer: Any = AutoTokenizer.from_pretrained(source, revision=revision or "main", **there)
+        if len(tokenizer.get_vocab()) <= len(tokenizer.all_special_ids):  # made of nothing but the config
+            tokenizer = Words()
     except (OSError, ValueError, ImportError, KeyError):  # a plan does not need the very tokens
         tokenizer = Words()
     return Outline(hf, tokenizer, place, quantize, DEMO_NAME if name == "demo" else name)

@@ -7,6 +7,7 @@ results = run(config, analyses_of(config), warn=print)
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from hookdepth.analyses.base import BASELINE_PROMPTS, Analysis, Inputs, Subject
@@ -144,4 +145,8 @@ def describe_plan(config: Config, analyses: Sequence[Analysis]) -> str:
         notes.append("note: there is no tokenizer; a word, a digit or a sign is taken for a token")
     if config.device_map:
         notes.append("note: planned for one device; --device-map spreads the weights, and moving them takes time")
-    return describe(outline, estimate(outline, analyses, inputs, config.settings), notes)
+    settings = config.settings
+    if isinstance(settings.target, str):
+        kind = {name: config.of_model[name] for name in ("dtype", "device")}
+        settings = replace(settings, target=load_outline(settings.target, **kind))
+    return describe(outline, estimate(outline, analyses, inputs, settings), notes)

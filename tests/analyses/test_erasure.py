@@ -38,17 +38,21 @@ def one_pass_each(hf, probe, baseline, erase, measure):
         ("prompt", "token", "answer"),
         ("zero", "before", "answer"),
         ("zero", "before", "later"),
+        ("counterfactual", "token", "answer"),
     ],
 )
 def test_against_a_plain_pass_for_each(kind, erase, measure):
     hf = tiny_model("llama", num_hidden_layers=2)
     inputs = Inputs((), (), tuple(map(tuple, IDS)), PROBES)
     how = {"erasure_baseline": kind, "erase": erase, "measure": measure}
+    if kind == "counterfactual":
+        how |= {"erasure_baseline": "prompt", "counterfactual": IDS[2]}
     ours = results_of(["residual-erasure"], hookdepth.wrap(hf), inputs, **how)["residual-erasure"]
     for number, probe in enumerate(PROBES):
         baseline = {
             "dataset": lambda: naive.erasure_baseline(hf, IDS),
             "prompt": lambda probe=probe: naive.erasure_baseline(hf, [probe.token_ids]),
+            "counterfactual": lambda: naive.erasure_baseline(hf, IDS[2:]),
             "zero": lambda: torch.zeros(3, 64),
         }[kind]()
         stored = ours[f"baseline.{number}"] if kind == "prompt" else ours["baseline"]
@@ -62,3 +66,19 @@ def test_what_there_is_not_is_refused(option, value, tmp_path, capsys):
     assert value in capsys.readouterr().err
     assert main(["run", "--analyses", "logit-lens", "--erase", "before", "--out", str(tmp_path)]) == 2
     assert "none of the chosen analyses reads --erase" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ({"counterfactual": IDS[2]}, "--erasure-baseline prompt, not dataset"),
+        ({"counterfactual": [999], "erasure_baseline": "prompt"}, "the counterfactual prompt"),
+        ({"counterfactual": "a text", "erasure_baseline": "prompt"}, "no tokenizer"),
+        ({"counterfactual": "", "erasure_baseline": "prompt"}, "is no prompt"),
+        ({"counterfactual": [0.5], "erasure_baseline": "prompt"}, "is no prompt"),
+    ],
+)
+def test_a_counterfactual_prompt_that_is_none(how, says):
+    inputs = Inputs((), (), tuple(map(tuple, IDS)), PROBES)
+    with pytest.raises(hookdepth.HookdepthError, match=says):
+        results_of(["residual-erasure"], hookdepth.wrap(tiny_model("llama", num_hidden_layers=2)), inputs, **how)

@@ -124,7 +124,10 @@ def test_the_other_rules(subject, paths, pruning):
     expected = [over_prompts(by_hand(subject.model.hf, path))[0].item() for path in left]
     assert pruning["influence.loss"].tolist() == pytest.approx(expected, rel=1e-5)
     assert pruning["random.loss"][0].item() == pytest.approx(clean, rel=1e-5)
-    for rule in ("greedy", "influence", "span", "random"):
+    angles = paths["angular_distance"]
+    spans = [clean, *(skip.diagonal(more)[angles.diagonal(more).argmin()].item() for more in range(L - 2))]
+    assert pruning["distance.loss"].tolist() == pytest.approx(spans, rel=1e-5)
+    for rule in ("greedy", "influence", "span", "distance", "random"):
         each, tokens = pruning[f"per_prompt.{rule}.loss"], torch.tensor([len(ids) - 1.0 for ids in IDS])
         torch.testing.assert_close(tokens @ each / tokens.sum(), pruning[f"{rule}.loss"], rtol=1e-5, atol=1e-5)
 
@@ -139,6 +142,10 @@ def test_numbers_notes_and_figures(paths, pruning):
             for picture in pictures:
                 assert picture.draw().axes
     numbers = find("layer-paths").numbers(Result("layer-paths", paths, {}))
+    settings = {"paths": ["0-2,1-4", "0,2+3,4"]}
+    given = find("layer-paths").numbers(Result("layer-paths", paths, {"settings": settings}))["paths"]
+    assert [one["path"] for one in given] == settings["paths"]
+    assert [one["loss"] for one in given] == paths["paths.loss"].tolist()
     best = numbers["cheapest_omissions"][0]
     assert best["loss"] == paths["skip.loss"].nan_to_num(99).min() == paths["skip.loss"][best["first"], best["last"]]
 
@@ -154,6 +161,17 @@ def test_two_triangles_make_one_map(paths):
         for b in range(a, L):
             assert matrix[a, b + 1] == paths["repeat.loss"][a, b] - clean
             assert matrix[b, a] == paths["skip.loss"][a, b] - clean
+
+
+def test_pairs_are_drawn_from_the_loss_of_the_model_on(paths):
+    (kind,) = [one for one in find("layer-paths").figures if one.name == "pairs"]
+    (picture,) = kind.pictures(Result("layer-paths", paths, {}), find("layer-paths"))
+    drawn = dict(zip(picture.values[0].columns, picture.values[0].matrix.T, strict=True))
+    each = paths["per_prompt.swap.loss"] - paths["per_prompt.clean_loss"][:, None]
+    torch.testing.assert_close(drawn["exchanged"], paths["swap.loss"] - paths["clean_loss"])
+    assert ((drawn["exchanged, 95 % from"] - each.min(0).values) > -1e-6).all()
+    (line,) = [one for one in picture.draw().axes[0].lines if one.get_label() == "exchanged"]
+    assert line.get_ydata().tolist() == pytest.approx(drawn["exchanged"].tolist())
 
 
 def test_rank_correlation():

@@ -117,3 +117,44 @@ def test_the_linear_lens_is_the_ridge_of_linear_maps(hf):
 def test_too_few_tokens_are_refused(hf):
     with pytest.raises(HookdepthError, match="too few for lenses"):
         results_of(["lenses"], hookdepth.wrap(hf), Inputs(tuple(map(tuple, IDS[:3]))))
+
+
+def jlens_file(path, layers, width=16):
+    """As the reference implementation saves: float16, a dict of layers, what comes out of each is what it reads."""
+    matrices = {layer: torch.randn(width, width).half() for layer in layers}
+    torch.save({"J": matrices, "n_prompts": 100, "source_layers": sorted(layers), "d_model": width}, path)
+    return matrices
+
+
+def test_a_lens_of_another_tool(hf, tmp_path):
+    model, path = hookdepth.wrap(hf), tmp_path / "lens.pt"
+    matrices = jlens_file(path, [1, 0])
+    found = hookdepth.load_lens(path, model)
+    weight = found["jacobian.weight"]
+    assert weight.shape == (4, 16, 16)
+    assert weight[0].isnan().all(), "what goes into layer 0 comes out of no layer"
+    assert torch.equal(weight[1], matrices[0].float())
+    assert torch.equal(weight[2], matrices[1].float())
+    assert torch.equal(weight[3], torch.eye(16))
+    assert (found.metadata["n_prompts"], found.metadata["layers"]) == (100, [0, 1])
+    found.save(tmp_path / "lens.safetensors")
+    assert torch.equal(hookdepth.Result.load(tmp_path / "lens.safetensors")["jacobian.weight"][2], weight[2])
+
+
+@pytest.mark.parametrize(
+    ("write", "says"),
+    [
+        (lambda path: None, "there is no lens"),
+        (lambda path: path.write_text("no lens"), "is no lens"),
+        (lambda path: path.write_bytes(b""), "is no lens"),
+        (lambda path: torch.save({"weights": torch.ones(2)}, path), "is no lens"),
+        (lambda path: torch.save({"J": {"0": torch.ones(16, 16)}}, path), "is no lens"),
+        (lambda path: torch.save({"J": {0: jlens_file}}, path), "is no lens"),
+        (lambda path: jlens_file(path, [0], 8), "width 8, and the model has 3 layers and width 16"),
+        (lambda path: jlens_file(path, [3]), "layers 3 to 3"),
+    ],
+)
+def test_what_is_no_lens_of_this_model(hf, tmp_path, write, says):
+    write(tmp_path / "lens.pt")
+    with pytest.raises(HookdepthError, match=says):
+        hookdepth.load_lens(tmp_path / "lens.pt", hookdepth.wrap(hf))

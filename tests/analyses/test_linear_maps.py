@@ -73,6 +73,17 @@ def test_against_a_loop_over_pairs(pair):
             assert ours["r2"][i, j].item() == pytest.approx(r2.item(), abs=4e-4)
 
 
+def test_a_source_is_solved_once_however_many_tiles_there_are(pair, monkeypatch):
+    whole, solved = maps(*pair), []
+    init = Fit.__init__
+    monkeypatch.setattr(Fit, "__init__", lambda fit, *given: (solved.append(1), init(fit, *given))[1])
+    monkeypatch.setattr("hookdepth.analyses.map_errors.tiles", lambda count, _: (slice(n, n + 1) for n in range(count)))
+    tiled = maps(*pair)
+    assert len(solved) == 4
+    for name, value in whole.items():
+        assert torch.allclose(tiled[name], value, atol=1e-4)
+
+
 def test_each_test_prompt_has_its_own(pair):
     ours = maps(*pair)
     _, _, test = split_prompts(len(IDS))

@@ -396,6 +396,17 @@ def test_over_training_curves_are_panels_and_gaps_stay_empty():
         training_figure({"local-current": {0: steps[0]["local-current"]}}, lookup)
 
 
+def test_a_map_of_tokens_is_its_mean_size_over_training():
+    steps = {step: synthetic_results(n_layers=3, n_tokens=6, seed=step) for step in (0, 10)}
+    names = ("residual-erasure", "integrated-gradients")
+    history = {name: {step: own[name] for step, own in steps.items()} for name in names}
+    erased, attributed = training_figure(history, lookup).axes[:2]
+    assert (erased.get_ylabel(), attributed.get_ylabel()) == ("Before layer", "Layer")
+    for axes, name, tensor, first in ((erased, names[0], "effect.0", 0), (attributed, names[1], "attribution.0", 1)):
+        expected = torch.stack([history[name][step][tensor][:, first:-1].abs().mean(1) for step in (0, 10)], 1)
+        assert axes.collections[0].get_array().ravel().tolist() == pytest.approx(expected.flatten().tolist())
+
+
 def test_declaring_figures_does_not_wait_for_matplotlib():
     code = "import sys, hookdepth.report.figures; print('matplotlib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
@@ -418,3 +429,15 @@ def test_a_saturated_map_gets_logarithmic_colours_and_says_so():
     limited = kind.limited(None, 0.0, 1.0).drawing(Result("x", {"effect": effect}), known()["skip-current"](), {})
     assert "beyond the colours, which end at 1" in limited.clipped[0]
     assert limited.draw().axes[0].images[0].get_clim() == (0.0, 1.0)
+
+
+def test_many_values_beyond_signed_colours_make_them_logarithmic():
+    values = torch.tensor([[-0.05, 0.0, 0.1, 50.0]])
+    scale = Scale.of(values, limits=(-2.0, 2.0))
+    assert (scale.low, scale.high, scale.log, scale.signed, scale.linear) == (-50.0, 50.0, True, True, 0.1)
+    assert "logarithmic" in scale.clipped([values])
+    norm = heat_map(layers.maps_figure({"": values}, scale, "a", "b")).norm
+    assert norm(torch.tensor(0.0).item()) == pytest.approx(0.5)
+    assert norm(0.1) - norm(0.0) == pytest.approx(norm(0.0) - norm(-0.1))
+    assert not Scale.of(values, limits=(-2.0, 2.0), clip=True).log
+    assert scale.widest(Scale(-2.0, 2.0, signed=True)).high == 50.0

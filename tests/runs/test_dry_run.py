@@ -24,7 +24,7 @@ from hookdepth.model.sites import ORDER
 from hookdepth.runs import start
 from hookdepth.runs.config import Config
 from hookdepth.runs.dry_run import LAYERS, describe, estimate, work_of
-from hookdepth.runs.outline import load_outline, miniature, with_vocabulary
+from hookdepth.runs.outline import Words, load_outline, miniature, with_vocabulary
 
 NAMES = tuple(name for name, kind in known().items() if kind.in_all)
 
@@ -183,6 +183,39 @@ def test_the_command(folder, tmp_path, capsys):
         assert words in printed.out
     assert "adaptive integrated gradients take as many nodes as they need" in printed.out
     assert not (tmp_path / "out").exists()
+
+
+def test_a_target_is_planned_by_its_own_shape(folder, tmp_path, capsys):
+    wide = tmp_path / "wide"
+    tiny_config("qwen2", hidden_size=128, num_hidden_layers=7).save_pretrained(wide)
+    assert not any("token" in path.name for path in wide.iterdir())  # words stand in for its tokens
+    (tmp_path / "lines.txt").write_text(("plain words, again and again, until it is enough. " * 8 + "\n") * 9)
+    command = [
+        "run",
+        "--dry-run",
+        "--model",
+        str(folder),
+        "--dataset",
+        str(tmp_path / "lines.txt"),
+        "--target",
+        str(wide),
+    ]
+    assert main([*command, "--analyses", "linear-maps", "--out", str(tmp_path / "out")]) == 0
+    assert f"{wide}, the target, has 0.0 GiB of weights" in capsys.readouterr().out
+    inputs = Inputs(tuple(map(tuple, prompts(9, (300,) * 9))))
+    works = {}
+    for target in (None, load_outline(str(wide))):
+        outline = load_outline(str(folder))
+        (group,) = groups_of(chosen("linear-maps"), Subject(outline, inputs, Settings(target=target)))
+        works[target is None] = work_of(group)
+    assert works[False].passes == 18 == 2 * works[True].passes
+    assert works[False].algebra > (8 / 6) * 2 * works[True].algebra
+    assert works[False].bytes > works[True].bytes + 9 * 299 * 8 * 128 * 4
+
+
+def test_a_config_alone_has_no_tokens(tmp_path):
+    tiny_config("qwen2").save_pretrained(tmp_path)
+    assert isinstance(load_outline(str(tmp_path)).tokenizer, Words)
 
 
 def test_a_table_without_measuring(outline):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -143,6 +144,7 @@ def maps_figure(
     path: bool = False,
     causal: bool = False,
     labels: Sequence[Sequence[str]] = (),
+    other: Sequence[str] = (),
 ) -> Figure:
     """A map, row 0 at the top as in the paper, or those of several runs side by side under their names.
 
@@ -167,9 +169,19 @@ def maps_figure(
             name_places(axis, names, rotation)
         if path:
             axes.plot(own.nan_to_num(torch.inf).argmin(0).numpy(), "-o", color=RED, markersize=2, linewidth=1)
+        if other:
+            _other_half(axes, len(own), *other)
         if several:
             run_title(axes, label)
     for axes in grid.flat[len(maps) :]:
         axes.set_visible(False)
     colour_bar(figure, image, list(grid.flat), scale, list(maps.values()), fraction=0.05, pad=0.03)
     return figure
+
+
+def _other_half(axes: Axes, n: int, row_label: str, column_label: str) -> None:
+    """The axes of what is right of the diagonal, on its own two sides, and the line between the halves."""
+    stairs = np.arange(n)[:, None] + np.array([-0.5, 0.5])
+    axes.plot(np.repeat(stairs[:, 1], 2), stairs.ravel(), color=BLACK, linewidth=0.8)
+    layer_axis(axes.secondary_xaxis("top", (partial(np.add, -1), partial(np.add, 1))).xaxis, n, column_label)
+    layer_axis(axes.secondary_yaxis("right").yaxis, n, row_label)

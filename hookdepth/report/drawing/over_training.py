@@ -16,7 +16,7 @@ from torch import Tensor
 from hookdepth.errors import HookdepthError
 from hookdepth.report.curves import Curves
 from hookdepth.report.drawing.style import GREY, boxed, colour_map, layer_axis, new_figure, render, style
-from hookdepth.report.kind import Lookup
+from hookdepth.report.kind import Kind, Lookup
 from hookdepth.results import Result
 
 __all__ = ["render", "training_figure"]
@@ -44,14 +44,13 @@ def training_figure(history: Mapping[str, Mapping[int, Result]], lookup: Lookup)
         for _, name in declared
         if (own := known[name]) is not None
         for kind in own.figures
-        if isinstance(kind, Curves)
         for places, steps in [kind.over_time(history[name], own)]
         if steps
     ]
     if not panels:
         raise HookdepthError(
             f"no curve over layers to draw in {', '.join(history) or 'nothing'}",
-            "give a folder with an analysis that declares bars or lines",
+            "give a folder with an analysis that declares bars, lines or a map of tokens",
         )
     figure = new_figure(6.4, 1.9 * len(panels) + 0.3)
     grid = figure.subplots(len(panels), 1, squeeze=False, sharex=True)
@@ -61,17 +60,18 @@ def training_figure(history: Mapping[str, Mapping[int, Result]], lookup: Lookup)
     return figure
 
 
-def _draw(figure: Figure, axes: Axes, kind: Curves, places: str, steps: Mapping[int, Tensor]) -> None:
+def _draw(figure: Figure, axes: Axes, kind: Kind, places: str, steps: Mapping[int, Tensor]) -> None:
     values = torch.stack([curve.double() for curve in steps.values()], dim=1).numpy()
     shown = np.ma.masked_invalid(values)
     finite = shown.compressed()
-    if kind.limit is not None:
+    if isinstance(kind, Curves) and kind.limit is not None:
         limit = kind.axis_end(float(np.max(finite, initial=0.0)))
     else:
         limit = (float(np.quantile(np.abs(finite), 0.98)) if finite.size else 1.0) or 1.0
-    low = -limit if kind.signed else 0.0
+    signed = isinstance(kind, Curves) and kind.signed  # of a map it is the size
+    low = -limit if signed else 0.0
     rows = np.arange(len(values) + 1) - 0.5
-    colours = colour_map(kind.signed)
+    colours = colour_map(signed)
     image = axes.pcolormesh(_edges(list(steps)), rows, shown, cmap=colours, vmin=low, vmax=limit, rasterized=True)
     axes.set_facecolor(GREY)
     axes.invert_yaxis()

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.colors import Colormap, LogNorm
+from matplotlib.colors import Colormap, LogNorm, SymLogNorm
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.image import AxesImage
@@ -166,7 +166,9 @@ def heat_map(axes: Axes, values: Tensor, scale: Scale, **options: Any) -> AxesIm
     colours = colour_map(scale.signed)
     if scale.log:
         shown = np.ma.masked_invalid(values.clamp(min=scale.low).numpy())
-        return axes.imshow(shown, norm=LogNorm(scale.low, scale.high), cmap=colours, **options)
+        signed = SymLogNorm(scale.linear or 1.0, vmin=scale.low, vmax=scale.high)
+        norm = signed if scale.signed else LogNorm(scale.low, scale.high)
+        return axes.imshow(shown, norm=norm, cmap=colours, **options)
     shown = np.ma.masked_invalid(values.numpy())
     return axes.imshow(shown, vmin=scale.low, vmax=scale.high, cmap=colours, **options)
 
