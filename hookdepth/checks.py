@@ -326,7 +326,7 @@ def _hook(model: Decoder, stack: ExitStack, site: str, layer: int, edit: Callabl
     def read(args: Any, kwargs: Any) -> Any:
         value = args[0] if args else kwargs["hidden_states"]
         wide = value.reshape(-1, value.shape[-1])  # the one prompt's tokens
-        heads = model.n_heads if site == "z" else 0
+        heads = own.heads if own is not None and site == "z" else 0
         new = edit(wide.unflatten(-1, (heads, -1)) if heads else wide).reshape(value.shape)
         return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": new})
 

@@ -91,14 +91,15 @@ class HeadAblation(Analysis):
         return replace(plain_work(subject.model, subject.inputs.baseline), passes=0)
 
     def collect(self, subject: Subject, item: int, measured: Measured) -> Tensors:
-        """[L, H] of each; NaN in layers whose mixer has no heads."""
+        """[L, H] of each; NaN where a layer has no such head."""
         model, found = subject.model, {}
-        here = _having(model)
+        there = torch.zeros(model.n_layers, model.n_heads, dtype=torch.bool)
+        for layer in _having(model):
+            there[layer, : model.shape_of("z", layer)[0]] = True
         rises = measured.output["loss"] - measured.clean["loss"]
         for kind, values in (("output", measured.output["output"]), ("loss", rises)):
-            for how, own in zip(HOW, values.view(len(HOW), len(here), -1), strict=True):
-                found[f"{how}.{kind}"] = torch.full((model.n_layers, own.shape[-1]), torch.nan)
-                found[f"{how}.{kind}"][here] = own
+            for how, own in zip(HOW, values.view(len(HOW), -1), strict=True):
+                found[f"{how}.{kind}"] = torch.full(there.shape, torch.nan).masked_scatter(there, own)
         return found
 
     def reduce(self, subject: Subject, items: Sequence[Tensors]) -> Tensors:

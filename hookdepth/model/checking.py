@@ -74,7 +74,13 @@ def _check_sums(model: Decoder, token_ids: Tensor) -> None:
     sites: dict[tuple[str, int], Tensor] = {}
 
     def keep(site: str, layer: int) -> Edit:
-        return lambda value: sites.__setitem__((site, layer), value)
+        def look(value: Tensor) -> None:
+            if site == "resid_pre" and value.ndim != token_ids.ndim + 1:
+                why = f"its stream is no [row, token, width] but {list(value.shape)}: several residual streams?"
+                raise unsupported(model.name, model.family, why)
+            sites[site, layer] = value
+
+        return look
 
     with ExitStack() as stack:
         for layer in range(model.n_layers):
