@@ -109,7 +109,7 @@ def memory_room(model: Decoder) -> int:
     memory_room(model) / 2**30   # 3.0 GiB on a CPU, a third of what the weights leave on a GPU
     """
     if model.device.type == "cuda":
-        total = torch.cuda.get_device_properties(model.device).total_memory
+        total = model.device_memory
         weights = sum(parameter.numel() * parameter.element_size() for parameter in model.hf.parameters())
         return max(total - weights, total // 8) // 3
     return 3 << 30

@@ -127,6 +127,16 @@ class Decoder:
         """Where token ids go in: the device of the embedding."""
         return _runs_on(self.hf.get_input_embeddings())
 
+    @property
+    def device_name(self) -> str:
+        """What its device is called."""
+        return device_name(self.device)
+
+    @property
+    def device_memory(self) -> int:
+        """Bytes of memory of its GPU."""
+        return int(torch.cuda.get_device_properties(self.device).total_memory)
+
     def layer_device(self, layer: int) -> torch.device:
         """Where a layer runs, also when a device map spreads or offloads the model."""
         return _runs_on(self.layers[layer])
@@ -276,7 +286,7 @@ class Decoder:
             "d_model": self.d_model,
             "n_parameters": sum(parameter.numel() for parameter in self.hf.parameters()),
             "dtype": str(self.dtype).removeprefix("torch."),
-            "device": device_name(self.device),
+            "device": self.device_name,
             **described(self.hf.config),
         }
 
