@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 import hookdepth as hd
+from benchmarks.peers import twin
 from hookdepth.data import load_examples
 from hookdepth.engine.passes import measure
 
@@ -136,25 +137,22 @@ class Loop:
 
 def lens(model: hd.Decoder, ids: Tensor) -> Heads:
     """TransformerLens, a hooked pass a head."""
-    from transformer_lens import HookedTransformer
+    from benchmarks.peers.transformer_lens_ import Lens
 
-    config = {"fold_ln": False, "center_unembed": False, "center_writing_weights": False, "fold_value_biases": False}
-    name = "HuggingFaceTB/SmolLM2-135M-Instruct"
-    tl: Any = HookedTransformer.from_pretrained_no_processing(
-        name, hf_model=model.hf, tokenizer=model.tokenizer, **config
-    )
+    bridge, size = Lens(twin(model.hf)).bridge, model.shape_of("z", 0)[1]
 
     @torch.no_grad()
     def run(which: Sequence[tuple[int, int]]) -> Tensor:
-        clean = torch.softmax(tl(ids)[0], -1)
-        found = []
+        clean, found = torch.softmax(bridge(ids, return_type="logits")[0], -1), []
         for layer, head in which:
 
             def zero(z: Tensor, hook: Any, head: int = head) -> Tensor:
-                z[:, :, head] = 0
-                return z
+                wide = z.clone().view(*ids.shape, -1)
+                wide[..., head * size : (head + 1) * size] = 0
+                return wide.view(z.shape)
 
-            found.append(effects(tl.run_with_hooks(ids, fwd_hooks=[(f"blocks.{layer}.attn.hook_z", zero)]), clean))
+            hooks = [(f"blocks.{layer}.attn.hook_z", zero)]
+            found.append(effects(bridge.run_with_hooks(ids, return_type="logits", fwd_hooks=hooks), clean))
         return torch.cat(found)
 
     return run
@@ -164,7 +162,7 @@ def sight(model: hd.Decoder, ids: Tensor) -> Heads:
     """nnsight, a trace a head."""
     from nnsight import NNsight
 
-    wrapped: Any = NNsight(model.hf)
+    wrapped: Any = NNsight(twin(model.hf))
     size = model.shape_of("z", 0)[1]
 
     @torch.no_grad()
