@@ -20,7 +20,8 @@ from pathlib import Path
 
 import hookdepth
 
-PAGES = Path(__file__).resolve().parent / "pages"
+ROOT = Path(__file__).resolve().parents[1]
+PAGES, FIGURES = ROOT / "scripts" / "pages", "benchmarks/results/demo"
 TITLES = {
     "index": "Overview",
     "paper": "The paper, figure by figure",
@@ -82,6 +83,7 @@ def modules() -> list[types.ModuleType]:
 def page(name: str) -> types.ModuleType:
     """A page of scripts/pages as what pdoc knows: a module with a docstring and nothing else."""
     text = (PAGES / f"{name}.md").read_text(encoding="utf-8")
+    text = text.replace(f"](../../{FIGURES}/", "](")  # they are copied beside the pages
     made = types.ModuleType(name, re.sub(r"\]\((\w+)\.md\)", r"](\1.html)", text))
     made.__dict__["__all__"] = []
     return made
@@ -122,7 +124,7 @@ def build(folder: Path) -> list[Path]:
         (folder / "search.js").write_text(pdoc.render.search_index(documented), encoding="utf-8")
     finally:
         pdoc.render.env.filters["to_markdown"] = convert
-    for drawing in PAGES.glob("*.svg"):
+    for drawing in [*PAGES.glob("*.svg"), *(ROOT / FIGURES).glob("*.png")]:
         shutil.copy(drawing, folder)
     return written
 

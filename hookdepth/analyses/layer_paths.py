@@ -19,7 +19,7 @@ import torch
 
 from hookdepth.analyses.base import Analysis, Measured, Subject, Tensors
 from hookdepth.analyses.settings import Settings
-from hookdepth.analyses.spans import best, magnitudes, over_lengths, rearranged
+from hookdepth.analyses.spans import best, magnitudes, over_lengths, rearranged, refuse_unpredicted
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.measurements import KL, Loss, Top1
 from hookdepth.engine.paths import LayerPath
@@ -95,6 +95,7 @@ class LayerPaths(Analysis):
     def refuse(self, subject: Subject) -> None:
         """Also paths through layers that are not there, and prompts of which no next token can be predicted."""
         super().refuse(subject)
+        refuse_unpredicted(subject, self.front(subject.settings))
         for path in subject.settings.paths:
             LayerPath(path).check(subject.model, 1)
 

@@ -19,7 +19,7 @@ import torch
 
 from hookdepth.analyses.base import Analysis, OnPass, Partial, Subject, Tensors
 from hookdepth.analyses.settings import Settings
-from hookdepth.analyses.spans import Losses, magnitudes, rearranged, without
+from hookdepth.analyses.spans import Losses, magnitudes, rearranged, refuse_unpredicted, without
 from hookdepth.engine.work import Work, plain_work
 from hookdepth.errors import HookdepthError
 from hookdepth.report.figures import Lines
@@ -69,8 +69,9 @@ class LayerPruning(Analysis):
         return [0]
 
     def refuse(self, subject: Subject) -> None:
-        """Also more layers to keep than there are."""
+        """Also more layers to keep than there are, and prompts of which no next token can be predicted."""
         super().refuse(subject)
+        refuse_unpredicted(subject)
         if self.keep(subject) >= subject.model.n_layers:
             raise HookdepthError(
                 f"--keep {self.keep(subject)} of {subject.model.n_layers} layers leaves none to take out",

@@ -18,6 +18,7 @@ from hookdepth.engine.branches import Branch
 from hookdepth.engine.measurements import Loss
 from hookdepth.engine.passes import measure
 from hookdepth.engine.paths import LayerPath
+from hookdepth.errors import HookdepthError
 from hookdepth.metrics import rank_correlation
 from hookdepth.model.decoder import Decoder
 
@@ -64,6 +65,16 @@ def over_lengths(distance: Tensor, losses: Tensor) -> float | None:
     found = [rank_correlation(distance.diagonal(more), losses.diagonal(more)) for more in range(1, n - 4)]
     known = [one for one in found if one is not None]
     return sum(known) / len(known) if known else None
+
+
+def refuse_unpredicted(subject: Subject, front: int = 0) -> None:
+    """Raise where no token of a prompt is both measured and followed by one: refuse_unpredicted(subject, front=1)"""
+    for number, prompt in enumerate(subject.inputs.prompts):
+        if len(prompt) < front + 2:
+            raise HookdepthError(
+                f"prompt {number} has {len(prompt)} tokens, and no next token to be predicted after the first {front}",
+                "leave it out, or give a smaller --keep-front",
+            )
 
 
 class Losses:

@@ -194,6 +194,14 @@ def test_what_is_refused(subject, name, settings, says):
         groups_of([find(name)], replace(subject, settings=Settings(**settings)))
 
 
+@pytest.mark.parametrize(("name", "front"), [("layer-paths", 0), ("layer-paths", 12), ("layer-pruning", 0)])
+def test_a_prompt_without_a_next_token_is_refused_before_anything_runs(subject, name, front):
+    inputs = Inputs(prompts=(IDS[0], IDS[1] if front else IDS[1][:1]))
+    settings = Settings(keep_front=front or None)
+    with pytest.raises(HookdepthError, match=r"prompt 1 has .* no next token"):
+        groups_of([find(name)], Subject(subject.model, inputs, settings))
+
+
 @pytest.mark.parametrize("given", ["0-", 5, [3], [["0-1"]]])
 def test_paths_that_are_none(given):
     with pytest.raises(HookdepthError):
