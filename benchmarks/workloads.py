@@ -130,7 +130,7 @@ def residual_erasure(subject: Subject, peers: Peers) -> Workload:
     """Every layer point and token of the probe; the baseline, which costs all the same, is given."""
     model, inputs = subject.model, subject.inputs
     (probe,) = inputs.probes
-    baseline = erasure.uninformative_residual(model, inputs.baseline)
+    baseline = erasure.uninformative_residual(model, inputs.baseline).to(model.device)
     branches = erasure.erasure_branches(probe, baseline)
     ids = torch.tensor([probe.token_ids], device=model.device)
     points = model.n_layers + 1

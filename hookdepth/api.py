@@ -28,6 +28,7 @@ from hookdepth.engine.arguments import (
     as_branches,
     as_measurements,
     as_prompts,
+    check_acts,
     check_limit,
     check_targets,
     is_one,
@@ -35,6 +36,7 @@ from hookdepth.engine.arguments import (
 )
 from hookdepth.engine.measurements import LayerEffect, OutputEffect
 from hookdepth.errors import HookdepthError, shown
+from hookdepth.model.ambient import plainly
 from hookdepth.model.decoder import Decoder
 from hookdepth.model.loading import load
 from hookdepth.options import refuse_unknown
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+@plainly
 def analyse(
     model: Decoder | str | os.PathLike[str] = "demo",
     analyses: str | Analysis | Sequence[str | Analysis] = "all",
@@ -102,6 +105,7 @@ def analyse(
     return found[0] if alone else {result.analysis: result for result in found}
 
 
+@plainly
 def run(
     model: Decoder,
     prompts: Any,
@@ -149,9 +153,10 @@ def run(
     layout = "own" if any(branch.prompt for branch in own) else "one" if one else "every"
     for number in range(len(ids) if layout == "every" else 1):
         there = own if layout == "own" else [replace(branch, prompt=number) for branch in own]
-        check_targets(as_branches(model, there, ids), ids, bound)
+        check_targets(fitting := as_branches(model, there, ids), ids, bound)
+        check_acts(fitting, ids)
     check_limit("max_rows", max_rows)
-    mine = Branches(model, ids, own, bound, layout)
+    mine = Branches(model, ids, own, bound, layout, kept=out is not None)
     if out is None:
         found = run_here(mine, max_rows)
     elif layout == "own":

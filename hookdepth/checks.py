@@ -32,6 +32,7 @@ from hookdepth.engine.measurements import Custom, LayerEffect, OutputEffect
 from hookdepth.engine.passes import measure
 from hookdepth.engine.tokens import positions
 from hookdepth.errors import HookdepthError, shown, whole_number
+from hookdepth.model.ambient import plainly
 from hookdepth.model.checking import check
 from hookdepth.model.contributions import INNER_SITE
 from hookdepth.model.decoder import Decoder
@@ -104,6 +105,7 @@ class Verification:
         return "\n".join([head + start, *lines])
 
 
+@plainly
 def verify(model: Decoder, n: int = 6, seed: int = 0) -> Verification:
     """Compare the engine with plain single passes, on random branches of every kind.
 
@@ -324,7 +326,7 @@ def _hook(model: Decoder, stack: ExitStack, site: str, layer: int, edit: Callabl
     def read(args: Any, kwargs: Any) -> Any:
         value = args[0] if args else kwargs["hidden_states"]
         wide = value.reshape(-1, value.shape[-1])  # the one prompt's tokens
-        heads = model.n_heads if site == "z" else 0
+        heads = own.heads if own is not None and site == "z" else 0
         new = edit(wide.unflatten(-1, (heads, -1)) if heads else wide).reshape(value.shape)
         return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": new})
 

@@ -62,6 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show ends no run
     if arguments is None:  # the process is ours, and so is what ends it
         signal.signal(signal.SIGINT, _interrupt)
+        if "WORLD_SIZE" in os.environ:  # several processes share the cores: a thread that waits leaves its core to them
+            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # which OpenMP reads when torch is imported
     try:
         options = _parse(list(sys.argv[1:] if arguments is None else arguments))
         return int(options.command(options))
@@ -254,7 +256,7 @@ def _finish(config: Config, results: Sequence[Result]) -> int:
         known = log.get(result.analysis)
         cost = f"{known['wall_time_s']:8.1f} s, {known['passes']} passes" if known else f"{'?':>8} s"
         print(f"{result.analysis:22} {cost}{noise}")
-    print(f"report: {page}")
+    _say_pages(page)
     noisy = [result for result in results if result.metadata.get("null_effect")]
     if config.strict and noisy:
         worst = max(noisy, key=lambda result: float(result.metadata["null_effect"]))
@@ -269,7 +271,16 @@ def _finish(config: Config, results: Sequence[Result]) -> int:
 
 def _check_out(text: str, names: Sequence[str] = ()) -> None:
     """Refuse, before anything is computed, a folder that could not be written to or reported on afterwards."""
-    from hookdepth.results import SUFFIX, check_folder_name, read_metadata
+    from hookdepth.results import SUFFIX, read_metadata
+
+    out = _check_place(text)
+    for path in sorted(out.glob(f"*{SUFFIX}")) if os.path.isdir(out) else ():
+        if path.stem not in names:  # the run itself looks at those, and may replace them
+            read_metadata(path)
+
+
+def _check_place(text: str) -> Path:
+    from hookdepth.results import check_folder_name
 
     out = Path(text)
     check_folder_name(text)
@@ -282,9 +293,7 @@ def _check_out(text: str, names: Sequence[str] = ()) -> None:
             if not os.access(place, os.W_OK | os.X_OK):
                 raise HookdepthError(f"--out {text!r} cannot be written: {str(place)!r} is read-only", "give another")
             break
-    for path in sorted(out.glob(f"*{SUFFIX}")) if os.path.isdir(out) else ():
-        if path.stem not in names:  # the run itself looks at those, and may replace them
-            read_metadata(path)
+    return out
 
 
 def _warn(line: str) -> None:
@@ -294,8 +303,15 @@ def _warn(line: str) -> None:
 def _report(options: argparse.Namespace) -> int:
     from hookdepth.runs.reporting import report
 
-    print(f"report: {report(options.folder)}")
+    _say_pages(report(options.folder))
     return 0
+
+
+def _say_pages(page: Path) -> None:
+    maps = page.with_name("explore.html")
+    if maps.exists():
+        print(f"maps to point at: {maps}")
+    print(f"report: {page}")
 
 
 def _compare(options: argparse.Namespace) -> int:
@@ -310,6 +326,7 @@ def _prune(options: argparse.Namespace) -> int:
     from hookdepth.model.loading import load
     from hookdepth.runs.pruning import prune
 
+    _check_place(options.out)
     model = load(options.model if "model" in options else "demo", **_given(options, "dtype", "device"))
     folder = prune(model, options.keep, options.out)
     print(f"kept layers {options.keep} of {model.n_layers}: {folder}")
@@ -319,13 +336,16 @@ def _prune(options: argparse.Namespace) -> int:
 def _verify(options: argparse.Namespace) -> int:
     from hookdepth.checks import verify
     from hookdepth.model.loading import load
+    from hookdepth.results import write_atomic
 
+    if options.out is not None and _check_place(str(Path(options.out).parent)) and os.path.isdir(options.out):
+        raise HookdepthError(f"--out {options.out!r} is a folder", "give a file for the table")
     how = ("dtype", "device", "quantize", "attn_implementation", "revision")
     model = load(options.model if "model" in options else "demo", **_given(options, *how))
     found = verify(model, options.branches, **_given(options, "seed"))
     print(found)
     if options.out is not None:
-        Path(options.out).write_text(found.json() + "\n", encoding="utf-8")
+        write_atomic(options.out, f"{found.json()}\n".encode())
     return 0 if found.ok else 1
 
 

@@ -94,6 +94,8 @@ def whole_number(what: str, given: Any, low: int | None = None, high: int | None
 
     What counts as an int is one: an integer of numpy's, a tensor of an integer dtype without axes.
     """
+    if type(given) is int and (low is None or given >= low) and (high is None or given <= high):
+        return given  # as nearly always; plans have thousands
     wanted = "a whole number"
     if low is not None:
         wanted += f" of at least {low}" if high is None else f" from {low} to {high}"

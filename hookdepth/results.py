@@ -37,6 +37,8 @@ SUFFIX = ".safetensors"
 LOG = "log.json"
 CLEAN = "clean."
 """Begins the names of what the clean runs of branches gave."""
+PER_PROMPT = "per_prompt."
+"""Begins the names of what the others are reduced from; nothing else means them."""
 _KEY = "hookdepth"
 RERUN = "give a file that `hookdepth run` wrote, or run the analysis again with --overwrite"
 
@@ -130,7 +132,7 @@ class Result:
         """Tables and figures stand above results, and who only reads a file need not wait for them."""
         declared = import_module("hookdepth.analyses.registry").declared(self)
         function = getattr(import_module("hookdepth.report.notebook"), what)
-        return function(self, declared, *arguments, **options)
+        return import_module("hookdepth.model.ambient").plainly(function)(self, declared, *arguments, **options)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the result atomically and return its path.

@@ -200,6 +200,8 @@ def residual_stats(model: nn.Module, prompts: Sequence[Tokens]) -> dict[str, Ten
     result = {name: value.double().mean(0).float() for name, value in tokens.items()}
     for part in ("attn", "mlp", "layer"):
         result[f"relative_contribution_max.{part}"] = tokens[f"relative_contribution.{part}"].amax(0)
+    for name in [name for name in rows if name.startswith(("relative_contribution.", "norm."))]:
+        result[f"first_token.{name}"] = torch.stack([own[0] for own in rows[name]]).mean(0)
     return result
 
 

@@ -134,7 +134,8 @@ def test_the_first_tokens_do_not_count_where_they_are_left_out(keep_front):
 @pytest.mark.parametrize("name", ["residual-stats", "logit-lens"])
 def test_a_prompt_of_which_nothing_is_left_is_refused(name):
     model, inputs = hookdepth.wrap(tiny_model("llama")), Inputs(tuple(map(tuple, prompts(3, LENGTHS))))
-    with pytest.raises(HookdepthError, match="--keep-front 9 leaves nothing of prompt 2"):
+    says = r"--keep-front 9 leaves nothing of prompt 2 .*\(it has 9 tokens\); give --keep-front 8 at most"
+    with pytest.raises(HookdepthError, match=says):
         groups_of(chosen([name]), Subject(model, inputs, Settings(keep_front=9)))
 
 

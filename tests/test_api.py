@@ -112,6 +112,62 @@ def test_bad_input_is_named_before_anything_runs(model, prompts, arguments, mess
     assert caught.value.exit_status == 2
 
 
+def everything(model):
+    """What every call of a notebook gives, as tensors."""
+    one, other, metric = [5, 6, 7, 8], [5, 9, 7, 8], hookdepth.LogitDifference(5, 6)
+    results = {
+        "run": hookdepth.run(model, [one, other], [hookdepth.Skip(1)]).over_prompts("mean"),
+        "patch": hookdepth.patch_sweep(model, one, other, "resid_pre", metric),
+        "skip": hookdepth.skip_sweep(model, one, metric),
+        "ablate": hookdepth.ablate_sweep(model, one, "mlp_out", metric, value="mean"),
+        "attribute": hookdepth.attribute(model, one, other, metric, steps=2),
+        "lens": hookdepth.analyse(model, "logit-lens", ["the people", "of the town"]),
+        "heads": hookdepth.analyse(model, "head-ablation", ["the people", "of the town"]),
+    }
+    assert all(repr(result) and result._repr_html_() for result in results.values())
+    hookdepth.generate(model, one, [hookdepth.Skip(1)], 2)
+    return {f"{name} {key}": value for name, own in results.items() for key, value in own.tensors.items()}
+
+
+def test_no_default_of_the_caller_changes_a_number(model):
+    plain = everything(model)
+    for dtype, device in (("bfloat16", "cpu"), ("float64", "cpu"), ("float32", "meta")):
+        torch.set_default_dtype(getattr(torch, dtype))
+        try:
+            with torch.device(device):
+                found = everything(model)
+            assert torch.get_default_dtype() == getattr(torch, dtype)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        assert found.keys() == plain.keys()
+        for name, value in plain.items():
+            assert torch.equal(found[name].nan_to_num(-1), value.nan_to_num(-1)), (dtype, device, name)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda model: hookdepth.analyse(model, "logit-lens", 3), "the texts are 3"),
+        (lambda model: hookdepth.analyse(model, "logit-lens", {"a": 1}), "the texts are {'a': 1}"),
+        (lambda model: hookdepth.load(3), "the model is 3"),
+        (lambda model: hookdepth.load(model), "the model is an instance of Decoder"),
+        (lambda model: hookdepth.wrap(model.hf, "gpt2"), "the tokenizer is 'gpt2'"),
+        (
+            lambda model: hookdepth.run(model, [5, 6], hookdepth.Skip(1, tokens=[])),
+            "acts on tokens [], and prompt 0 has 2",
+        ),
+        (lambda model: hookdepth.run(model, [[5, 6], [5]], hookdepth.Skip(1)), "on tokens 1:None, and prompt 1 has 1"),
+        (lambda model: hookdepth.generate(model, [], []), "there are no prompts"),
+        (lambda model: hookdepth.generate(model, [5], [], stop=[True]), "stop has the token id True"),
+        (lambda model: hookdepth.skip_sweep(model, [], hookdepth.Loss()), "there are no prompts"),
+    ],
+)
+def test_what_is_no_text_or_model_is_refused(model, call, says):
+    with pytest.raises(HookdepthError) as caught:
+        call(model)
+    assert says in str(caught.value)
+
+
 def test_a_model_without_a_tokenizer_is_refused(prompts):
     with pytest.raises(HookdepthError, match="no tokenizer"):
         hookdepth.analyse(hookdepth.wrap(tiny_model("llama")), dataset=prompts)

@@ -158,7 +158,7 @@ OPTIONS = {
     "--model out": "cannot load the model 'out'; give a folder",
     "--keep-front 1000 --analyses skip-current": "leaves nothing of prompt 0 for skip-current to change",
     "--keep-front 8 --analyses skip-future": "--keep-front 8 leaves nothing of prompt 0 for skip-future",
-    "--keep-front 1000": "--keep-front 1000 leaves nothing of prompt 0 for logit-lens to change or measure",
+    "--keep-front 1000": "for logit-lens to change or measure (it has 24 tokens), nor of 1; give --keep-front 23",
     "--keep-front 2 --analyses residual-erasure": "none of the chosen analyses reads --keep-front",
     "--analyses integrated-gradients --ig-method riemann --ig-steps 300000000": "give at most 1000000",
     "--analyses integrated-gradients --ig-method gauss-legendre --ig-steps 60000": "give at most 2048",

@@ -1,5 +1,9 @@
 """`hookdepth.run`: what a notebook gives and gets back."""
 
+from fractions import Fraction
+from functools import partial
+
+import numpy as np
 import pytest
 import torch
 from tiny_models import prompts, tiny_model
@@ -195,6 +199,62 @@ def test_a_run_in_a_folder_goes_on_where_it_stopped(model, tmp_path, monkeypatch
         hd.run(model, TEXTS, branches, [hd.KL(), hd.Custom("top", lambda view: view.logits[..., 0])], out=tmp_path)
 
 
+class Times(hd.OutputMeasurement):
+    name, reduce = "times", "mean"
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    def values(self, view):
+        return view.logits[..., 5] * float(getattr(self.factor, "start", self.factor))
+
+
+def times(factor):
+    return hd.Custom("times", lambda view: view.logits[..., 5] * float(factor))
+
+
+def linear(seed):
+    torch.manual_seed(seed)
+    return torch.nn.Linear(300, 1)
+
+
+def through(module):
+    return hd.Custom("times", lambda view: module(view.logits)[..., 0])
+
+
+def scaled(view, by=1.0):
+    return by * view.logits[..., 5]
+
+
+# What differs, in two calls that must not be taken for the same.
+NOT_THE_SAME = {
+    "first token": [hd.Skip(1, tokens=slice(n, None)) for n in (1, 2)],
+    "measured from": [hd.Branch((hd.Skip(1),), measured=slice(n, None)) for n in (2, 3)],
+    "an array": [times(np.array(n)) for n in (1.0, 2.0)],
+    "a number of numpy's": [Times(np.float32(n)) for n in (1.0, 2.0)],
+    "a fraction": [Times(Fraction(1, n)) for n in (1, 2)],
+    "a slice": [Times(slice(n, 9)) for n in (1, 2)],
+    "a partial function": [hd.Custom("times", partial(scaled, by=n)) for n in (1.0, 2.0)],
+    "a module": [through(linear(n)) for n in (1, 2)],
+    "a dtype": [
+        hd.Custom("times", lambda view, to=to: view.logits[..., 5].to(to)) for to in (torch.float32, torch.float16)
+    ],
+}
+
+
+@pytest.mark.parametrize("case", NOT_THE_SAME)
+def test_what_was_computed_of_one_thing_is_not_given_for_another(model, tmp_path, case):
+    def run(one):
+        is_branch = isinstance(one, hd.Intervention | hd.Branch)
+        measured = [one] if not is_branch else [hd.OutputEffect()]
+        return hd.run(model, TEXTS, one if is_branch else hd.Skip(1), measured, out=tmp_path)
+
+    first, other = NOT_THE_SAME[case]
+    assert run(first).tensors.keys() == run(first).tensors.keys()
+    with pytest.raises(HookdepthError, match="branches_sha256"):
+        run(other)
+
+
 def test_it_shows_itself(model, tmp_path):
     result = hd.run(model, TEXTS, skips())
     lines = repr(result).splitlines()
@@ -228,6 +288,12 @@ def test_its_figures(model):
     assert matplotlib.rcParams["font.size"] == matplotlib.rcParamsDefault["font.size"]
     for options, says in (
         ({"cmap": "magmma"}, "did you mean magma"),
+        ({"cmap": 3}, "cmap is 3"),
+        ({"norm": "logg"}, "did you mean log"),
+        ({"vmin": "a"}, "vmin is 'a'"),
+        ({"vmax": float("nan")}, "vmax is nan"),
+        ({"figsize": (0, 0)}, r"figsize is \(0, 0\)"),
+        ({"figsize": 3}, "figsize is 3"),
         ({"ax": 3}, "ax is 3"),
         ({"colour": "red"}, "unknown option of a figure"),
         ({"name": "efect"}, "unknown tensor 'efect'"),

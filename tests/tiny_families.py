@@ -62,6 +62,17 @@ FAMILIES: dict[str, tuple[str, dict]] = {
         | {"attention_chunk_size": 8},
     ),
     "granite-moe": ("granitemoe", {**LOCAL, "residual_multiplier": 0.7, "logits_scaling": 1.7}),
+    "granite-moe-shared": (
+        "granitemoeshared",
+        {**LOCAL, "shared_intermediate_size": 24, "residual_multiplier": 0.7, "logits_scaling": 1.7},
+    ),
+    "granite-moe-hybrid": (
+        "granitemoehybrid",
+        {**LOCAL, **MAMBA, "shared_intermediate_size": 24, "layer_types": ["mamba", "attention"] * 2}
+        | {"residual_multiplier": 0.7},
+    ),
+    "laguna": ("laguna", {**EXPERTS, "sliding_window": 8, "num_attention_heads_per_layer": [4, 8, 4, 2]}),
+    "afmoe": ("afmoe", {**EXPERTS, "sliding_window": 8, "num_dense_layers": 1, "num_shared_experts": 1}),
     "exaone4": ("exaone4", WINDOW),
     "glm4": ("glm4", DENSE),
     "lfm2": ("lfm2", {**DENSE, "layer_types": ["conv", "full_attention"] * 2}),
@@ -108,12 +119,19 @@ FAMILIES: dict[str, tuple[str, dict]] = {
     "stablelm": ("stablelm", DENSE),
     "stablelm-parallel": ("stablelm", {**DENSE, "use_parallel_residual": True}),
     "deepseek-v4": ("deepseek_v4", DENSE),
+    "whisper": (
+        "whisper",
+        {**IDS, "d_model": 32, "decoder_layers": 4, "decoder_attention_heads": 4, "decoder_ffn_dim": 48}
+        | {"encoder_attention_heads": 2, "encoder_layers": 1, "pad_token_id": 0, "max_target_positions": 128},
+    ),
+    "hy-v4": ("hy_v4", {**ROUTED, **LATENT, "num_key_value_heads": 4}),
     "mpt": ("mpt", {**IDS, "d_model": 32, "n_layers": 4, "n_heads": 4, "max_seq_len": 128}),
 }
 REFUSED = {
     "opt-post-norm": "it norms the stream itself after each sublayer",
     "minimax": "its residual stream is the normed input of each sublayer",
     "gemma3n": "it has four residual streams",
+    "hy-v4": r"its stream is no \[row, token, width\] but \[1, 8, 4, 32\]",
     "deepseek-v4": "it has several residual streams",
 }
 

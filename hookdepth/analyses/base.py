@@ -39,12 +39,11 @@ from hookdepth.data import Leveled, Probe, Question
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.measurements import Measurement
 from hookdepth.engine.work import Work, plain_work
-from hookdepth.errors import HookdepthError
+from hookdepth.errors import HookdepthError, clipped
 from hookdepth.metrics import over_prompts
 from hookdepth.model.decoder import Decoder
 from hookdepth.report.figures import Kind
-from hookdepth.report.patterns import PER_PROMPT
-from hookdepth.results import Result
+from hookdepth.results import PER_PROMPT, Result
 
 Tensors = dict[str, Tensor]
 OnPass = Callable[[], object]
@@ -258,15 +257,18 @@ class Analysis:
     def _refuse_front(self, subject: Subject, front: int) -> None:
         """A prompt of which nothing is changed or measured would look like one on which nothing matters."""
         cuts = {"cuts": subject.inputs.cuts, "levels": [one.cuts for one in subject.inputs.levels]}.get(self.needs)
-        for number, prompt in enumerate(self.texts(subject.inputs)):
-            cut = min(cuts[number], default=len(prompt)) if cuts else len(prompt)
-            if front >= cut:
-                what = f"{cut} tokens" if cut == len(prompt) else f"is cut at token {cut}"
-                raise HookdepthError(
-                    f"--keep-front {front} leaves nothing of prompt {number} for {self.name} to change or measure "
-                    f"({'it has ' if cut == len(prompt) else 'it '}{what})",
-                    "give a smaller number, or leave that prompt out",
-                )
+        texts = self.texts(subject.inputs)
+        ends = [min(cuts[n] if cuts else (), default=len(prompt)) for n, prompt in enumerate(texts)]
+        short = [number for number, end in enumerate(ends) if front >= end]
+        if short:
+            first, least = short[0], min(ends)
+            here = "it has {} tokens" if ends[first] == len(texts[first]) else "it is cut at token {}"
+            others = f", nor of {clipped(', '.join(map(str, short[1:])), 30)}" if len(short) > 1 else ""
+            raise HookdepthError(
+                f"--keep-front {front} leaves nothing of prompt {first} for {self.name} to change or measure "
+                f"({here.format(ends[first])}){others}",
+                f"give --keep-front {least - 1} at most, or leave such prompts out",
+            )
 
     def measured_tokens(self, subject: Subject) -> list[int]:
         """How many tokens of each prompt are not left alone."""

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from hookdepth.analyses.registry import declared
 from hookdepth.errors import DamagedError, HookdepthError
-from hookdepth.report.patterns import PER_PROMPT, match
-from hookdepth.results import RERUN, SUFFIX, Result
+from hookdepth.report.patterns import match
+from hookdepth.results import PER_PROMPT, RERUN, SUFFIX, Result
 
 _NUMBER = (int, float, type(None))
 _KINDS: dict[str, Any] = {
@@ -29,6 +29,7 @@ _KINDS: dict[str, Any] = {
     "settings": (dict, type(None)),
     "versions": (dict, type(None)),
     "probes": (list, type(None)),
+    "shown": (list, type(None)),
     "null_effect": _NUMBER,
     "null_where": (str, type(None)),
 }
@@ -103,10 +104,12 @@ def _wrong_probes(metadata: Mapping[str, Any]) -> str | None:
     tolerance = (metadata.get("settings") or {}).get("ig_tolerance")
     if tolerance is not None and not (isinstance(tolerance, float) and 0 < tolerance < 1):
         return "its settings.ig_tolerance is no number between 0 and 1"
-    for number, probe in enumerate(metadata.get("probes") or []):
+    for number, probe in enumerate([*(metadata.get("probes") or []), *(metadata.get("shown") or [])]):
         if not isinstance(probe, dict):
             return f"its probe {number} is {type(probe).__name__}"
         tokens, positions = probe.get("tokens"), probe.get("answer_positions")
+        if not isinstance(probe.get("words", {}), dict):
+            return f"the words of prompt {number} are no dict"
         if tokens is not None and not (isinstance(tokens, list) and all(isinstance(token, str) for token in tokens)):
             return f"the tokens of probe {number} are no list of strings"
         if positions is not None and not _whole_numbers(positions):

@@ -10,7 +10,8 @@ from hookdepth.analyses.settings import Settings
 from hookdepth.engine.measurements import LayerMeasurement, OutputMeasurement
 from hookdepth.errors import HookdepthError, choose
 from hookdepth.report.figures import Kind
-from hookdepth.report.patterns import PER_PROMPT, match
+from hookdepth.report.patterns import match
+from hookdepth.results import PER_PROMPT
 
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _AXES = re.compile(r"([A-Za-z_]\w*(\{\w+\})?( [A-Za-z_]\w*(\{\w+\})?)*)?\??")  # none: a number

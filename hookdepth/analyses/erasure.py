@@ -31,6 +31,7 @@ from hookdepth.engine.reading import LayerSites, each_layer
 from hookdepth.engine.work import Work, plain_work
 from hookdepth.errors import HookdepthError
 from hookdepth.model.decoder import Decoder
+from hookdepth.model.sending import send
 from hookdepth.report.figures import TokenMap
 from hookdepth.results import Result
 
@@ -81,7 +82,8 @@ class ResidualErasure(Analysis):
     def branches(self, subject: Subject, item: int) -> list[Branch]:
         """Every token whose replacement can be seen where it is measured, at every point."""
         how = subject.settings
-        return erasure_branches(subject.inputs.probes[item], self._vectors(subject, item), how.erase, how.measure)
+        vectors = self._vectors(subject, item).to(subject.model.device)  # once, not with every branch
+        return erasure_branches(subject.inputs.probes[item], vectors, how.erase, how.measure)
 
     def planned(self, subject: Subject, item: int) -> list[Branch]:
         """The same without the vectors, which a model without weights could not give."""
@@ -194,6 +196,6 @@ def uninformative_residual(model: Decoder, prompts: Sequence[Sequence[int]]) -> 
     with model.evaluating(), each_layer(model, add):
         for prompt in prompts:
             here: list[Tensor] = []
-            model.forward(torch.tensor([list(prompt)], device=model.device))
-            sums += torch.stack([value.cpu() for value in here]).double()
+            model.forward(send([list(prompt)], model.device))
+            sums += torch.stack([value.to(model.device) for value in here]).cpu().double()
     return (sums / sum(len(prompt) for prompt in prompts)).float()

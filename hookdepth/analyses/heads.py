@@ -28,6 +28,7 @@ from hookdepth.engine.reading import capture
 from hookdepth.engine.work import Work, plain_work
 from hookdepth.errors import HookdepthError
 from hookdepth.model.decoder import Decoder
+from hookdepth.model.sending import send
 from hookdepth.report.figures import Heatmap
 from hookdepth.results import Result
 
@@ -90,14 +91,15 @@ class HeadAblation(Analysis):
         return replace(plain_work(subject.model, subject.inputs.baseline), passes=0)
 
     def collect(self, subject: Subject, item: int, measured: Measured) -> Tensors:
-        """[L, H] of each; NaN in layers whose mixer has no heads."""
+        """[L, H] of each; NaN where a layer has no such head."""
         model, found = subject.model, {}
-        here = _having(model)
+        there = torch.zeros(model.n_layers, model.n_heads, dtype=torch.bool)
+        for layer in _having(model):
+            there[layer, : model.shape_of("z", layer)[0]] = True
         rises = measured.output["loss"] - measured.clean["loss"]
         for kind, values in (("output", measured.output["output"]), ("loss", rises)):
-            for how, own in zip(HOW, values.view(len(HOW), len(here), -1), strict=True):
-                found[f"{how}.{kind}"] = torch.full((model.n_layers, own.shape[-1]), torch.nan)
-                found[f"{how}.{kind}"][here] = own
+            for how, own in zip(HOW, values.view(len(HOW), -1), strict=True):
+                found[f"{how}.{kind}"] = torch.full(there.shape, torch.nan).masked_scatter(there, own)
         return found
 
     def reduce(self, subject: Subject, items: Sequence[Tensors]) -> Tensors:
@@ -143,15 +145,15 @@ def _having(model: Decoder) -> list[int]:
 
 
 def head_means(model: Decoder, prompts: Sequence[Sequence[int]]) -> dict[int, Tensor]:
-    """Layer → token mean of z over prompts, in float32 on the CPU.
+    """Layer → token mean of z over prompts, in float32, on the layer's device, where it is put in.
 
     head_means(model, first_ten_prompts)[3]     # [H, head_dim]
     """
     sums: dict[int, Tensor] = {}
     for prompt in prompts:
         with model.evaluating(), capture(model, "z") as acts:
-            model.forward(torch.tensor([list(prompt)], device=model.device))
+            model.forward(send([list(prompt)], model.device))
         for (_, layer), z in acts.items():
-            sums[layer] = sums.get(layer, 0) + z[0].float().sum(0).cpu().double()
+            sums[layer] = sums.get(layer, 0) + z[0].float().sum(0).double()
     tokens = sum(len(prompt) for prompt in prompts)
     return {layer: (sums[layer] / tokens).float() for layer in sorted(sums)}

@@ -33,6 +33,7 @@ from hookdepth.engine.reading import capture
 from hookdepth.engine.work import Work, plain_work, work_of_plan
 from hookdepth.errors import HookdepthError
 from hookdepth.model.decoder import Decoder
+from hookdepth.model.sending import send
 
 _SITES = {"layer": "resid_post", "attn": "attn_out", "mlp": "mlp_out"}
 _WINDOW = 8192  # nodes that are planned together: 256 steps at all of 30 layers are 7,680
@@ -70,7 +71,7 @@ class Path:
         self.passes, self.null_effect = 0, 0.0
         self.null_where: str | None = None
         with model.evaluating(), capture(model, self.site) as acts:
-            model.forward(torch.tensor([list(probe.token_ids)], device=model.device))
+            model.forward(send([list(probe.token_ids)], model.device))
             found = [acts[self.site, layer][0].float().to(model.device) for layer in range(model.n_layers)]
             self.activation = torch.stack(found)
             self.baseline = torch.stack([one.mean(0) for one in found])
@@ -85,19 +86,19 @@ class Path:
             yield from self._evaluate(window)
 
     def _evaluate(self, nodes: Sequence[Node]) -> Iterator[tuple[Node, float, Tensor]]:
-        layers = torch.tensor([layer for layer, _ in nodes], device=self.model.device)
+        layers = [layer for layer, _ in nodes]
         alphas = torch.tensor([alpha for _, alpha in nodes], dtype=torch.float64)
         # One minus alpha in float64, as a sum over Python's numbers has it; then both are rounded.
-        shares = torch.stack([alphas, 1 - alphas]).float().to(self.model.device)[..., None, None]
+        shares = torch.stack([alphas, 1 - alphas]).float()[..., None, None]
 
         def ends(rows: Sequence[int]) -> tuple[Tensor, Tensor]:
-            of_layer = layers[list(rows)]
+            of_layer = send([layers[row] for row in rows], self.model.device)
             return self.activation.index_select(0, of_layer), self.baseline.index_select(0, of_layer)[:, None]
 
         def points(rows: Sequence[int]) -> Tensor:
             # The notebook's order of operations: at layer 0 of the demo model another rounding of the points alone
             # moves a sum of 32 steps by 6e-4 of its largest entry. It also gives both ends exactly.
-            (x, mean), (to, rest) = ends(rows), shares[:, list(rows)]
+            (x, mean), (to, rest) = ends(rows), send(shares[:, list(rows)], self.model.device)
             return x * to + mean * rest
 
         def split(rows: Sequence[int], gradient: Tensor) -> Tensor:

@@ -5,32 +5,32 @@
 Final norm and unembedding of resid_pre[0..L−1] and of the final residual; KL(lens‖final) in nats and the
 share of the top 5 in common. All layers of a few tokens are unembedded in one product, whose last rows are
 the final prediction: so entry L is exactly 0 and 1, and the logits of all layers never exist at once.
-The first `keep_front` tokens of each prompt (0) are left out.
+The first `keep_front` tokens of each prompt (0) are left out. Of the first prompts of a data set it is kept what every
+layer would say at the last tokens: the interactive page shows it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hookdepth.analyses import depth
+from hookdepth.analyses import depth, said
 from hookdepth.analyses.base import Analysis, OnPass, Partial, Subject, Tensors, token_means
 from hookdepth.engine.reading import capture
 from hookdepth.engine.work import Work, plain_work
 from hookdepth.metrics import blocks, kl_divergence, topk_overlap
 from hookdepth.model.decoder import Decoder
+from hookdepth.model.sending import send
 from hookdepth.model.unembedding import most_logits
-from hookdepth.report.figures import Bars
+from hookdepth.report.figures import Bars, WordMap
 from hookdepth.results import Result
 
-TOP_K = 5
-
-
 _MEAN = "mean over tokens and prompts"
+Look = Callable[[int, Tensor], object]
 
 
 class LogitLens(Analysis):
@@ -46,6 +46,7 @@ class LogitLens(Analysis):
     tensors = {
         "kl": "point",
         "topk_overlap": "point",
+        **said.TENSORS,
     }
     figures = (
         Bars(
@@ -76,6 +77,15 @@ class LogitLens(Analysis):
             grey_last=True,
             over_training=None,
         ),
+        WordMap(
+            tuple(said.TENSORS),
+            "Each cell is the likeliest next token if the model ended before that layer, and its colour how likely the "
+            "token is there that the model predicts in the end. Point at a cell for the five likeliest.",
+            label="Probability of the final prediction",
+            caption="what each layer would say",
+            signed=False,
+            limits=(0.0, 1.0),
+        ),
     )
 
     def numbers(self, result: Result) -> dict[str, Any]:
@@ -84,9 +94,11 @@ class LogitLens(Analysis):
 
     def measure(self, subject: Subject, item: int, on_pass: OnPass) -> Partial:
         """Means over the tokens of a prompt, from one forward pass."""
-        sums = lens_sums(subject.model, subject.inputs.prompts[item], self.front(subject.settings))
+        count = self.measured_tokens(subject)[item]
+        kept = said.Said(count if item < said.PROMPTS and subject.inputs.texts else 0)
+        sums = lens_sums(subject.model, subject.inputs.prompts[item], self.front(subject.settings), look=kept.take)
         on_pass()
-        return Partial({name: own / self.measured_tokens(subject)[item] for name, own in sums.items()}, 1)
+        return Partial({name: own / count for name, own in sums.items()} | kept.tensors, 1)
 
     def work(self, subject: Subject) -> Work:
         """A forward pass of each prompt; all points are kept, and again when they are stacked, and unembedded."""
@@ -95,39 +107,67 @@ class LogitLens(Analysis):
 
     def reduce(self, subject: Subject, items: Sequence[Tensors]) -> Tensors:
         """Means over all tokens, so that a long prompt counts for more, and each prompt's own."""
-        return token_means(items, self.measured_tokens(subject))
+        sums = [{name: own for name, own in item.items() if name not in said.NAMES} for item in items]
+        return token_means(sums, self.measured_tokens(subject)) | said.numbered(items)
+
+    def each(self, tensors: Mapping[str, Tensor]) -> list[Tensors]:
+        """What each prompt gave, and what its layers would say."""
+        return [own | said.of_prompt(tensors, number) for number, own in enumerate(super().each(tensors))]
+
+    def metadata(self, subject: Subject, tensors: Tensors) -> dict[str, Any]:
+        """Which words the layers would say, and after which."""
+        return said.spelled(subject, tensors)
 
 
-def lens_sums(model: Decoder, prompt: Sequence[int], front: int = 0, logit_elements: int | None = None) -> Tensors:
+def lens_sums(
+    model: Decoder,
+    prompt: Sequence[int],
+    front: int = 0,
+    logit_elements: int | None = None,
+    look: Look | None = None,
+) -> Tensors:
     """Sums over a prompt's tokens from `front` on of KL and top-5 overlap.
 
         lens_sums(model, ids)["topk_overlap"]   # [L+1]
 
     Args:
         logit_elements: most logits held at once; default `most_logits`.
+        look: as of `stream_sums`.
     """
     n_layers = model.n_layers
     with model.evaluating():
         with capture(model, "resid_pre") as acts, capture(model, "resid_post", layers=[n_layers - 1]) as last:
-            model.forward(torch.tensor([list(prompt)], device=model.device))
+            model.forward(send([list(prompt)], model.device))
         final = last["resid_post", n_layers - 1][0, front:]
         resid = torch.stack(
             [acts["resid_pre", layer][0, front:].to(final.device) for layer in range(n_layers)] + [final]
         )
-        sums = stream_sums(model, resid, logit_elements)
-    return {"kl": sums[0].cpu(), "topk_overlap": sums[1].cpu()}
+        sums = stream_sums(model, resid, logit_elements, look)
+    kl, overlap = sums.cpu()
+    return {"kl": kl, "topk_overlap": overlap}
 
 
 def stream_sums(
-    model: Decoder, resid: Float[Tensor, "point token width"], logit_elements: int | None = None
+    model: Decoder,
+    resid: Float[Tensor, "point token width"],
+    logit_elements: int | None = None,
+    look: Look | None = None,
 ) -> Float[Tensor, "2 point"]:
     """Sums over tokens of KL and top-5 overlap of what each point predicts, against the last.
 
-    stream_sums(model, resid_pre[:, 0])   # [2, point]
+        stream_sums(model, resid_pre[:, 0])   # [2, point]
+
+    Args:
+        look: is given the first token and the logits of every chunk of tokens.
     """
     size = max(1, (logit_elements or most_logits(model.device)) // (len(resid) * int(model.config.vocab_size)))
-    chunks = [_kl_and_overlap(model.unembed(model.norm(chunk))) for chunk in resid.split(size, dim=1)]
-    return sum(chunks[1:], chunks[0])
+    sums = []
+    for number, chunk in enumerate(resid.split(size, dim=1)):
+        logits = model.unembed(model.norm(chunk))
+        sums.append(_kl_and_overlap(logits))
+        if look is not None:
+            look(number * size, logits)
+    return sum(sums[1:], sums[0])
 
 
 def _kl_and_overlap(logits: Float[Tensor, "point token vocab"]) -> Float[Tensor, "2 point"]:
@@ -140,5 +180,5 @@ def _kl_and_overlap(logits: Float[Tensor, "point token vocab"]) -> Float[Tensor,
         for points in blocks(n_points, final.numel(), logits.device):
             here = logits[points, tokens].float()
             sums[0, points] += kl_divergence(here.log_softmax(-1), final_logs).sum(-1)
-            sums[1, points] += topk_overlap(here, final, TOP_K).sum(-1)
+            sums[1, points] += topk_overlap(here, final, said.TOP_K).sum(-1)
     return sums

@@ -20,6 +20,7 @@ from torch import Tensor
 from hookdepth.engine.reading import LayerSites, each_layer
 from hookdepth.errors import HookdepthError
 from hookdepth.model.decoder import Decoder
+from hookdepth.model.sending import send
 
 RIDGES = (*(10.0**power for power in range(-9, 2)), torch.inf)  # times the mean eigenvalue; the last is the mean alone
 TOKENS_A_FEATURE, SPLIT_SEED, BLOCK = 4, 123, 8192
@@ -143,7 +144,7 @@ def stream_of(model: Decoder, ids: Sequence[int], positions: Sequence[int]) -> F
             points.append(sites.resid_post[0, list(positions)])
 
     with model.evaluating(), each_layer(model, keep):
-        model.forward(torch.tensor([list(ids)], device=model.device))
+        model.forward(send([list(ids)], model.device))
     return torch.stack([point.cpu() for point in points])
 
 

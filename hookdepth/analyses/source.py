@@ -16,13 +16,15 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import is_dataclass
 from pathlib import Path
-from types import CodeType, FunctionType, ModuleType
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodWrapperType, ModuleType
 from typing import Any
 
 import torch
 
 from hookdepth.engine.measurements import LayerMeasurement, OutputMeasurement
 from hookdepth.errors import HookdepthError
+from hookdepth.model.decoder import Decoder
+from hookdepth.model.identity import PROCESS, weights_digest
 
 _INSIDE = ("fget", "func", "__func__")  # where properties, cached ones, static and class methods keep their function
 
@@ -83,7 +85,7 @@ def _text(kind: type) -> str:
 def _members(kind: type, homes: Set[str], seen: tuple[int, ...]) -> Iterator[Any]:
     for name, value in sorted(vars(kind).items()):
         function = next((found for word in _INSIDE if (found := getattr(value, word, None))), value)
-        if isinstance(function, FunctionType) or not name.startswith("__"):
+        if isinstance(function, FunctionType) or not name.startswith(("__", "_abc_")):
             yield [name, _plain(function, homes, seen)]
 
 
@@ -92,7 +94,9 @@ def _plain(value: Any, homes: Set[str], seen: tuple[int, ...]) -> Any:
     if id(value) in seen:
         return "again"
     seen = (*seen, id(value))
-    if value is None or isinstance(value, str | bytes | int | float | complex):
+    if isinstance(value, bytes | bytearray):
+        return hashlib.sha256(value).hexdigest()
+    if value is None or type(value) in (str, bool, int, float, complex):
         return repr(value)
     if isinstance(value, torch.Tensor):
         data = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
@@ -100,7 +104,7 @@ def _plain(value: Any, homes: Set[str], seen: tuple[int, ...]) -> Any:
     if isinstance(value, Mapping):
         return sorted([repr(key), _plain(one, homes, seen)] for key, one in value.items())
     if isinstance(value, Set):
-        return sorted(map(repr, value))
+        return sorted(json.dumps(_plain(one, homes, seen)) for one in value)
     if isinstance(value, Sequence):
         return [_plain(one, homes, seen) for one in value]
     return _code(value, homes, seen)
@@ -120,9 +124,25 @@ def _code(value: Any, homes: Set[str], seen: tuple[int, ...]) -> Any:
     if isinstance(value, type):
         return [label, *(_members(value, homes, seen) if value.__module__ in homes else ())]
     measures = isinstance(value, LayerMeasurement | OutputMeasurement)
-    if measures or is_dataclass(value) or type(value).__module__ in homes:
+    if (measures or is_dataclass(value) or type(value).__module__ in homes) and hasattr(value, "__dict__"):
         return [label, _plain(getattr(value, "__dict__", {}), homes, seen)]
-    return label
+    if isinstance(value, FunctionType | BuiltinFunctionType | MethodWrapperType):
+        return label
+    if isinstance(value, torch.nn.Module | Decoder):
+        module = value.hf if isinstance(value, Decoder) else value
+        return [label, repr(module), weights_digest(module)]
+    return [label, *_reduced(value, homes, seen)]
+
+
+def _reduced(value: Any, homes: Set[str], seen: tuple[int, ...]) -> list[Any]:
+    """What an object of somebody else's is made of, as Python itself would copy it: a slice, an array, a partial."""
+    try:
+        made = value.__reduce_ex__(2)
+    except Exception:  # noqa: BLE001 (whatever its own method raises)
+        # Nobody can tell what it holds: that of another process never counts as the same.
+        return [f"number {id(value)} of process {PROCESS}"]
+    parts = [made] if isinstance(made, str) else [list(one) if isinstance(one, Iterator) else one for one in made]
+    return [_plain(one, homes, seen) for one in parts]
 
 
 def _names(code: CodeType) -> set[str]:

@@ -5,7 +5,8 @@
 attn: ‖a‖/‖h‖ and cos(a, h); mlp: ‖m‖/‖h+a‖ and cos(m, h+a); layer: ‖c‖/‖h‖ and cos(c, h). Means over all
 tokens of all prompts but the first `keep_front` of each (0), so a long prompt counts for more. Beside them, in
 float64, angular distances arccos(cos(h_i, h_j))/π of all pairs of points (2403.17887), at each prompt's last token and
-over all tokens, and block influence 1 − cos(h_l, h_{l+1}) (2403.03853).
+over all tokens, and block influence 1 − cos(h_l, h_{l+1}) (2403.03853). What the first tokens alone give, as means over
+prompts, is in `first_token.…`, so that the report can say where they make a bar.
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ from hookdepth.engine.reading import LayerSites, each_layer
 from hookdepth.engine.work import Work, plain_work
 from hookdepth.metrics import EPS, cosine, relative_norm
 from hookdepth.model.decoder import Decoder
+from hookdepth.model.sending import send
 from hookdepth.report.figures import Bars, Heatmap, Lines
 from hookdepth.results import Result
 
 _PARTS = ("attn", "mlp", "layer")
 _LARGEST = "relative_contribution_max."
 _LAST = "angular_distance.last"
+_FIRST = "first_token."
 _HELD = 1 << 23  # values in float64
 
 
@@ -49,6 +52,9 @@ class ResidualStats(Analysis):
         "norm.resid": "point",
         **{f"{kind}.{part}": "layer" for kind in ("relative_contribution", "cosine", "norm") for part in _PARTS},
         "relative_contribution_max.{part}": "layer?",
+        "first_token.relative_contribution.{part}": "layer?",
+        "first_token.norm.resid": "point?",
+        "first_token.norm.{part}": "layer?",
         "angular_distance.{how}": "point point?",
         "block_influence": "layer?",
     }
@@ -125,7 +131,7 @@ class ResidualStats(Analysis):
         found = residual_sums(subject.model, prompt, front, points)
         on_pass()
         found |= turns(torch.stack([point.to(points[-1].device) for point in points]))
-        whole = (_LARGEST, _LAST)
+        whole = (_LARGEST, _LAST, _FIRST)
         tokens = len(prompt) - front
         return Partial({name: own if name.startswith(whole) else own / tokens for name, own in found.items()}, 1)
 
@@ -135,9 +141,28 @@ class ResidualStats(Analysis):
 
     def reduce(self, subject: Subject, items: Sequence[Tensors]) -> Tensors:
         """Means over all tokens, so that a long prompt counts for more, and each prompt's own; maxima over all."""
-        of_tokens = [{name: value for name, value in own.items() if name != _LAST} for own in items]
-        means = token_means(of_tokens, self.measured_tokens(subject), largest=_LARGEST)
-        return means | token_means([{_LAST: own[_LAST]} for own in items], [1] * len(items))
+        single = [{name: value for name, value in own.items() if name.startswith((_LAST, _FIRST))} for own in items]
+        several = [{name: value for name, value in own.items() if name not in single[0]} for own in items]
+        means = token_means(several, self.measured_tokens(subject), largest=_LARGEST)
+        return means | token_means(single, [1] * len(items))
+
+    def notes(self, result: Result) -> list[str]:
+        """Where the first tokens, a few of all, make more than half of a mean."""
+        lengths = (result.metadata.get("data") or {}).get("lengths") or []
+        rest, found = sum(lengths) - len(lengths), []
+        for name in sorted(name for name in result.tensors if name.startswith(_FIRST) and rest):
+            what = name.removeprefix(_FIRST)
+            first, mean = len(lengths) * result.tensors[name].double(), result.tensors[what].double()
+            share = first / (mean * sum(lengths))
+            if more := (share > 0.5).sum().item():
+                most = int(share.nan_to_num(0).argmax())
+                without = (mean[most] * sum(lengths) - first[most]) / rest
+                place = f"{'point' if what == 'norm.resid' else 'layer'} {most}"
+                others = f" and {more - 1} more" if more > 1 else ""
+                found.append(f"{what} at {place}{others} ({mean[most]:.3g}; {without:.3g} without it)")
+        if not found:
+            return []
+        return [f"The first token of each prompt alone makes most of {', '.join(found)}. --keep-front 1 leaves it out."]
 
 
 def turns(resid: Float[Tensor, "point token width"]) -> Tensors:
@@ -154,11 +179,16 @@ def turns(resid: Float[Tensor, "point token width"]) -> Tensors:
         angles = cosines.arccos() / torch.pi
         angles.diagonal(dim1=1, dim2=2).zero_()  # else rounding of 1 by an ulp, which arccos makes a hundred million
         total, influence = total + angles.sum(0), influence + (1 - cosines.diagonal(1, 1, 2)).sum(0)
-    return {_LAST: angles[-1].cpu(), "angular_distance.mean": total.cpu(), "block_influence": influence.cpu()}
+    size = n_points * n_points
+    found = torch.cat([angles[-1].flatten(), total.flatten(), influence]).cpu()  # one copy to the host for all three
+    last, mean = found[: 2 * size].view(2, n_points, n_points)
+    return {_LAST: last, "angular_distance.mean": mean, "block_influence": found[2 * size :]}
 
 
 def residual_sums(model: Decoder, prompt: Sequence[int], front: int = 0, points: list[Tensor] | None = None) -> Tensors:
     """Sums over a prompt's tokens from `front` on of everything that residual-stats averages; `*_max` are maxima.
+
+    Where no token is left out, `first_token.…` are what the first one alone gives.
 
         residual_sums(model, ids)["norm.resid"]   # [L+1]
 
@@ -169,6 +199,10 @@ def residual_sums(model: Decoder, prompt: Sequence[int], front: int = 0, points:
     per_layer: list[Tensor] = []
     last_norm: list[Tensor] = []
 
+    def norm_of(resid: Tensor) -> Tensor:
+        norms = resid[0, front:].float().norm(dim=-1)
+        return torch.stack([norms.sum(), norms[0]])
+
     def measure(layer: int, sites: LayerSites) -> None:
         attn_out, mlp_out = sites.added["attn"], sites.added["mlp"]
         points.append(sites.resid_pre[0, front:])
@@ -178,17 +212,20 @@ def residual_sums(model: Decoder, prompt: Sequence[int], front: int = 0, points:
         relative = torch.stack([relative_norm(part, whole)[0, front:] for part, whole in pairs])  # [part, token]
         cosines = torch.stack([cosine(part, whole)[0, front:] for part, whole in pairs])
         norms = torch.stack([part.float().norm(dim=-1)[0, front:] for part, _ in pairs])
-        resid = sites.resid_pre[0, front:].float().norm(dim=-1).sum()[None]
-        per_layer.append(torch.cat([relative.sum(-1), cosines.sum(-1), norms.sum(-1), relative.amax(-1), resid]))
+        sums = [relative.sum(-1), cosines.sum(-1), norms.sum(-1), relative.amax(-1), relative[:, 0], norms[:, 0]]
+        per_layer.append(torch.cat([*sums, norm_of(sites.resid_pre)]))
         if layer == model.n_layers - 1:
             points.append(sites.resid_post[0, front:])
-            last_norm.append(sites.resid_post[0, front:].float().norm(dim=-1).sum())
+            last_norm.append(norm_of(sites.resid_post))
 
     with model.evaluating(), each_layer(model, measure):
-        model.forward(torch.tensor([list(prompt)], device=model.device))
-    table = torch.stack([values.cpu() for values in per_layer], dim=1)  # [13, L]
-    kinds = ("relative_contribution", "cosine", "norm", "relative_contribution_max")
+        model.forward(send([list(prompt)], model.device))
+    every = torch.cat([values.to(model.device) for values in (*per_layer, *last_norm)]).cpu()  # one copy to the host
+    table = every[:-2].view(model.n_layers, -1).T  # [20, L]
+    kinds = ["relative_contribution", "cosine", "norm", "relative_contribution_max"]
+    kinds += [f"{_FIRST}relative_contribution", f"{_FIRST}norm"]
     names = [f"{kind}.{part}" for kind in kinds for part in _PARTS]
-    result = dict(zip(names, table, strict=False))
-    result["norm.resid"] = torch.cat([table[-1], last_norm[0].cpu()[None]])
-    return result
+    found = dict(zip(names, table, strict=False))
+    resid = torch.cat([table[-2:], every[-2:, None]], dim=1)
+    found |= {"norm.resid": resid[0], f"{_FIRST}norm.resid": resid[1]}
+    return {name: own for name, own in found.items() if not (front and name.startswith(_FIRST))}

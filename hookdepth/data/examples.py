@@ -7,7 +7,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from importlib import resources
 from itertools import islice
@@ -119,6 +119,8 @@ def texts_as_dataset(texts: str | Sequence[str]) -> Dataset:
     Raises:
         HookdepthError: none, or what is no text.
     """
+    if isinstance(texts, Mapping) or not isinstance(texts, Iterable):
+        raise HookdepthError(f"the texts are {shown(texts)}", "give a list of prompts")
     listed = [texts] if isinstance(texts, str) else list(texts)
     wrong = [text for text in listed if not isinstance(text, str)]
     if wrong or not listed:

@@ -12,6 +12,7 @@ from math import isfinite
 from numbers import Real
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from hookdepth.engine.interventions import Intervention, Surroundings, check_shape, for_tokens, real_tensor
@@ -68,6 +69,8 @@ class Ablate(Intervention):
         super().check(model, length)
         if isinstance(self.value, Tensor):
             check_shape(self, self.value, length, self.shape(model))
+        elif not isinstance(self.value, str):
+            _check_range(self, self.value, model)
 
 
 @dataclass(frozen=True, eq=False, init=False)
@@ -110,6 +113,7 @@ class Clamp(Intervention):
     def check(self, model: Decoder, length: int) -> None:
         """Also check that there are such entries, each once."""
         super().check(model, length)
+        _check_range(self, self.value, model)
         width = self.shape(model)[-1]
         if self.site == "z" and self.head is None:
             raise HookdepthError("Clamp at z of no head", "say which: head=3")
@@ -118,6 +122,12 @@ class Clamp(Intervention):
                 f"Clamp of {list(self.index)} of {width} entries of {self.site}",
                 f"give numbers from 0 to {width - 1}, each once",
             )
+
+
+def _check_range(whose: Intervention, value: float, model: Decoder) -> None:
+    if abs(value) > torch.finfo(model.dtype).max:
+        problem = f"{type(whose).__name__} to {value:g}, which {str(model.dtype).removeprefix('torch.')} does not reach"
+        raise HookdepthError(problem, "give a smaller number")
 
 
 def _number(who: str, given: Any, meant: str) -> float:

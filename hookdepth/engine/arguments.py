@@ -17,9 +17,11 @@ from hookdepth.engine.branches import Branch
 from hookdepth.engine.interventions import Intervention
 from hookdepth.engine.measurements import LayerMeasurement, Measurement, OutputMeasurement
 from hookdepth.engine.plan import ROWS_PER_PROMPT
+from hookdepth.engine.tokens import positions
 from hookdepth.errors import HookdepthError, shown, whole_number
 from hookdepth.metrics import check_reduction
 from hookdepth.model.decoder import Decoder
+from hookdepth.results import CLEAN, PER_PROMPT
 
 LEAST_ROWS = ROWS_PER_PROMPT + 1
 """Rows of the smallest pass: a clean run, its null branch and one branch."""
@@ -38,7 +40,9 @@ def as_prompts(model: Decoder, given: Any) -> list[list[int]]:
     if getattr(given, "ndim", 2) not in (1, 2):
         raise HookdepthError(f"the prompts are {shown(given)}", advice)
     prompts = list(given)
-    if prompts and all(_is_number(item) for item in prompts):
+    if not prompts:
+        raise HookdepthError("there are no prompts", "give at least one")
+    if all(_is_number(item) for item in prompts):
         prompts = [prompts]
     return [_as_prompt(model, prompt, number) for number, prompt in enumerate(prompts)]
 
@@ -137,6 +141,9 @@ def _check_measurement(measurement: Measurement) -> None:
     name = getattr(measurement, "name", None)
     if not isinstance(name, str) or not name:
         raise HookdepthError(f"the measurement {kind.__name__} has the name {shown(name)}", "give it a word for a name")
+    if name != name.strip() or "/" in name or name.startswith((CLEAN, PER_PROMPT)):
+        problem = f"the measurement {kind.__name__} has the name {shown(name)}"
+        raise HookdepthError(problem, f"give it a word that does not begin with {CLEAN} or {PER_PROMPT}")
     check_reduction(measurement.reduce, f" of the measurement {name!r}:")
     for flag in ("change", "needs_target"):
         if not isinstance(value := getattr(measurement, flag, False), bool):
@@ -161,6 +168,20 @@ def check_targets(
                 f"{wanting!r} of a branch that is measured at its prompt's last token alone, which no token follows",
                 "measure it at a token before",
             )
+
+
+def check_acts(branches: Sequence[Branch], prompts: Sequence[Sequence[int]]) -> None:
+    """Refuse a change of no token: it would look like one without an effect. check_acts([Branch((Skip(4),))], [ids])"""
+    for branch in branches:
+        length = len(prompts[branch.prompt])
+        for one in branch.interventions:
+            if not positions(one.tokens, length):
+                own = f"{one.tokens.start}:{one.tokens.stop}" if isinstance(one.tokens, slice) else shown(one.tokens)
+                raise HookdepthError(
+                    f"{type(one).__name__} at layer {one.layer} acts on tokens {own}, and prompt {branch.prompt} has "
+                    f"{length}: none of these",
+                    "give tokens that the prompt has, e.g. tokens=slice(0, None)",
+                )
 
 
 def check_limit(what: str, given: Any) -> int | None:

@@ -109,8 +109,10 @@ class Branch:
                 problem = f"{type(one).__name__} at layer {one.layer}, which {path!r} never visits"
                 raise HookdepthError(problem, "intervene at a layer of the path")
 
-    def measured_positions(self, length: int) -> list[int]:
+    def measured_positions(self, length: int) -> range | list[int]:
         """The positions at which it is measured, in a prompt of `length` tokens."""
         first = self.cut or 0
         chosen = positions(self.measured if self.measured is not None else slice(None), length)
+        if isinstance(chosen, range) and chosen.step == 1:
+            return range(max(chosen.start, first), max(chosen.stop, first))
         return [position for position in chosen if position >= first]

@@ -33,11 +33,13 @@ from hookdepth.engine.texts import Generated, Generations
 from hookdepth.engine.tokens import Tokens, positions
 from hookdepth.engine.writing import Choice, Row, write, write_again
 from hookdepth.errors import HookdepthError, choose, shown, whole_number
+from hookdepth.model.ambient import plainly
 from hookdepth.model.decoder import Decoder
 
 WHERE = ("both", "prompt", "new")
 
 
+@plainly
 def generate(
     model: Decoder,
     prompts: Any,

@@ -31,6 +31,7 @@ from hookdepth.engine.travel import Travel
 from hookdepth.model.contributions import INNER_SITE
 from hookdepth.model.decoder import Decoder
 from hookdepth.model.kv_cache import KeysValues, PrefixCache
+from hookdepth.model.sending import send
 from hookdepth.model.sites import ORDER, middle_change, rescaled
 from hookdepth.model.turns import in_this_thread
 from hookdepth.model.unembedding import most_logits
@@ -131,7 +132,7 @@ def _prefix(table: RowTable, parent: PassResult) -> Callable[[int], KeysValues]:
         if len(set(chosen)) == 1:
             row = slice(chosen[0], chosen[0] + 1)
             return keys[row].expand(len(chosen), -1, -1, -1), values[row].expand(len(chosen), -1, -1, -1)
-        index = torch.tensor(chosen, device=keys.device)
+        index = send(chosen, keys.device)
         return keys.index_select(0, index), values.index_select(0, index)
 
     return prefix
@@ -224,7 +225,7 @@ class _Pass:
         if self.measurements or not tokenwise or read.all() or held:
             return
         tokens = read.nonzero().flatten() if read.any() else torch.zeros(1, dtype=torch.long)
-        hooks.enter_context(self.model.mlp_only_at(last, tokens.to(self.model.layer_device(last))))
+        hooks.enter_context(self.model.mlp_only_at(last, send(tokens, self.model.layer_device(last))))
 
     def resid_pre(self, layer: int, hidden: Tensor) -> Tensor | None:
         """A layer's input: branches born here or inside the layer join."""
@@ -238,7 +239,7 @@ class _Pass:
         if layer in self.through_lens:  # the one thing of a row and token that outlives its layer
             place = {id_: n for n, id_ in enumerate(rows.inside)}
             here = [place.get(id_, rows.clean_place(self.table.slot[id_])) for id_ in self.table.final]
-            self.lenses[layer] = self.pre.index_select(0, torch.tensor(here, device=self.pre.device))
+            self.lenses[layer] = self.pre.index_select(0, send(here, self.pre.device))
         return None if self.pre is hidden else self.pre
 
     def inner(self, layer: int, site: str, value: Tensor) -> Tensor:

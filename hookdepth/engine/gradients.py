@@ -131,7 +131,7 @@ def _sum_of_branches(result: PassResult, name: str) -> Tensor:
 
 
 def _derivatives(result: PassResult, name: str, reduced: Tensor) -> Derivatives:
-    found = on_host(result, name)
+    found = on_host(result, [name])[name]
     if not torch.isfinite(reduced).all():
         raise NotFiniteError(
             "non-finite gradients, of a finite value", "use a dtype of wider range (--dtype bfloat16 or float32)", 1

@@ -316,6 +316,8 @@ def real_tensor(who: str, given: Any) -> Tensor:
     """A tensor of real numbers, with data: real_tensor("Patch", torch.zeros(64))"""
     if not isinstance(given, Tensor):
         raise HookdepthError(f"{who} got {shown(given)} for a value", "give a tensor, [width] or [tokens, width]")
+    if given.layout != torch.strided or given.is_quantized:
+        raise HookdepthError(f"{who} got a sparse or quantised tensor for a value", "give a plain one")
     if given.is_meta:
         raise HookdepthError(f"{who} got a tensor on the meta device, without data", "give one with data")
     if given.is_complex() or given.dtype == torch.bool:

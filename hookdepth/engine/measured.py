@@ -24,6 +24,7 @@ from hookdepth.engine.measurements import LayerView, Measurement, OutputView
 from hookdepth.engine.rows import RowTable
 from hookdepth.errors import HookdepthError, shown
 from hookdepth.metrics import masked_reduce
+from hookdepth.model.sending import send
 
 
 @dataclass
@@ -40,7 +41,7 @@ class MeasuredTokens:
 
     def to(self, device: torch.device) -> MeasuredTokens:
         """The same on a device."""
-        return MeasuredTokens(self.mask.to(device), None if self.outside is None else self.outside.to(device))
+        return MeasuredTokens(send(self.mask, device), None if self.outside is None else send(self.outside, device))
 
     def of(self, rows: Sequence[int], tokens: Sequence[int]) -> MeasuredTokens:
         """The same for some of the rows and tokens."""
@@ -83,16 +84,19 @@ def measured_tokens(
         targets: leave out the last token of each prompt, which has no next one.
     """
     pass_ = table.pass_
-    positions: list[set[int]] = [set() for _ in range(table.n_rows)]
+    whole = torch.zeros(table.n_rows, max(*lengths, pass_.stop), dtype=torch.bool)
     for id_, row in rows:
         length = lengths[table.slot[id_]]
-        positions[id_] = {p for p in branches[row].measured_positions(length) if not targets or p + 1 < length}
-        for whole_prompt in (table.clean_id(id_), table.control_ids[table.slot[id_]]):
-            positions[whole_prompt] |= positions[id_]
-    mask = torch.zeros(len(positions), pass_.stop - pass_.start, dtype=torch.bool)
-    for id_, chosen in enumerate(positions):
-        mask[id_, [p - pass_.start for p in chosen if pass_.start <= p < pass_.stop]] = True
-    outside = torch.tensor([len(chosen) for chosen in positions]) - mask.sum(-1)
+        chosen = branches[row].measured_positions(length)
+        whole[id_, slice(chosen.start, chosen.stop) if isinstance(chosen, range) and chosen.step == 1 else chosen] = (
+            True
+        )
+        if targets:
+            whole[id_, length - 1] = False
+    for slot, ids in enumerate(zip(table.clean_ids, table.control_ids, strict=True)):
+        whole[list(ids)] = whole[table.of_prompt(slot)].any(0)
+    mask = whole[:, pass_.start : pass_.stop]
+    outside = whole.sum(-1) - mask.sum(-1)
     return MeasuredTokens(mask, outside if outside.any() else None)
 
 

@@ -17,6 +17,7 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from hookdepth.engine.plan import ROWS_PER_PROMPT, Plan
 from hookdepth.errors import HookdepthError
 from hookdepth.model.decoder import Decoder
+from hookdepth.model.shape import said
 
 # Branches of a pass with gradients: its logits are kept for the backward pass. A GPU wants more rows to be busy: for
 # the shape of Llama-3.1-8B, a simulation of an H100 at 128 branches had it idle for a fifth of the time.
@@ -98,7 +99,7 @@ def bytes_per_row_token(model: Decoder) -> int:
     config: Any = model.config
     size = model.dtype.itemsize
     d, inner, heads = model.d_model, model.d_mlp, max(1, model.n_heads)
-    kv = 2 * int(getattr(config, "num_key_value_heads", None) or heads) * (model.attention_width // heads)
+    kv = 2 * int(said(config, "num_key_value_heads") or heads) * (model.attention_width // heads)
     return size * (6 * d + 3 * inner + 4 * model.attention_width + model.n_layers * kv // 2) + 16 * d
 
 
@@ -108,7 +109,7 @@ def memory_room(model: Decoder) -> int:
     memory_room(model) / 2**30   # 3.0 GiB on a CPU, a third of what the weights leave on a GPU
     """
     if model.device.type == "cuda":
-        total = torch.cuda.get_device_properties(model.device).total_memory
+        total = model.device_memory
         weights = sum(parameter.numel() * parameter.element_size() for parameter in model.hf.parameters())
         return max(total - weights, total // 8) // 3
     return 3 << 30

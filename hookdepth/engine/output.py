@@ -25,6 +25,7 @@ from hookdepth.engine.measured import MeasuredTokens, checked, measured_tokens
 from hookdepth.engine.measurements import OutputMeasurement, OutputView
 from hookdepth.engine.rows import RowTable
 from hookdepth.model.decoder import Decoder
+from hookdepth.model.sending import send
 
 
 def measure_output(
@@ -68,7 +69,7 @@ def _by_id(parts: list[tuple[list[int], Tensor]], n_rows: int) -> Tensor:
     for n, id_ in enumerate(id_ for ids, _ in parts for id_ in ids):
         order[id_] = n
     values = torch.cat([values for _, values in parts], dim=1)
-    return values.index_select(1, _index(order, values.device))
+    return values.index_select(1, send(order, values.device))
 
 
 @dataclass
@@ -102,12 +103,10 @@ def _rows_of(table: RowTable, slot: int, hidden: Tensor, lenses: Mapping[int, Te
 
     def chosen(values: Tensor) -> Tensor:
         everyone = wanted == list(range(values.shape[0]))
-        return values if everyone else values.index_select(0, _index(wanted, values.device))
+        return values if everyone else values.index_select(0, send(wanted, values.device))
 
     pass_, there = table.pass_, {layer: chosen(values) for layer, values in lenses.items()}
-    return _PromptRows(
-        slot, pass_.prompts[slot], pass_.start, ids, _index(places, hidden.device), chosen(hidden), there
-    )
+    return _PromptRows(slot, pass_.prompts[slot], pass_.start, ids, send(places, hidden.device), chosen(hidden), there)
 
 
 def _prompt(
@@ -128,14 +127,14 @@ def _prompt(
     size = max(1, logit_elements // (n_here * int(model.config.vocab_size)))
     for begin in range(0, len(widest), size):
         chunk = widest[begin : begin + size]
-        logits = model.unembed(hidden.index_select(1, _index(chunk, hidden.device)))
+        logits = model.unembed(hidden.index_select(1, send(chunk, hidden.device)))
         # Only the prompt's last token can be without a next one, and it is the last of the chunk too. So the columns
         # with a target are the first ones, and a slice (no copy of the logits) gives them.
         following = [rows.start + column + 1 for column in chunk if column in followed]
-        targets = token_ids.to(logits.device).index_select(0, _index(following, logits.device))
+        targets = token_ids.to(logits.device).index_select(0, send(following, logits.device))
 
         def lens(layer: int, chunk: Sequence[int] = chunk) -> Tensor:
-            resid = rows.lenses[layer].index_select(1, _index(list(chunk), rows.lenses[layer].device))
+            resid = rows.lenses[layer].index_select(1, send(list(chunk), rows.lenses[layer].device))
             return model.unembed(model.norm(resid.to(hidden.device)))
 
         positions = [rows.start + column for column in chunk]
@@ -152,9 +151,5 @@ def _prompt(
         reduced = own.reduce(measurement, found, rows.places)
         if measurement.reduce is None:  # a value a token of the pass, as layer measurements give them
             every = reduced.new_zeros(*reduced.shape[:-1], hidden.shape[1])
-            reduced = every.index_copy_(-1, _index(columns[measurement.needs_target], every.device), reduced)
+            reduced = every.index_copy_(-1, send(columns[measurement.needs_target], every.device), reduced)
         yield measurement, reduced
-
-
-def _index(numbers: list[int] | list[list[int]], device: torch.device) -> Tensor:
-    return torch.tensor(numbers, dtype=torch.long, device=device)

@@ -34,6 +34,7 @@ from hookdepth.engine.rows import RowTable
 from hookdepth.engine.travel import SweepTable, Travel
 from hookdepth.errors import HookdepthError, shown
 from hookdepth.model.decoder import Decoder
+from hookdepth.model.sending import send
 
 T = TypeVar("T")
 
@@ -232,4 +233,4 @@ def padded(prompts: Sequence[Sequence[int]], device: torch.device) -> Tensor:
     """Prompts as one tensor: padded([[5, 6], [7]], model.device)."""
     longest = max(len(prompt) for prompt in prompts)
     # On the right, any token serves: causal attention never looks there, so no mask is needed.
-    return torch.tensor([[*prompt, *[prompt[-1]] * (longest - len(prompt))] for prompt in prompts], device=device)
+    return send([[*prompt, *[prompt[-1]] * (longest - len(prompt))] for prompt in prompts], device)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.plan import (
@@ -111,6 +112,10 @@ class _Builder:
     keys: Sequence[Hashable]
     on_paths: int = 0  # token-layers of branches with a path, each stage that they share once
 
+    @cached_property
+    def _every_family(self) -> list[tuple[int, ...]]:
+        return [family_of(branch) for branch in self.branches]
+
     def packs(self, by_prompt: dict[int, list[int]]) -> Iterator[dict[int, list[int]]]:
         """Group short prompts, of similar length and equal key, so that they fill a pass together."""
         pack: dict[int, list[int]] = {}
@@ -181,7 +186,7 @@ class _Builder:
         return replace(passes[0], suffixes=tuple(passes[1:]))
 
     def _family(self, index: int) -> tuple[int, ...]:
-        return family_of(self.branches[index])
+        return self._every_family[index]
 
     def _families(self, indices: Sequence[int]) -> dict[tuple[int, ...], list[int]]:
         """Branches that share a row: each of another cut. Equal ones (measured elsewhere) get rows of their own."""

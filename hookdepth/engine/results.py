@@ -73,16 +73,24 @@ class HostValues:
     null_where: str | None
 
 
-def on_host(part: PassResult, name: str) -> HostValues:
-    """Copy to the host what a pass gave for a measurement, and look for the noise floor.
+def on_host(part: PassResult, names: Sequence[str]) -> dict[str, HostValues]:
+    """Copy to the host what a pass gave for measurements, at once, and look for the noise floor of each.
 
-        on_host(result, "effect").values     # [branch, L]
+        on_host(result, ["effect"])["effect"].values     # [branch, L]
 
     Raises:
         NotFiniteError: a value that is read is not finite.
     """
-    table, (own, of_clean) = part.table, part.of(name)
-    here, there = torch.stack([own.detach().float(), of_clean.detach().float()]).cpu()
+    both = [torch.stack([values.detach().float() for values in part.of(name)]) for name in names]
+    every = torch.cat([values.flatten().to(both[0].device) for values in both]).cpu()
+    apart = every.split([values.numel() for values in both])
+    return {
+        name: _read(part, name, own.view(values.shape)) for name, values, own in zip(names, both, apart, strict=True)
+    }
+
+
+def _read(part: PassResult, name: str, both: Tensor) -> HostValues:
+    table, (here, there) = part.table, both
     measured = table.measured_rows()
     sources = [id_ for id_, _ in measured]
     # Only the prompts of measured branches have a clean run and a control that are measured.
@@ -119,9 +127,11 @@ class Gathered:
         floor, where = 0.0, None
         for part in self.parts:
             tokens = slice(part.table.pass_.start, part.table.pass_.stop)
-            for measurement in self.measurements if part.table.pass_.measured else ():
+            measured = self.measurements if part.table.pass_.measured else ()
+            of_pass = on_host(part, [m.name for m in measured]) if measured else {}
+            for measurement in measured:
                 name, per_token = measurement.name, measurement.reduce is None
-                found = on_host(part, name)
+                found = of_pass[name]
                 for kept, given in ((values[name], found.values), (clean[name], found.clean)):
                     place = kept[..., tokens] if per_token else kept
                     place[found.branches] = given
@@ -175,7 +185,7 @@ def _check_finite(host: Tensor, pass_: ForwardPass, layers: bool) -> None:
         place = f"from layer {bad[:, 1].min().item()} on" if layers else "in the output"
         raise NotFiniteError(
             f"non-finite values {place} (prompts {', '.join(map(str, pass_.prompts))})",
-            "check the weights, or use a dtype of wider range (--dtype bfloat16 or float32)",
+            "check the weights and what branches bring, or use a dtype of wider range (--dtype bfloat16 or float32)",
             1,
         )
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.interventions import Intervention
 from hookdepth.engine.plan import CLEAN, CONTROL, ForwardPass, Span, family_of
+from hookdepth.model.sending import send_together
 from hookdepth.model.sites import AT_OUTPUT, ORDER
 
 Key = tuple[int, ...]
@@ -36,9 +37,9 @@ class LayerRows:
             input on, but what comes before its site is its clean run's, and not computed.
         inside: all but those that join at its output; outside: all at its output; staying: those that go on.
         clean: the places of the clean runs, in the order of the pass's prompts, wherever in the layer.
-        slots: for each of `outside`, which of the clean runs is its own; None where there is only one.
         places: [2, row], for every row of the pass, here or not: the place of its value at the layer's output (its
             clean run's, while it has not joined or where it has left), and the place of its clean run's.
+        slots: for each of `outside`, which of the clean runs is its own; None where there is only one.
         keep: the places of `staying` in `outside`; None where all stay.
     """
 
@@ -47,8 +48,8 @@ class LayerRows:
     outside: list[int]
     staying: list[int]
     clean: slice
-    slots: Int[Tensor, " here"] | None
     places: Int[Tensor, "2 row"]
+    slots: Int[Tensor, " here"] | None
     keep: Int[Tensor, " staying"] | None
 
     def clean_place(self, slot: int) -> int:
@@ -120,13 +121,19 @@ class RowTable:
             for place in self._joins(id_, row, spans[row]):
                 joining.setdefault(place, []).append(id_)
         self.edits = self._edits(branches)
-        self.layers: list[LayerRows] = []
+        laid, numbers = [], []
         alive = list(self.clean_ids)  # the decoder's own embedding made them; all others join by a hook
         for layer in range(n_layers):
-            here = self._layer(layer, alive, joining, device(layer))
-            self.layers.append(here)
-            alive = here.staying
+            rows, found = self._layer(layer, alive, joining)
+            laid.append(rows)
+            numbers += [(one, device(layer)) for one in found]
+            alive = rows[3]  # those that stay
         self.final = alive
+        sent = iter(send_together(numbers))
+        self.layers = [
+            LayerRows(*rows, next(sent).unflatten(0, (2, -1)), _unless_empty(next(sent)), _unless_empty(next(sent)))
+            for rows in laid
+        ]
 
     @staticmethod
     def _layout(n_prompts: int, n_branches: int) -> tuple[range, range, range]:
@@ -186,9 +193,9 @@ class RowTable:
     def _stays(self, id_: int, layer: int) -> bool:
         return self.last[id_] > layer or self.last[id_] == self.n_layers - 1
 
-    def _measured_as(self, id_: int, layer: int) -> int:
-        """The row whose value at a layer is this one's."""
-        return id_
+    def _measured_as(self, layer: int) -> Sequence[int]:
+        """For every row, the one whose value at a layer is its own."""
+        return range(self.n_rows)
 
     def _joins(self, id_: int, row: int, span: Span) -> list[tuple[int, int]]:
         # Right of a cut nothing is changed: what tells the branch from its clean run are the keys and values
@@ -197,29 +204,28 @@ class RowTable:
         return [(layer, AT_OUTPUT if self.pass_.prefix == "own" and order else order)]
 
     def _layer(
-        self, layer: int, alive: list[int], joining: dict[tuple[int, int], list[int]], device: torch.device
-    ) -> LayerRows:
+        self, layer: int, alive: list[int], joining: dict[tuple[int, int], list[int]]
+    ) -> tuple[tuple[dict[str, list[int]], list[int], list[int], list[int], slice], tuple[list[int], ...]]:
+        """The first fields of `LayerRows`; and places, slots and keep, which belong on a device."""
         born = {site: joining.get((layer, order), []) for order, site in enumerate(ORDER)}
         inside = alive + [id_ for site in ORDER[:-1] for id_ in born[site]]
         outside = inside + born["resid_post"]
         staying = [id_ for id_ in outside if self._stays(id_, layer)]
-        keep = None
-        if len(staying) < len(outside):
-            going_on = set(staying)
-            keep = torch.tensor([n for n, id_ in enumerate(outside) if id_ in going_on], device=device)
-        slots = None
-        if len(self.clean_ids) > 1:
-            slots = torch.tensor([self.slot[id_] for id_ in outside], device=device)
         place = {id_: n for n, id_ in enumerate(outside)}
+        keep = [place[id_] for id_ in staying] if len(staying) < len(outside) else []
+        slots = [self.slot[id_] for id_ in outside] if len(self.clean_ids) > 1 else []
         first = place[self.clean_ids[0]]  # clean runs never leave, so they stay side by side
-        clean = [place[self.clean_id(id_)] for id_ in range(self.n_rows)]
-        own = [place.get(self._measured_as(id_, layer), there) for id_, there in enumerate(clean)]
-        places = torch.tensor([own, clean], device=device)
+        clean = [first + slot for slot in self.slot]
+        own = [place.get(id_, there) for id_, there in zip(self._measured_as(layer), clean, strict=True)]
         side_by_side = slice(first, first + len(self.clean_ids))
-        return LayerRows(born, inside, outside, staying, side_by_side, slots, places, keep)
+        return (born, inside, outside, staying, side_by_side), (own + clean, slots, keep)
 
     def prefix_rows(self, layer: int, recorded: RowTable) -> list[int]:
         """For each attending row, the row of `recorded` whose keys and values lie left of it."""
         place = {recorded.keys[id_]: n for n, id_ in enumerate(recorded.layers[layer].attending)}
         own = self.pass_.prefix == "own"
         return [place[self.keys[id_ if own else self.clean_id(id_)]] for id_ in self.layers[layer].attending]
+
+
+def _unless_empty(numbers: Tensor) -> Tensor | None:
+    return numbers if len(numbers) else None

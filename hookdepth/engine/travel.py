@@ -67,8 +67,8 @@ class SweepTable(RowTable):
     def _visits(self, id_: int, layer: int) -> bool:
         return self.seen[id_].get(layer) == id_
 
-    def _measured_as(self, id_: int, layer: int) -> int:
-        return id_ if id_ not in self.seen else self.seen[id_].get(layer, -1)
+    def _measured_as(self, layer: int) -> list[int]:
+        return [self.seen[id_].get(layer, -1) if id_ in self.seen else id_ for id_ in range(self.n_rows)]
 
     def _stays(self, id_: int, layer: int) -> bool:
         if id_ not in self.seen or layer == self.n_layers - 1:

@@ -13,10 +13,29 @@ cuDNN first on Hopper). It is off while the engine works, unless the user has tu
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 import torch
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def plainly(call: Callable[P, R]) -> Callable[P, R]:
+    """The same function in plain state: what it makes beside its passes depends on no default of its caller either.
+
+    plainly(torch.ones)(2).dtype     # torch.float32, whatever `torch.set_default_dtype` says
+    """
+
+    @wraps(call)
+    def plain(*args: P.args, **kwargs: P.kwargs) -> R:
+        with plain_state((), grad=torch.is_grad_enabled()):
+            return call(*args, **kwargs)
+
+    return plain
 
 
 @contextmanager

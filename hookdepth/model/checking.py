@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hookdepth.errors import DoesNotRunError, HookdepthError
+from hookdepth.errors import DoesNotRunError, HookdepthError, shown
 from hookdepth.metrics import differs_by_rounding
 from hookdepth.model.contributions import layer_scale
 from hookdepth.model.decoder import LOAD, Decoder
@@ -44,6 +44,8 @@ def wrap(
     Raises:
         HookdepthError: the architecture is not one of those that work, or its weights are not finite.
     """
+    if tokenizer is not None and not callable(tokenizer):
+        raise HookdepthError(f"the tokenizer is {shown(tokenizer)}", "give the model's own, from AutoTokenizer")
     decoder = Decoder(model, tokenizer, name=name, revision=revision, family=family)
     check(decoder)
     return decoder
@@ -72,7 +74,13 @@ def _check_sums(model: Decoder, token_ids: Tensor) -> None:
     sites: dict[tuple[str, int], Tensor] = {}
 
     def keep(site: str, layer: int) -> Edit:
-        return lambda value: sites.__setitem__((site, layer), value)
+        def look(value: Tensor) -> None:
+            if site == "resid_pre" and value.ndim != token_ids.ndim + 1:
+                why = f"its stream is no [row, token, width] but {list(value.shape)}: several residual streams?"
+                raise unsupported(model.name, model.family, why)
+            sites[site, layer] = value
+
+        return look
 
     with ExitStack() as stack:
         for layer in range(model.n_layers):

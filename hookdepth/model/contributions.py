@@ -15,27 +15,32 @@ from typing import Any
 from torch import Tensor, nn
 
 from hookdepth.model.families import Family, unsupported
+from hookdepth.model.shape import said
 
-_DECODERS = ("model.language_model", "language_model.model", "model.decoder", "model", "transformer", "gpt_neox")
-_MORE_DECODERS = ("backbone", "biogpt")
+_DECODERS = ("model.language_model", "model.text_model", "language_model.model", "model.decoder", "model")
+_MORE_DECODERS = ("transformer", "gpt_neox", "backbone", "biogpt")
 _LAYERS = ("layers", "h", "blocks")
 _NORMS = (
     *("norm", "ln_f", "norm_f", "final_layer_norm", "final_layernorm", "final_norm", "embedding_norm"),
-    "layer_norm",
+    *("layer_norm", "layernorm"),
 )
-_ATTENTION = ("self_attn", "attn", "attention", "self_attention")
+_ATTENTION = ("self_attn", "attn", "attention", "self_attention", "multi_head_attention")
 # These carry a state from token to token, and neither keys nor values.
 _RECURRENT = ("linear_attn", "conv", "mamba", "temporal_block")
 _PARTS = {
     "mixer": ("mixer",),
     "attn": (*_ATTENTION, *_RECURRENT),
-    "mlp": ("mlp", "feed_forward", "block_sparse_moe", "mlp_block", "ffn", "fc1"),
-    "extra": ("per_layer_input_gate",),
+    "mlp": ("mlp", "feed_forward", "block_sparse_moe", "mlp_block", "ffn", "fc1", "shared_mlp"),
+    "extra": ("per_layer_input_gate", "shared_mlp"),
 }
-# A norm between a sublayer and the stream; only where all of a pair's names are there.
+# A norm or convolution between a sublayer and the stream; only where both names are there. The first pair counts.
 _POST_NORMS = (
-    {"attn": "post_attention_layernorm", "mlp": "post_feedforward_layernorm"},
-    {"attn": "post_self_attn_layernorm", "mlp": "post_mlp_layernorm"},
+    ("post_attention_layernorm", "post_feedforward_layernorm"),
+    ("post_self_attn_layernorm", "post_mlp_layernorm"),
+    ("post_attention_layernorm", "post_mlp_layernorm"),
+    ("post_operator_norm", "post_ffn_norm"),
+    ("post_norm1", "post_norm2"),
+    ("attn_sconv", "mlp_sconv"),
 )
 _INNER = {
     "attn": ("o_proj", "out_proj", "c_proj", "dense", "attention.out_proj"),
@@ -53,12 +58,14 @@ class Contribution:
         output: the module whose output is added, perhaps in a tuple.
         inner: the projection whose input is `z` or `neurons`; None where there is no such thing.
         scale: by what the output is multiplied first.
+        heads: query heads of its `z`; 0 where there is none.
     """
 
     reads: nn.Module
     output: nn.Module
     inner: nn.Module | None
     scale: float
+    heads: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +84,11 @@ class Found:
     norms: tuple[nn.Module, ...]
     contributions: tuple[dict[str, Contribution], ...]
     recurrent: bool
+
+    @property
+    def heads(self) -> int:
+        """Query heads of an attention, the most where layers differ."""
+        return max((own["attn"].heads for own in self.contributions if "attn" in own), default=0)
 
 
 def find(hf: nn.Module, config: Any, name: str, family: Family) -> Found:
@@ -130,12 +142,13 @@ def _first(parent: nn.Module, paths: Sequence[str]) -> nn.Module | None:
 
 def _contributions(layer: nn.Module, config: Any, family: Family) -> dict[str, Contribution]:
     found: dict[str, Contribution] = {}
-    post = next((pair for pair in _POST_NORMS if all(module_at(layer, name) for name in pair.values())), {})
+    pairs = (dict(zip(("attn", "mlp"), pair, strict=True)) for pair in _POST_NORMS)
+    post = next((pair for pair in pairs if all(module_at(layer, name) for name in pair.values())), {})
     beside = _first(layer, _ATTENTION) is not None and module_at(layer, "mamba") is not None
     for part, names in _PARTS.items():
         given = family.parts.get(part)
         reads = _first(layer, [given] if given else ("mamba",) if part == "mixer" and beside else names)
-        if reads is None:
+        if reads is None or any(reads is one.reads for one in found.values()):
             continue
         own = {"extra": "post_per_layer_input_norm", "mlp": "fc2" if reads is module_at(layer, "fc1") else ""}
         path = family.outputs.get(part) or post.get(part) or own.get(part) or ""
@@ -145,16 +158,32 @@ def _contributions(layer: nn.Module, config: Any, family: Family) -> dict[str, C
             inner = output
         if part == "attn" and _first(layer, _RECURRENT) is reads and module_at(reads, "k_proj") is None:
             inner = None  # what a recurrent mixer's projection reads has no heads
+        if inner is not None and not width_read(inner):
+            inner = None
+        heads = _heads(reads, width_read(inner), config) if part == "attn" and inner is not None else 0
         multiplier = getattr(config, family.multipliers.get(part, "residual_multiplier"), None)
-        found[part] = Contribution(reads, output or reads, inner, 1.0 if multiplier is None else float(multiplier))
+        scale = 1.0 if multiplier is None else float(multiplier)
+        found[part] = Contribution(reads, output or reads, inner, scale, heads)
     return found
 
 
+def _heads(attention: nn.Module, width: int, config: Any) -> int:
+    """Query heads of one attention, as it says itself: a config may mean another layer's, or an encoder's."""
+    given = [getattr(attention, name, None) for name in ("num_heads", "num_attention_heads", "v_head_dim", "head_dim")]
+    counted = [one for one in given[:2] if isinstance(one, int)]
+    counted += [width // size for size in given[2:] if isinstance(size, int) and size and width % size == 0]
+    return int(counted[0] if counted else said(config, "num_attention_heads") or 1)
+
+
 def width_read(projection: Any) -> int:
-    """How wide a projection's input is, also where its weights are packed (a quantised one) or turned (GPT-2's)."""
+    """How wide a projection's input is, also where its weights are packed (a quantised one) or turned (GPT-2's).
+
+    0 of a module that is no plain projection.
+    """
     if hasattr(projection, "in_features"):
         return int(projection.in_features)
-    return int(projection.weight.shape[0 if hasattr(projection, "nf") else 1])
+    shape = getattr(getattr(projection, "weight", None), "shape", ())
+    return int(shape[0 if hasattr(projection, "nf") else 1]) if len(shape) == 2 else 0
 
 
 def layer_scale(layer: nn.Module) -> float | Tensor:

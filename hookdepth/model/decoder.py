@@ -25,7 +25,7 @@ from hookdepth.model.ambient import plain_state
 from hookdepth.model.contributions import INNER_SITE, find, width_read
 from hookdepth.model.families import Family, family_of
 from hookdepth.model.positions import LengthDependent
-from hookdepth.model.shape import described
+from hookdepth.model.shape import described, said
 from hookdepth.model.sites import PARTS, Edit, Handles, Sites, part_of
 from hookdepth.model.turns import turn_of
 from hookdepth.model.unembedding import product
@@ -71,7 +71,7 @@ class Decoder:
         found = find(hf, self.config, self.name, self.family)
         self.base: Any = found.base
         self.layers = found.layers
-        self.sites = Sites(found, self.name, self.family, self.n_heads, self.layer_device)
+        self.sites = Sites(found, self.name, self.family, self.layer_device)
         self.rotary = LengthDependent(self.base)
         # What passes may do, as far as the structure says; the self-check tries it (`trials`).
         self.prefixes, self.shares = not found.recurrent, True
@@ -83,8 +83,8 @@ class Decoder:
 
     @property
     def n_heads(self) -> int:
-        """H, the number of query heads; 0 where there is no attention."""
-        return int(getattr(self.config, "num_attention_heads", 0) or 0)
+        """H, the number of query heads, the most where layers differ; 0 where no layer has any."""
+        return self.sites.found.heads
 
     @property
     def d_model(self) -> int:
@@ -94,7 +94,7 @@ class Decoder:
     @property
     def d_mlp(self) -> int:
         """The width of the MLP's hidden layer, as far as the config says; the widest, where layers differ."""
-        given = getattr(self.config, "intermediate_size", None)
+        given = said(self.config, "intermediate_size")
         return int(max(given) if isinstance(given, list | tuple) else given or 4 * self.d_model)
 
     @property
@@ -120,12 +120,22 @@ class Decoder:
         if site not in INNER_SITE.values() or own is None or own.inner is None:
             return (self.d_model,)
         width = width_read(own.inner)
-        return (width,) if site == "neurons" else (self.n_heads, width // self.n_heads)
+        return (width,) if site == "neurons" else (own.heads, width // own.heads)
 
     @property
     def device(self) -> torch.device:
         """Where token ids go in: the device of the embedding."""
         return _runs_on(self.hf.get_input_embeddings())
+
+    @property
+    def device_name(self) -> str:
+        """What its device is called."""
+        return device_name(self.device)
+
+    @property
+    def device_memory(self) -> int:
+        """Bytes of memory of its GPU."""
+        return int(torch.cuda.get_device_properties(self.device).total_memory)
 
     def layer_device(self, layer: int) -> torch.device:
         """Where a layer runs, also when a device map spreads or offloads the model."""
@@ -153,7 +163,7 @@ class Decoder:
         rows = int(self.hf.get_input_embeddings().weight.shape[0])
         for given in token_ids:
             token = given.item() if isinstance(given, Tensor) else given
-            if not isinstance(token, Integral) or not 0 <= int(token) < rows:
+            if isinstance(token, bool) or not isinstance(token, Integral) or not 0 <= int(token) < rows:
                 raise HookdepthError(
                     f"{what} has the token id {token!r}, {self.name!r} embeds 0 to {rows - 1}",
                     "give whole numbers in that range, from the model's own tokenizer",
@@ -276,7 +286,7 @@ class Decoder:
             "d_model": self.d_model,
             "n_parameters": sum(parameter.numel() for parameter in self.hf.parameters()),
             "dtype": str(self.dtype).removeprefix("torch."),
-            "device": device_name(self.device),
+            "device": self.device_name,
             **described(self.hf.config),
         }
 

@@ -35,6 +35,8 @@ class Family:
         inner: contribution → the projection inside it, whose input is `z` (attn) or `neurons` (mlp).
         flat: the MLP gives rows and tokens as one axis, [row · token, width].
         in_place: the layer adds to a contribution in place, so that what is read must be a copy.
+        sites: those between resid_pre and resid_post, for the table alone; in brackets: in some layers, or configs.
+        tested: on what all kinds of branches were compared with plain passes (`verify`), for the table alone.
         refused: why it cannot be measured, where that is known.
     """
 
@@ -48,66 +50,75 @@ class Family:
     inner: Mapping[str, str] = field(default_factory=dict)
     flat: bool = False
     in_place: bool = False
+    sites: str = "z attn_out resid_mid neurons mlp_out"
+    tested: str = "random weights"
     refused: str = ""
 
 
 _FALCON_H1 = {"mixer": "ssm_out_multiplier", "attn": "attention_out_multiplier"}
+COMMON = "z attn_out resid_mid neurons mlp_out"
+PARALLEL = "z attn_out neurons mlp_out"  # the MLP reads the layer's input, so that there is no stream between them
+EXPERTS = "z attn_out resid_mid mlp_out"
+SOME_EXPERTS = "z attn_out resid_mid (neurons) mlp_out"
+LINEAR = "(z) attn_out resid_mid neurons mlp_out"
+LINEAR_EXPERTS = "(z) attn_out resid_mid mlp_out"
 FAMILIES = {
-    **{
-        model_type: Family(name)
-        for model_type, name in (
-            ("llama", "Llama"),
-            ("mistral", "Mistral"),
-            ("qwen2", "Qwen 2"),
-            ("qwen3", "Qwen 3"),
-            ("smollm3", "SmolLM 3"),
-            ("olmo2", "OLMo 2"),
-            ("gemma2", "Gemma 2"),
-            ("gemma3_text", "Gemma 3 (text)"),
-            ("phi3", "Phi 3"),
-            ("granite", "Granite"),
-            ("gpt2", "GPT-2"),
-            ("gpt_neo", "GPT-Neo"),
-            ("gptj", "GPT-J"),
-            ("gpt_neox", "GPT-NeoX, Pythia"),
-            ("phi", "Phi 1, 2"),
-            ("cohere", "Cohere"),
-            ("cohere2", "Cohere 2"),
-            ("olmo", "OLMo"),
-            ("olmo3", "OLMo 3"),
-            ("olmoe", "OLMoE"),
-            ("exaone4", "EXAONE 4"),
-            ("glm4", "GLM 4"),
-            ("nanochat", "nanochat"),
-            ("gpt_oss", "gpt-oss"),
-            ("granitemoe", "Granite MoE"),
-            ("lfm2", "LFM 2"),
-            ("qwen3_next", "Qwen 3 Next"),
-            ("qwen3_5_text", "Qwen 3.5 (text)"),
-            ("mamba", "Mamba"),
-            ("mamba2", "Mamba 2"),
-            ("nemotron_h", "Nemotron-H"),
-            ("jamba", "Jamba"),
-            ("gemma", "Gemma"),
-            ("gemma4_text", "Gemma 4 (text)"),
-            ("starcoder2", "StarCoder 2"),
-            ("stablelm", "StableLM"),
-            ("qwen2_moe", "Qwen 2 MoE"),
-            ("qwen3_moe", "Qwen 3 MoE"),
-            ("mixtral", "Mixtral"),
-            ("deepseek_v3", "DeepSeek V3"),
-        )
-    },
+    "llama": Family("Llama", tested="random weights; SmolLM2-135M"),
+    "mistral": Family("Mistral"),
+    "qwen2": Family("Qwen 2"),
+    "qwen3": Family("Qwen 3"),
+    "smollm3": Family("SmolLM 3"),
+    "olmo": Family("OLMo"),
+    "olmo2": Family("OLMo 2"),
+    "olmo3": Family("OLMo 3"),
+    "gemma": Family("Gemma"),
+    "gemma2": Family("Gemma 2"),
+    "gemma3_text": Family("Gemma 3 (text)"),
+    "phi3": Family("Phi 3"),
+    "granite": Family("Granite"),
+    "gpt2": Family("GPT-2"),
+    "gpt_neo": Family("GPT-Neo"),
+    "exaone4": Family("EXAONE 4"),
+    "glm4": Family("GLM 4"),
+    "nanochat": Family("nanochat"),
+    "starcoder2": Family("StarCoder 2"),
+    "stablelm": Family("StableLM"),
+    "gptj": Family("GPT-J", sites=PARALLEL),
+    "gpt_neox": Family("GPT-NeoX, Pythia", sites=PARALLEL),
+    "phi": Family("Phi 1, 2", sites=PARALLEL),
+    "cohere": Family("Cohere", sites=PARALLEL),
+    "cohere2": Family("Cohere 2", sites=PARALLEL),
+    "olmoe": Family("OLMoE", sites=EXPERTS),
+    "mixtral": Family("Mixtral", sites=EXPERTS),
+    "gpt_oss": Family("gpt-oss", sites=EXPERTS),
+    "granitemoe": Family("Granite MoE", sites=EXPERTS),
+    "qwen2_moe": Family("Qwen 2 MoE", sites=EXPERTS),
+    "qwen3_moe": Family("Qwen 3 MoE", sites=EXPERTS),
+    "deepseek_v3": Family("DeepSeek V3", sites=SOME_EXPERTS),
+    "laguna": Family("Laguna", sites=SOME_EXPERTS),
+    "afmoe": Family("AFMoE", sites=SOME_EXPERTS),
+    "granitemoeshared": Family("Granite MoE with a shared expert", sites=f"{EXPERTS} extra_out"),
+    "granitemoehybrid": Family("Granite 4", sites=f"{LINEAR_EXPERTS} extra_out"),
+    "gemma4_text": Family("Gemma 4 (text)", sites=f"{COMMON} (extra_out)"),
+    "lfm2": Family("LFM 2", sites=LINEAR),
+    "qwen3_5_text": Family("Qwen 3.5 (text)", sites=LINEAR),
+    "qwen3_next": Family("Qwen 3 Next", sites=LINEAR_EXPERTS),
+    "jamba": Family("Jamba", sites="(z) attn_out resid_mid (neurons) mlp_out"),
+    "mamba": Family("Mamba", sites="mixer_out"),
+    "mamba2": Family("Mamba 2", sites="mixer_out"),
+    "nemotron_h": Family("Nemotron-H", sites="mixer_out"),
     "opt": Family("OPT", flat=True),
     "bloom": Family("BLOOM", outputs={"attn": "self_attention.dense", "mlp": "mlp.dense_4h_to_h"}),
-    "falcon": Family("Falcon", in_place=True),
-    "falcon_h1": Family("Falcon-H1", multipliers=_FALCON_H1),
-    "llama4_text": Family("Llama 4 (text)", flat=True),
+    "falcon": Family("Falcon", sites=PARALLEL, in_place=True),
+    "falcon_h1": Family("Falcon-H1", sites=f"mixer_out {COMMON}", multipliers=_FALCON_H1),
+    "llama4_text": Family("Llama 4 (text)", sites=SOME_EXPERTS, flat=True),
     "mpt": Family("MPT", outputs={"mlp": "ffn.down_proj"}),
     "minimax": Family("MiniMax", refused="its residual stream is the normed input of each sublayer"),
     "gemma3n_text": Family("Gemma 3n", refused="it has four residual streams"),
     "deepseek_v4": Family("DeepSeek V4", refused="it has several residual streams (hyper-connections)"),
 }
+"""model_type → what is known of it; of one that other lines of a config change (Falcon, StableLM), the usual one."""
+TESTED = "transformers 5.23.0 and torch 2.13.0"
 SUPPORTED = ", ".join(family.name for family in FAMILIES.values() if not family.refused)
 
 
@@ -116,18 +127,19 @@ def table() -> str:
 
     print(table())
     """
-    rows = []
-    for model_type, family in FAMILIES.items():
-        given = ", ".join(name for name, value in vars(family).items() if value and name not in ("name", "refused"))
-        rows.append((model_type, family.name, f"refused: {family.refused}" if family.refused else given or "found"))
-    widths = [max(len(row[n]) for row in rows) for n in range(2)]
-    lines = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c}" for a, b, c in (("model_type", "family", "parts"), *rows)]
+    rows = [("model_type", "family", "sites", "tested with")]
+    for model_type, one in FAMILIES.items():
+        given = (one.sites, one.tested) if not one.refused else (f"refused: {one.refused}", "")
+        rows.append((model_type, one.name, *given))
+    widths = [max(len(row[n]) for row in rows if not row[2].startswith("refused")) for n in range(3)]
+    lines = ["  ".join(text.ljust(width) for text, width in zip(row, [*widths, 0], strict=True)) for row in rows]
     last = (
-        "All others are looked at by their structure, and the self-check decides. Sites: resid_pre, z, attn_out, "
-        "resid_mid, neurons, mlp_out, resid_post (mixer_out, extra_out where a family has them); `hookdepth verify "
-        "--model M` compares yours with plain passes."
+        f"Tested with {TESTED}: random branches of every kind against plain passes, as `hookdepth verify --model M` "
+        "does with yours. Every layer has resid_pre and resid_post too; a site in brackets is in some layers, or with "
+        "some configs. q, k, v and pattern can be read where there is z (q, k, v where the attention projects each by "
+        "itself). All other model types are looked at by their structure, and the self-check decides."
     )
-    return "\n".join([*lines, "", *textwrap.wrap(last, 100)])
+    return "\n".join([*(line.rstrip() for line in lines), "", *textwrap.wrap(last, 100)])
 
 
 def family_of(model_type: str) -> Family:

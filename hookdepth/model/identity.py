@@ -33,7 +33,7 @@ from hookdepth.model.positions import depends_on_length
 _WORDS = 1 << 14  # of 8 bytes, in a block
 _IN_CACHE = 8  # blocks that a core's cache holds
 _AT_ONCE = 256  # blocks on a GPU, so that it is busy and little memory is taken
-_PROCESS = uuid.uuid4().hex
+PROCESS = uuid.uuid4().hex
 
 
 def identity_of(model: Decoder) -> dict[str, Any]:
@@ -41,14 +41,14 @@ def identity_of(model: Decoder) -> dict[str, Any]:
 
         identity_of(model)["weights"]
 
-    `adapters` says which of PEFT's adapters act, and how strongly. `hooks` names hooks that are not hookdepth's:
-    what they do cannot be known, so those of another process never count as the same. `layer_devices` is there
-    where the layers run on several devices.
+    `modules_sha256` is over classes and numbers that modules keep beside their weights, `adapters` says which of PEFT's
+    adapters act, and how strongly. `hooks` names hooks that are not hookdepth's: what they do cannot be known, so those
+    of another process never count as the same. `layer_devices` is there where the layers run on several devices.
 
     Raises:
         HookdepthError: weights are nowhere to be found.
     """
-    about = {**model.describe(), "weights": weights_digest(model.hf)}
+    about = {**model.describe(), "weights": weights_digest(model.hf), "modules_sha256": _modules_digest(model.hf)}
     devices = [device_name(model.layer_device(layer)) for layer in range(model.n_layers)]
     if len({*devices, about["device"]}) > 1:
         about["layer_devices"] = devices
@@ -59,6 +59,23 @@ def identity_of(model: Decoder) -> dict[str, Any]:
     if hooks := _hooks(model.hf):
         about["hooks"] = hooks
     return about
+
+
+def _modules_digest(hf: nn.Module) -> str:
+    """Over the classes of all modules, and the numbers that they keep beside their weights: an epsilon, a window.
+
+    Of a model as it was loaded the config says them; whoever changes them in a module does not change the config.
+    """
+    whole = hashlib.sha256()
+    for name, module in hf.named_modules():
+        kept = {} if depends_on_length(module) else vars(module)
+        own = sorted((key, value) for key, value in kept.items() if type(value) in (int, float) and _lasts(key))
+        whole.update(repr((name, type(module).__qualname__, own)).encode())
+    return whole.hexdigest()
+
+
+def _lasts(attribute: str) -> bool:
+    return not attribute.startswith("_") and "cached" not in attribute
 
 
 def weights_digest(hf: nn.Module) -> str:
@@ -198,5 +215,5 @@ def _hooks(hf: nn.Module) -> list[str]:
             function = getattr(hook, "func", hook)  # of a partial
             if not str(getattr(function, "__module__", "")).startswith(("transformers.", "accelerate.", "peft.")):
                 what = getattr(function, "__qualname__", type(function).__name__)
-                found.append(f"{name or 'model'}: {what}, number {number} of process {_PROCESS}")
+                found.append(f"{name or 'model'}: {what}, number {number} of process {PROCESS}")
     return found

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import os
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 
 import torch
 
-from hookdepth.errors import DoesNotRunError, HookdepthError, choose, clipped, environment_number, suggestion
+from hookdepth.errors import DoesNotRunError, HookdepthError, choose, clipped, environment_number, shown, suggestion
 from hookdepth.model.checking import wrap
 from hookdepth.model.decoder import Decoder
 from hookdepth.model.demo import DEMO_NAME, demo_folder
@@ -33,7 +34,7 @@ ALSO_BITS = {"8": "8bit", "int8": "8bit", "4": "4bit", "int4": "4bit", "nf4": "4
 
 
 def load(
-    name: str = "demo",
+    name: str | os.PathLike[str] = "demo",
     *,
     dtype: str = "auto",
     device: str = "auto",
@@ -59,6 +60,9 @@ def load(
     Raises:
         HookdepthError: unknown option, no such model, hub unreachable, no such device, unsupported family.
     """
+    if not isinstance(name, str | os.PathLike):
+        raise HookdepthError(f"the model is {shown(name)}", "give demo, a folder or a hub id, or wrap what you hold")
+    name = os.fspath(name)
     choose("dtype", dtype, DTYPES, ALSO_DTYPE)
     choose("quantisation", quantize, QUANTIZATIONS, ALSO_BITS)
     if revision is not None and (name == "demo" or is_folder(name)):
@@ -109,14 +113,14 @@ def _from_pretrained(name: str, source: str, revision: str | None, options: dict
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     local = is_folder(source)
-    shown = clipped(name, 200)
+    called = clipped(name, 200)
     check_source(source)
     attention = options.get("attn_implementation")
     online = True
     try:
         with quiet(), nullcontext(True) if local else hub_or_cache() as online:
             there: dict[str, Any] = {"trust_remote_code": False, "local_files_only": not online}
-            read_config(source, shown, revision, **there)
+            read_config(source, called, revision, **there)
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source, use_safetensors=True, output_loading_info=True, **there, **options
             )
@@ -125,9 +129,9 @@ def _from_pretrained(name: str, source: str, revision: str | None, options: dict
         raise
     except Exception as error:  # whatever a broken checkpoint makes of transformers, its validators or the hub's
         if attention is not None and "ttention" in str(error):
-            what = one_line(f"cannot use --attn-implementation {attention!r} with {shown!r}", error)
+            what = one_line(f"cannot use --attn-implementation {attention!r} with {called!r}", error)
             raise HookdepthError(what, "use sdpa or eager, or leave it out") from error
-        what = one_line(f"cannot load the model {shown!r}", error if online else NOT_THERE)
+        what = one_line(f"cannot load the model {called!r}", error if online else NOT_THERE)
         raise HookdepthError(what, _remedy(source, local, error)) from error
     hf, info = loaded
     missing = sorted(info["missing_keys"])

@@ -44,10 +44,15 @@ def read_config(source: str, name: str, revision: str | None, **there: Any) -> A
         _check({field: own[field] for field in _MOST if field in own and own[field] is not None}, name)
     config: Any = AutoConfig.from_pretrained(source, revision=revision or "main", **there)
     text = config.get_text_config()
-    sizes = {field: getattr(text, field, None) for field in _MOST}
+    sizes = {field: said(text, field) for field in _MOST}
     _check({field: size for field, size in sizes.items() if size is not None or field in _ALWAYS}, name)
     _check_heads(sizes, name)
     return config
+
+
+def said(config: Any, field: str) -> Any:
+    """What a config says of the whole model; None where it says nothing, or something of each layer."""
+    return None if field in (getattr(config, "per_layer_attributes", None) or ()) else getattr(config, field, None)
 
 
 def described(config: Any) -> dict[str, Any]:

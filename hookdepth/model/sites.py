@@ -1,6 +1,7 @@
 """The sites of a layer, and the hooks that read and write there.
 
-    handle = Sites(found, "mine", heads=4).on("z", 3, lambda z: z * 0.5)     # z: [row, token, head, head_dim]
+    sites = Sites(found, "mine", family, model.layer_device)
+    handle = sites.on("z", 3, lambda z: z * 0.5)     # z: [row, token, head, head_dim]
     handle.remove()
 
 Sites of a layer, in the order in which a forward pass meets them: resid_pre → z → attn_out → resid_mid → neurons →
@@ -76,14 +77,11 @@ class Sites:
         found: its parts.
         name: what errors call it.
         family: for what discovery cannot see.
-        heads: query heads of every attention.
         device: layer → where it runs.
     """
 
-    def __init__(
-        self, found: Found, name: str, family: Family, heads: int, device: Callable[[int], torch.device]
-    ) -> None:
-        self.found, self.name, self.family, self.heads, self.device = found, name, family, heads, device
+    def __init__(self, found: Found, name: str, family: Family, device: Callable[[int], torch.device]) -> None:
+        self.found, self.name, self.family, self.device = found, name, family, device
         self.parallel = False  # whether the MLP reads the layer's input; the self-check finds out
 
     def of(self, layer: int) -> tuple[str, ...]:
@@ -112,7 +110,9 @@ class Sites:
         own = self.found.contributions[layer][part_of(site) or ""]
         if site in INNER_SITE.values():
             assert own.inner is not None
-            return self._rows_apart(layer, own, edit if site != "z" else self._by_head(edit), own.inner, _input_hook)
+            return self._rows_apart(
+                layer, own, edit if site != "z" else _by_head(edit, own.heads), own.inner, _input_hook
+            )
         scaled = edit if raw or own.scale == 1.0 else partial(_multiplied, edit, own.scale)
         if self.family.in_place:
             scaled = partial(_copied, scaled)
@@ -161,8 +161,8 @@ class Sites:
         if isinstance(turned, tuple) and all(isinstance(one, Tensor) and 1 < one.shape[0] != rows for one in turned):
             kwargs = {**kwargs, "position_embeddings": tuple(one[:1] for one in turned)}
         # A bias for every row and head, the same for all rows.
-        if isinstance(alibi, Tensor) and alibi.shape[0] != rows * self.heads:
-            kwargs = {**kwargs, "alibi": alibi[: self.heads].repeat(rows, *(1,) * (alibi.ndim - 1))}
+        if isinstance(alibi, Tensor) and alibi.shape[0] != rows * self.found.heads:
+            kwargs = {**kwargs, "alibi": alibi[: self.found.heads].repeat(rows, *(1,) * (alibi.ndim - 1))}
         return kwargs
 
     def _rows_apart(self, layer: int, own: Contribution, edit: Edit, module: nn.Module, hook: Any) -> Handles:
@@ -186,13 +186,6 @@ class Sites:
         return Handles(
             self.found.layers[layer].register_forward_pre_hook(note, with_kwargs=True), _register(module, body)
         )
-
-    def _by_head(self, edit: Edit) -> Edit:
-        def by_head(value: Tensor) -> Tensor | None:
-            edited = edit(value.unflatten(-1, (self.heads, -1)))
-            return None if edited is None else edited.flatten(-2)
-
-        return by_head
 
     def _on_middle(self, layer: int, edit: Edit) -> Handles:
         """resid_mid is no module's output: what attention adds is changed so that the sum is what is wanted."""
@@ -225,7 +218,7 @@ class Sites:
                 f"{site} of layer {layer} of {self.name!r} cannot be read: it has no {site}_proj of its own",
                 "read z, or attention patterns",
             )
-        size = int(getattr(own.reads, "head_dim", width_read(own.inner) // self.heads))
+        size = int(getattr(own.reads, "head_dim", width_read(own.inner) // own.heads))
 
         def by_head(value: Tensor) -> None:
             edit(value.unflatten(-1, (-1, size)))
@@ -282,6 +275,14 @@ def _kept(same: Tensor, own: Tensor, changed: Tensor) -> Tensor:
     if changed.requires_grad:
         own = own.detach() + (changed - changed.detach())
     return torch.where(same, own, changed)
+
+
+def _by_head(edit: Edit, heads: int) -> Edit:
+    def by_head(value: Tensor) -> Tensor | None:
+        edited = edit(value.unflatten(-1, (heads, -1)))
+        return None if edited is None else edited.flatten(-2)
+
+    return by_head
 
 
 def _multiplied(edit: Edit, scale: float, raw: Tensor) -> Tensor | None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from hookdepth.report.scale import Scale
 from hookdepth.report.tables import Table, number
 
 if TYPE_CHECKING:
@@ -36,6 +37,9 @@ class Values:
     hidden: int = 0  # last columns that are in the table but not in the figure
     title: str = ""  # of the axes, where there are several alike
     hover: bool = True  # whether the rows are at the same places in the figure
+    scale: Scale | None = None  # the colours of a map
+    causal: bool = False  # a map whose rows reach only columns of their own number on
+    words: Sequence[Sequence[Sequence[tuple[str, float]]]] = ()  # of each cell: what else it says, with shares
 
     @property
     def table(self) -> Table:
@@ -66,16 +70,29 @@ def curves(corner: str, columns: Mapping[str, Tensor], hover: bool = True) -> Va
     return Values(corner, [str(row) for row in range(longest)], list(columns), matrix, hover=hover)
 
 
-def effect_map(values: Tensor, title: str = "") -> Values:
-    """Values of a map of layer against layer: effect_map(result.tensors["layer.effect"])."""
-    rows, columns = ([str(place) for place in range(size)] for size in values.shape)
-    return Values("layer", rows, columns, values, is_map=True, title=title)
+def effect_map(
+    values: Tensor,
+    title: str = "",
+    scale: Scale | None = None,
+    labels: Sequence[Sequence[str]] = (),
+    corner: str = "layer",
+    causal: bool = False,
+) -> Values:
+    """Values of a map of layer against layer, or of places with names: effect_map(result.tensors["layer.effect"])."""
+    named = [*labels, (), ()][:2]
+    rows, columns = (
+        [f"{n} {own[n]}" if n < len(own) and own[n] != str(n) else str(n) for n in range(size)]
+        for size, own in zip(values.shape, named, strict=True)
+    )
+    return Values(corner, rows, columns, values, is_map=True, title=title, scale=scale, causal=causal)
 
 
-def token_map(values: Tensor, probe: Mapping[str, Any], hidden: int = 0, title: str = "") -> Values:
+def token_map(
+    values: Tensor, probe: Mapping[str, Any], hidden: int = 0, title: str = "", scale: Scale | None = None
+) -> Values:
     """Values of a map of layer against token, whose last columns the figure may leave out: token_map(effect, probe)."""
     tokens = [str(token) for token in probe.get("tokens") or ()]
-    own = replace(effect_map(values, title), upward=True, hidden=hidden)
+    own = replace(effect_map(values, title, scale), upward=True, hidden=hidden)
     return replace(own, columns=tokens) if len(tokens) == len(own.columns) else own
 
 

@@ -11,15 +11,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import isfinite
+from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from torch import Tensor
 
-from hookdepth.errors import HookdepthError
+from hookdepth.errors import HookdepthError, shown
 from hookdepth.report.hover import Values
-from hookdepth.report.patterns import PART_NAMES, PER_PROMPT, assignments, fill, match, probe_of, series
+from hookdepth.report.patterns import PART_NAMES, assignments, fill, match, probe_of, series
 from hookdepth.report.tables import counted, shorten
-from hookdepth.results import Result
+from hookdepth.results import PER_PROMPT, Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -109,6 +111,7 @@ class Kind(ABC):
     reduction: str = ""
     minus: str = ""
     over_training: str | None = ""
+    page_only: ClassVar[bool] = False  # whether it is on the interactive page alone
 
     @abstractmethod
     def drawing(self, result: Result, declaration: Declaration, values: Assignment) -> Drawing:
@@ -201,6 +204,9 @@ class Kind(ABC):
         """The same with colours or an axis that end where a user says: kind.limited(None, 0.0, 2.0)"""
         low = getattr(norm, "vmin", None) if low is None else low
         high = getattr(norm, "vmax", None) if high is None else high
+        for name, value in (("vmin", low), ("vmax", high)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, Real) or not isfinite(value)):
+                raise HookdepthError(f"{name} is {shown(value)}", "give a finite number")
         return self if norm is None and low is None and high is None else self._limited(low, high)
 
     def _limited(self, low: float | None, high: float | None) -> Kind:
@@ -244,7 +250,7 @@ def floor_of(facts: Mapping[str, Any]) -> str:
 
 def _prompts(result: Result, values: Assignment) -> str:
     if "i" in values:
-        return "one prompt with its answer"
+        return "one prompt with its answer" if probe_of(result, values).get("answer") else "one prompt"
     count = (result.metadata.get("data") or {}).get("n_prompts")
     return "" if count is None else counted(count, "prompt")
 
@@ -256,4 +262,4 @@ def _probe_in_words(result: Result, values: Assignment) -> str:
     if not probe:
         return f"probe {int(values['i'])}"
     prompt, answer = (shorten(str(probe.get(key, "")), 120) for key in ("prompt", "answer"))
-    return f"“{prompt}” → “{answer}”"
+    return f"“{prompt}” → “{answer}”" if answer else f"“{prompt}”"

@@ -23,9 +23,9 @@ from hookdepth.errors import HookdepthError, choose
 from hookdepth.metrics import over_prompts as reduce_prompts
 from hookdepth.report.figures import Bars, Heatmap, Kind
 from hookdepth.report.kind import Declaration, floor_of
-from hookdepth.report.patterns import PER_PROMPT, axes_of, match
+from hookdepth.report.patterns import PAGE, axes_of, match
 from hookdepth.report.tables import statistics, table
-from hookdepth.results import Result, write_atomic
+from hookdepth.results import PER_PROMPT, Result, write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,7 +46,7 @@ def axes_of_result(result: Result, declaration: Declaration | None, name: str) -
 
 def summary(result: Result, declaration: Declaration | None) -> str:
     """A line and a row a tensor: print(summary(result, declaration))"""
-    own = [name for name in result.tensors if not name.startswith(PER_PROMPT)] or list(result.tensors)
+    own = [name for name in result.tensors if not name.startswith((PER_PROMPT, PAGE))] or list(result.tensors)
     rows = [("tensor", "axes", "shape", "min", "mean", "max")]
     for name in own[:_SHOWN]:
         words = ", ".join(axes_of_result(result, declaration, name))
@@ -158,6 +158,10 @@ def columns(result: Result, declaration: Declaration | None, names: Sequence[str
     }
 
 
+def _of_tables(result: Result) -> list[str]:
+    return [name for name in result.tensors if not name.startswith(PAGE)]
+
+
 def dataframe(result: Result, declaration: Declaration | None, name: str | None = None) -> Any:
     """A pandas frame with a row a value: dataframe(result, declaration, "kl")  # needs pandas"""
     try:
@@ -166,14 +170,14 @@ def dataframe(result: Result, declaration: Declaration | None, name: str | None 
         raise HookdepthError("a data frame needs pandas", "pip install pandas, or `hookdepth export` to CSV") from error
     if name is not None:
         choose("tensor", name, result.tensors)
-    found = pandas.DataFrame(columns(result, declaration, list(result.tensors) if name is None else [name]))
+    found = pandas.DataFrame(columns(result, declaration, _of_tables(result) if name is None else [name]))
     return found if name is None else found.drop(columns="tensor")
 
 
 def export(result: Result, declaration: Declaration | None, path: Path) -> Path:
     """Write all values to a .csv or .parquet file, a row a value: export(result, declaration, Path("kl.csv"))"""
     kind = choose("format", path.suffix.removeprefix("."), FORMATS)
-    found = columns(result, declaration, list(result.tensors))
+    found = columns(result, declaration, _of_tables(result))
     if kind == "csv":
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")

@@ -103,10 +103,9 @@ def write_page(
         warning: over everything, or nothing.
         prompts: texts, folded up.
     """
-    folder = FileSystemLoader(Path(__file__).parent)
-    jinja = Environment(loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     cells = [(name, "—" if value is None or value == "" else str(value)) for name, value in facts.items()]
-    text = jinja.get_template("page.html.jinja").render(
+    text = rendered(
+        "page.html.jinja",
         title=title,
         facts=[(name, value, len(value) > 40 or name in _LONG) for name, value in cells],
         warning=warning,
@@ -114,6 +113,13 @@ def write_page(
         sections=sections,
     )
     return write_atomic(path, text.encode(errors="replace"))
+
+
+def rendered(template: str, **values: Any) -> str:
+    """A page from one of the templates here, every text escaped: rendered("page.html.jinja", title="Title", …)"""
+    folder = FileSystemLoader(Path(__file__).parent)
+    jinja = Environment(loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return jinja.get_template(template).render(**values)
 
 
 def write_report(

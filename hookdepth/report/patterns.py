@@ -14,11 +14,11 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
-from hookdepth.results import Result
+from hookdepth.results import PER_PROMPT, Result
 
 PART_NAMES = {"layer": "whole layer", "attn": "attention", "mlp": "MLP"}
 SERIES_NAMES = {"attn": "Attention", "mlp": "MLP", "layer": "Attention + MLP", "resid": "Residual stream"}
-PER_PROMPT = "per_prompt."  # begins the names of what the others are reduced from; nothing else means them
+PAGE = "page."  # begins the names of what the interactive page alone shows: no table, no data frame
 MOST_PROBES = 20  # are drawn; the rest of a large data set of probes is in the file
 _ORDER = ("resid", "layer", "attn", "mlp")
 _PLACEHOLDER = re.compile(r"\{(\w+)\}|\*")
@@ -93,7 +93,7 @@ def axes_of(tensors: Mapping[str, str], name: str) -> list[str]:
 
 
 def probe_of(result: Result, values: Mapping[str, str]) -> dict[str, Any]:
-    """What is known of the probe that {i} stands for: probe_of(result, {"i": "0"})["tokens"]."""
-    probes = result.metadata.get("probes") or []
+    """What is known of the probe, or the shown prompt, that {i} stands for: probe_of(result, {"i": "0"})["tokens"]."""
+    probes = result.metadata.get("probes") or result.metadata.get("shown") or []
     number = int(values.get("i", len(probes)))
     return probes[number] if number < len(probes) else {}

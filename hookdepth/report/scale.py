@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from hookdepth.metrics import mean_interval
-from hookdepth.report.patterns import PER_PROMPT
-from hookdepth.results import Result
+from hookdepth.results import PER_PROMPT, Result
 
 _SATURATED = 0.1  # a larger share of values at the end of the colours tells nothing
 

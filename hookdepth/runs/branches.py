@@ -46,6 +46,7 @@ class Branches(Analysis):
         branches: what runs on each of them; with the layout "own", on the prompts that they name.
         measurements: bound to the model.
         layout: "one" prompt (its axis is left out), "every" branch on every prompt, or each branch on its "own".
+        kept: results are kept under a digest of what branches and measurements are.
     """
 
     name = "run"
@@ -60,11 +61,13 @@ class Branches(Analysis):
         branches: Sequence[Branch],
         measurements: Sequence[Measurement],
         layout: str,
+        kept: bool = False,
     ) -> None:
         self._model, self._prompts, self._branches = model, prompts, branches
         self._measurements, self._layout = tuple(measurements), layout
+        if kept:
+            self.branches_sha256 = digest_of([*branches, *measurements])
         self._longest = max(map(len, prompts))
-        self.branches_sha256 = digest_of([*branches, *measurements])
         self.longest = self._longest if any(one.reduce is None for one in measurements) else None
 
     @property

@@ -15,6 +15,7 @@ from typing import Any
 from hookdepth.analyses.settings import Settings
 from hookdepth.errors import HookdepthError
 from hookdepth.options import flag_of, one_of, option, pairs, switch, text, whole
+from hookdepth.runs.machines import MACHINES
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 QUANTIZATIONS = ("none", "8bit", "4bit")
@@ -74,6 +75,20 @@ class Config(Settings):
     dry_run: bool = option(
         False, "print work, memory and time, load no weights, and stop", switch, group="where", action="store_true"
     )
+    on: str | None = option(
+        None,
+        f"with --dry-run: a machine that need not be there ({', '.join(MACHINES)}), or all",
+        one_of("machine", *MACHINES, "all"),
+        "MACHINE",
+        group="where",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.on and not self.dry_run:
+            raise HookdepthError(f"--on {self.on} plans for a machine that need not be there", "add --dry-run")
+        if self.on and self.device != "auto":
+            raise HookdepthError(f"--on {self.on} and --device {self.device}", "give one of them")
 
     @property
     def settings(self) -> Settings:

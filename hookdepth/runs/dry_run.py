@@ -17,7 +17,7 @@ from __future__ import annotations
 import copy
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 
@@ -32,6 +32,7 @@ from hookdepth.engine.passes import plan_for
 from hookdepth.engine.work import Work, work_of_plan
 from hookdepth.errors import HookdepthError
 from hookdepth.model.decoder import Decoder
+from hookdepth.runs.machines import Machine
 from hookdepth.runs.outline import Outline, miniature, weight_bytes, with_vocabulary
 
 LAYERS = 3  # of the miniature
@@ -58,6 +59,7 @@ def estimate(
     settings: Settings,
     *,
     measure: bool = True,
+    machine: Machine | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[Estimate]:
     """Work and time of the analyses, those that share their passes together.
@@ -66,14 +68,15 @@ def estimate(
 
     Args:
         measure: run the miniature; without, seconds are 0.
+        machine: a GPU whose data sheet says how long it takes; nothing is run.
         clock: what seconds are read off.
     """
     groups = groups_of(analyses, Subject(outline, inputs, settings))
-    small = miniature(outline, LAYERS) if measure else None
+    small = miniature(outline, LAYERS) if measure and not machine else None
     estimates = []
     for group in groups:
-        work, seconds = work_of(group), 0.0
-        flops = work.flops(outline)
+        work = work_of(group)
+        flops, seconds = work.flops(outline), machine.seconds(outline, work) if machine else 0.0
         if small and sum(flops):
             try:
                 seconds = sum(f * rate for f, rate in zip(flops, _rates(group, small, clock), strict=True))
@@ -207,7 +210,8 @@ def _timed(sample: Group, clock: Callable[[], float], enough: float = 2.0) -> fl
 
 def describe(outline: Outline, estimates: Sequence[Estimate], notes: Sequence[str] = ()) -> str:
     """A table of the estimates, the totals, and what was assumed: print(describe(outline, estimates))."""
-    place = f"{str(outline.dtype).removeprefix('torch.')} on {outline.device}"
+    machine = outline.machine
+    place = f"{str(outline.dtype).removeprefix('torch.')} on {machine.label if machine else outline.device}"
     quantized = "" if outline.quantize == "none" else f", {outline.quantize}"
     lines = [f"{outline.name}, {outline.n_layers} layers, {place}{quantized}"]
     lines.append(f"{'':36} {'chunks':>6} {'passes':>9} {'token-layers':>15} {'TFLOP':>9} {'GiB':>6} {'time':>9}")
@@ -221,12 +225,36 @@ def describe(outline: Outline, estimates: Sequence[Estimate], notes: Sequence[st
     )
     flops, seconds = sum(one.flops for one in estimates if one.seconds), sum(one.seconds for one in estimates)
     if seconds:
-        rate = flops / seconds / 1e12
-        lines.append(
-            f"time: about {_duration(seconds)} in one process, without loading and figures ({rate:.3g} TFLOP/s as "
-            f"measured here just now; where the rate is another, {flops / 1e12:,.1f} TFLOP divided by it)"
-        )
+        rate = f"{flops / seconds / 1e12:.3g} TFLOP/s"
+        how = f"{rate} as measured here just now; where the rate is another, {flops / 1e12:,.1f} TFLOP divided by it"
+        if machine:
+            how = f"{rate}, by the machine's data sheet; nothing was measured"
+        lines.append(f"time: about {_duration(seconds)} in one process, without loading and figures ({how})")
+    if machine and not all(machine.holds(outline, one.work) for one in estimates):
+        lines.append(f"it does not fit: {machine.label} has {machine.memory:.0f} GiB")
     assumed = dict.fromkeys(note for one in estimates for note in one.work.notes)
+    return "\n".join([*lines, *assumed, *notes])
+
+
+def compare(by_machine: Mapping[str, tuple[Outline, Sequence[Estimate]]], notes: Sequence[str] = ()) -> str:
+    """A line a machine, of outlines that have one: print(compare({"h100": (outline, estimates)}))."""
+    outlines = [outline for outline, _ in by_machine.values()]
+    first = outlines[0]
+    lines = [
+        f"{first.name}, {first.n_layers} layers, {weight_bytes(first) / 2**30:.1f} GiB of weights in "
+        f"{str(first.dtype).removeprefix('torch.')}; times by data sheets, nothing was measured"
+    ]
+    lines.append(f"{'':10} {'GiB':>5} {'passes':>9} {'peak GiB':>9} {'time':>10}")
+    for name, (outline, estimates) in by_machine.items():
+        assert outline.machine is not None
+        most = (weight_bytes(outline) + max((one.work.bytes for one in estimates), default=0)) / 2**30
+        fits = all(outline.machine.holds(outline, one.work) for one in estimates)
+        time = _duration(sum(one.seconds for one in estimates)) if fits else "too small"
+        passes = sum(one.work.passes for one in estimates)
+        lines.append(f"{name:10} {outline.machine.memory:>5.0f} {passes:>9,.0f} {most:>9.1f} {time:>10}")
+    assumed = dict.fromkeys(
+        note for _, estimates in by_machine.values() for one in estimates for note in one.work.notes
+    )
     return "\n".join([*lines, *assumed, *notes])
 
 

@@ -113,6 +113,8 @@ def _merged(analysis: Analysis, results: Sequence[Result], paths: Sequence[Path]
         items += own
     parts = [Partial({}, 0, one.metadata.get("null_effect"), one.metadata.get("null_where")) for one in results]
     metadata = {**results[0].metadata, **noise_floor(parts), "data": _joined([one.metadata["data"] for one in results])}
+    if "shown" in metadata:  # of the first prompts of each
+        metadata["shown"] = [one for result in results for one in result.metadata.get("shown", [])]
     if "cuts" in (settings := metadata.get("settings") or {}):
         cuts = [cut for one in results for cut in one.metadata["settings"]["cuts"]]
         metadata["settings"] = {**settings, "cuts": cuts}
@@ -122,7 +124,7 @@ def _merged(analysis: Analysis, results: Sequence[Result], paths: Sequence[Path]
 def _apart(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """What merged runs must have in common: all but prompts, cuts, noise floor and digest."""
     settings = {key: value for key, value in (metadata.get("settings") or {}).items() if key != "cuts"}
-    left_out = ("data", "digest", "null_effect", "null_where", "settings", "declaration")
+    left_out = ("data", "digest", "null_effect", "null_where", "settings", "declaration", "shown")
     return {key: value for key, value in metadata.items() if key not in left_out} | {"settings": settings}
 
 

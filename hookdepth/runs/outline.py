@@ -35,6 +35,7 @@ from hookdepth.model.loading import (
     wanted_dtype,
 )
 from hookdepth.model.shape import read_config
+from hookdepth.runs.machines import Machine
 
 _BYTES = {"8bit": 1.0, "4bit": 0.5 + 4 / 64}  # 4 bit: and a scale for every 64 weights
 _VOCAB = 1 << 15  # a miniature's; what unembedding costs is proportional
@@ -43,14 +44,26 @@ _VOCAB = 1 << 15  # a miniature's; what unembedding costs is proportional
 class Outline(Decoder):
     """A decoder without weights (on the meta device) that says where they would be, and how quantised."""
 
-    def __init__(self, hf: nn.Module, tokenizer: Any, place: torch.device, quantize: str, name: str) -> None:
+    def __init__(
+        self, hf: nn.Module, tokenizer: Any, place: torch.device, quantize: str, name: str, machine: Machine | None
+    ) -> None:
         super().__init__(hf, tokenizer, name=name)
-        self.place, self.quantize = place, quantize
+        self.place, self.quantize, self.machine = place, quantize, machine
 
     @property
     def device(self) -> torch.device:
         """Where the model would be."""
         return self.place
+
+    @property
+    def device_name(self) -> str:
+        """The machine's, or what is there."""
+        return self.machine.label if self.machine else super().device_name
+
+    @property
+    def device_memory(self) -> int:
+        """The machine's, or what is there."""
+        return int(self.machine.memory * 2**30) if self.machine else super().device_memory
 
     def layer_device(self, layer: int) -> torch.device:
         """Where its layers would be: on one device."""
@@ -97,6 +110,7 @@ def load_outline(
     quantize: str = "none",
     attn_implementation: str | None = None,
     revision: str | None = None,
+    machine: Machine | None = None,
 ) -> Outline:
     """The outline of a model; a folder or repository with config.json is enough.
 
@@ -104,6 +118,7 @@ def load_outline(
 
     Args:
         name, dtype, device, quantize, attn_implementation, revision: as `load` takes them.
+        machine: a GPU that need not be there.
 
     Raises:
         HookdepthError: unknown option, no config there, no such device, unsupported family.
@@ -112,7 +127,7 @@ def load_outline(
 
     choose("dtype", dtype, DTYPES, ALSO_DTYPE)
     choose("quantisation", quantize, QUANTIZATIONS, ALSO_BITS)
-    place = place_of(device)
+    place = torch.device("cuda") if machine else place_of(device)
     source = str(demo_folder()) if name == "demo" else name
     check_source(source)
     options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
@@ -140,7 +155,7 @@ def load_outline(
             tokenizer = Words()
     except (OSError, ValueError, ImportError, KeyError):  # a plan does not need the very tokens
         tokenizer = Words()
-    return Outline(hf, tokenizer, place, quantize, DEMO_NAME if name == "demo" else name)
+    return Outline(hf, tokenizer, place, quantize, DEMO_NAME if name == "demo" else name, machine)
 
 
 def _bits(config: Any) -> str:

@@ -15,6 +15,7 @@ from hookdepth.analyses.contract import load_folder
 from hookdepth.analyses.registry import declared, known
 from hookdepth.errors import HookdepthError
 from hookdepth.report.compare import write_comparison
+from hookdepth.report.explore import write_explorer
 from hookdepth.report.page import write_report
 from hookdepth.results import read_log
 
@@ -22,12 +23,14 @@ from hookdepth.results import read_log
 def report(folder: str | os.PathLike[str]) -> Path:
     """Figures (PNG and SVG), `summary.json` and `report.html` from every result in a folder; the page's path.
 
-        report("out/demo")
+        report("out/demo")     # and explore.html beside it, where there are maps to point at
 
     Raises:
         HookdepthError: no such folder, no result in it, a file that is not one, or it cannot be written to.
     """
-    return write_report(folder, load_folder(folder), declared, _of_every_run(), read_log(folder))
+    results = load_folder(folder)
+    write_explorer(Path(folder) / "explore.html", results, declared)
+    return write_report(folder, results, declared, _of_every_run(), read_log(folder))
 
 
 def comparison(folders: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str], scatter: bool = False) -> Path:

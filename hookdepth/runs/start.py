@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hookdepth.analyses.base import BASELINE_PROMPTS, Analysis, Inputs, Subject
 from hookdepth.analyses.registry import chosen
@@ -20,8 +21,13 @@ from hookdepth.model.loading import load
 from hookdepth.results import Result
 from hookdepth.runs.config import Config, refuse_unread
 from hookdepth.runs.inputs import DEFAULT_LIMIT, DEFAULT_PER_LEVEL, make_inputs
+from hookdepth.runs.machines import MACHINES, Machine
 from hookdepth.runs.runner import Run
 from hookdepth.runs.workers import Workers
+
+if TYPE_CHECKING:
+    from hookdepth.runs.dry_run import Estimate
+    from hookdepth.runs.outline import Outline
 
 
 def analyses_of(config: Config, given: Sequence[str] = ()) -> list[Analysis]:
@@ -133,10 +139,22 @@ def _inputs(
 
 def describe_plan(config: Config, analyses: Sequence[Analysis]) -> str:
     """What `--dry-run` prints: passes, work, memory and time of each analysis; no weights are loaded."""
-    from hookdepth.runs.dry_run import describe, estimate
+    from hookdepth.runs.dry_run import compare, describe
+
+    if config.on != "all":
+        return describe(*_plan(config, analyses, MACHINES.get(config.on or "")))
+    plans = {name: _plan(config, analyses, machine) for name, machine in MACHINES.items()}
+    notes = dict.fromkeys(note for _, _, noted in plans.values() for note in noted)
+    return compare({name: (outline, found) for name, (outline, found, _) in plans.items()}, list(notes))
+
+
+def _plan(
+    config: Config, analyses: Sequence[Analysis], machine: Machine | None
+) -> tuple[Outline, list[Estimate], list[str]]:
+    from hookdepth.runs.dry_run import estimate
     from hookdepth.runs.outline import Words, load_outline
 
-    outline = load_outline(config.model, **config.of_model)
+    outline = load_outline(config.model, **config.of_model, machine=machine)
     notes: list[str] = []
     dataset = read_dataset(config, analyses, lambda line: notes.append(f"note: {line}"))
     analyses = met(config, analyses, dataset, outline, lambda line: notes.append(f"note: {line}"))
@@ -147,6 +165,6 @@ def describe_plan(config: Config, analyses: Sequence[Analysis]) -> str:
         notes.append("note: planned for one device; --device-map spreads the weights, and moving them takes time")
     settings = config.settings
     if isinstance(settings.target, str):
-        kind = {name: config.of_model[name] for name in ("dtype", "device")}
+        kind = {name: config.of_model[name] for name in ("dtype", "device")} | {"machine": machine}
         settings = replace(settings, target=load_outline(settings.target, **kind))
-    return describe(outline, estimate(outline, analyses, inputs, settings), notes)
+    return outline, estimate(outline, analyses, inputs, settings, machine=machine), notes

@@ -22,9 +22,10 @@ from torch import Tensor
 from hookdepth.engine.measurements import OutputMeasurement, OutputView
 from hookdepth.engine.passes import padded
 from hookdepth.engine.reading import Activations, capture
-from hookdepth.engine.tokens import Tokens, positions
+from hookdepth.engine.tokens import Tokens, as_tokens, positions
 from hookdepth.errors import HookdepthError, shown, whole_number
 from hookdepth.metrics import masked_reduce
+from hookdepth.model.ambient import plainly
 from hookdepth.model.decoder import Decoder
 from hookdepth.model.turns import in_this_thread
 from hookdepth.results import Result
@@ -34,6 +35,7 @@ from hookdepth.sweeps.pairs import Pair, paired, per_prompt, refuse_equal
 _NODES = {"z": "head", "neurons": "neuron"}  # sites of which every node has a value of its own
 
 
+@plainly
 def attribute(
     model: Decoder,
     clean: Any,
@@ -68,12 +70,17 @@ def attribute(
         raise HookdepthError(f"the sites are {shown(sites)}", 'give a list, e.g. ["attn_out", "mlp_out"]')
     if len(set(sites)) < len(sites):
         raise HookdepthError(f"a site is named twice among {', '.join(sites)}", "name each once")
+    for own in metrics:
+        if own.change:
+            problem = f"{own.name!r} compares with a clean run, and an attribution has none"
+            raise HookdepthError(problem, "give a metric of the logits alone, such as LogitDifference")
+    where = as_tokens(measured, "where a metric is read")
     steps = None if steps is None else whole_number("steps", steps, 1)
     grid = Grid.of(model, sites[0], layers, None, None, [pair.base for pair in pairs])
     found: dict[str, list[Tensor]] = {site: [] for site in sites}
     values = []
     for pair, own in zip(pairs, metrics, strict=True):
-        one = _Pass(model, pair, own, positions(measured, len(pair.base)), positions(measured, len(pair.source)))
+        one = _Pass(model, pair, own, positions(where, len(pair.base)), positions(where, len(pair.source)))
         changes = one.run(sites, grid.layers, steps or 0)
         values.append(torch.stack([one.base, one.source]))
         for site, change in changes.items():
@@ -125,6 +132,8 @@ class _Pass:
             hidden = model.forward(padded(rows, model.device))
             metric = self._metric(hidden[:-1], 0)
             self.base, self.source = metric[-1].detach().cpu(), self._metric(hidden[-1:], 1)[0].detach().cpu()
+            if not metric.requires_grad:
+                raise HookdepthError(f"{self.metric.name!r} has no gradient", "give a smooth metric: LogitDifference")
             keys = [(site, layer) for site in sites for layer in layers]
             gradients = torch.autograd.grad(metric[: steps or 1].sum(), [acts[key] for key in keys])
         found = [self._change(acts, key, gradient, steps) for key, gradient in zip(keys, gradients, strict=True)]
@@ -145,7 +154,8 @@ class _Pass:
         if self.metric.needs_target:
             at = [position for position in at if position + 1 < len(prompt)]
         if not at:
-            raise HookdepthError(f"{self.metric.name!r} needs a next token", "measure at a token before the last")
+            needs = "a next token" if self.metric.needs_target else "a token to be read at"
+            raise HookdepthError(f"{self.metric.name!r} needs {needs}", "measure at a token before the last")
         follow = [prompt[position + 1] for position in at] if self.metric.needs_target else None
         targets = None if follow is None else torch.tensor(follow, device=hidden.device)
         values = self.metric.values(OutputView(self.model.unembed(hidden[:, at]), at, targets, 0)).float()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hookdepth.analyses.base import Analysis
 from hookdepth.analyses.stored import written
-from hookdepth.engine.tokens import positions
+from hookdepth.engine.tokens import as_tokens, positions
 from hookdepth.errors import HookdepthError, choose, shown, whole_number
 from hookdepth.model.decoder import Decoder
 from hookdepth.report.figures import Bars, Heatmap, Kind
@@ -39,12 +39,11 @@ class Grid:
     @classmethod
     def of(cls, model: Decoder, site: str, layers: Any, tokens: Any, heads: Any, prompts: Any) -> Grid:
         """What a user asks for, made plain."""
-        if isinstance(layers, str) or not (layers is None or isinstance(layers, Sequence)) or layers == []:
-            raise HookdepthError(f"the layers are {shown(layers)}", "give a list, e.g. layers=[3]")
-        given = range(model.n_layers) if layers is None else layers
-        chosen = [whole_number("a layer", layer, 0, model.n_layers - 1) for layer in given]
+        chosen = _numbers("layer", range(model.n_layers) if layers is None else layers, model.n_layers)
         if isinstance(tokens, str):
             choose("choice of tokens", tokens, ["all"])
+        elif tokens is not None:
+            tokens = as_tokens(tokens, "a sweep")
         counts = {
             1 if tokens == "all" else len(prompt if tokens is None else positions(tokens, len(prompt)))
             for prompt in prompts
@@ -59,7 +58,7 @@ class Grid:
         if isinstance(heads, str):
             choose("choice of heads", heads, ["all"])
             heads = range(most)
-        own = None if heads is None else [whole_number("a head", head, 0, most - 1) for head in heads]
+        own = None if heads is None else _numbers("head", heads, most)
         return cls(chosen, tokens, own, prompts, max(counts))
 
     @property
@@ -103,6 +102,16 @@ class Grid:
             alone = len(ids) == 1 and model.tokenizer is not None
             words.append(str(model.tokenizer.decode([ids.pop()])) if alone else str(column - self.n_columns))
         return found | {"token": words} | ({} if self.heads is None else {"head": [str(head) for head in self.heads]})
+
+
+def _numbers(what: str, given: Any, count: int) -> list[int]:
+    listed = given.tolist() if getattr(given, "ndim", 0) == 1 else given
+    if isinstance(listed, str) or not isinstance(listed, Sequence) or not listed:
+        raise HookdepthError(f"the {what}s are {shown(given)}", f"give a list, e.g. {what}s=[3]")
+    numbers = [whole_number(f"a {what}", number, 0, count - 1) for number in listed]
+    if len(set(numbers)) < len(numbers):
+        raise HookdepthError(f"a {what} is named twice among {shown(given)}", "name each once")
+    return numbers
 
 
 def as_result(

@@ -61,7 +61,10 @@ def paired(model: Decoder, clean: Any, corrupted: Any, denoise: bool, align: str
                 'give prompts of equal length, or align="ends"',
             )
         base, source = (other, one) if denoise else (one, other)
-        pairs.append(Pair(base, source, _places(base, source)))
+        if not (places := _places(base, source)):
+            problem = f"the prompts of pair {number} neither begin nor end with a token that they share"
+            raise HookdepthError(problem, "give prompts that do, or of equal length")
+        pairs.append(Pair(base, source, places))
     return pairs
 
 
@@ -92,6 +95,8 @@ def per_prompt(model: Decoder, metric: Any, count: int) -> list[OutputMeasuremen
     for (one,) in (as_measurements(model, [one]) for one in listed):
         if not isinstance(one, OutputMeasurement):
             raise HookdepthError(f"{type(one).__name__} measures layers", "give a measurement of the output")
+        if one.reduce is None:
+            raise HookdepthError(f"{one.name!r} leaves a value a token", 'give it a reduction, e.g. reduce="mean"')
         bound.append(one)
         if (one.reduce, one.needs_target) != (bound[0].reduce, bound[0].needs_target):
             raise HookdepthError("metrics of different reductions", "give the same measurement with other tokens")

@@ -24,6 +24,7 @@ from hookdepth.engine.measurements import OutputMeasurement, OutputView
 from hookdepth.engine.passes import measure
 from hookdepth.engine.reading import capture
 from hookdepth.engine.tokens import Tokens
+from hookdepth.model.ambient import plainly
 from hookdepth.model.decoder import Decoder
 from hookdepth.results import Result
 from hookdepth.sweeps.grid import Cell, Grid, as_result
@@ -34,6 +35,7 @@ Changes = dict[Cell, Intervention | None]
 """What is done in each cell of a map; None where it changes nothing. A cell that is missing has no value."""
 
 
+@plainly
 def patch_sweep(
     model: Decoder,
     clean: Any,
@@ -97,6 +99,7 @@ def patch_sweep(
     return as_result(model, grid, "patch-sweep", what, {"score": (grid.axes, score)}, prompts, said, found.floor)
 
 
+@plainly
 def skip_sweep(
     model: Decoder,
     prompts: Any,
@@ -127,6 +130,7 @@ def skip_sweep(
     return _changed(model, prompts, metric, "skip-sweep", "layer", change, layers, tokens, None, measured, max_rows)
 
 
+@plainly
 def ablate_sweep(
     model: Decoder,
     prompts: Any,

@@ -8,8 +8,8 @@
     monitor.metrics["depth/cosine.layer"]      # of the last sampled step
 
 What is measured goes to `out/step-000050/<analysis>.safetensors`, which `hookdepth report` and `hookdepth compare`
-read, and stays in `monitor.results` until the next sampled step; nothing else is kept. Of several processes all take
-part, rank 0 writes.
+read, and stays in `monitor.results` until the next sampled step; how long it took is in `log.json` beside it. Of
+several processes all take part, rank 0 writes.
 
 An error in the diagnostic is logged once and ends it, on all ranks; the training goes on. With `strict=True` it is
 raised at the end of its step.
@@ -39,7 +39,7 @@ from hookdepth._version import __version__
 from hookdepth.analyses.settings import Settings
 from hookdepth.analyses.stats import ResidualStats
 from hookdepth.errors import HookdepthError
-from hookdepth.results import SUFFIX, Result
+from hookdepth.results import SUFFIX, Result, add_to_log
 from hookdepth.training.history import STEP
 from hookdepth.training.metrics import metrics_of
 from hookdepth.training.probing import Probes, Prompt
@@ -107,6 +107,7 @@ class DepthMonitor:
         self._number = self._next = 0
         self._reader: Reader | None = None
         self._fresh: dict[str, Result] = {}
+        self._costs: dict[str, dict[str, Any]] = {}
         self._began = 0.0
         self._error: Exception | None = None
         self._verified = self._reported = self._off = self._entered = False
@@ -155,7 +156,7 @@ class DepthMonitor:
         """Before step `number`, for a loop that enters `reading` itself: run probes, where this step has any."""
         number = _whole("number", number, 0)
         self._remove_hooks()
-        self._number, self._next, self._fresh, self._reader = number, number + 1, {}, None
+        self._number, self._next, self._fresh, self._costs, self._reader = number, number + 1, {}, {}, None
         if self._off:
             return
         if self.probes.analyses and number % self.probe_every == 0 and self._error is None:
@@ -236,8 +237,9 @@ class DepthMonitor:
 
     def _result(self, name: str, tensors: dict[str, Any], begin: float, **facts: Any) -> Result:
         settings = {"step": self._number, "compiled": self.target.compiled, **facts.pop("settings", {})}
-        seconds = round(time.perf_counter() - begin, 3)
-        return Result(name, tensors, {**self._about, "settings": settings, "wall_time_s": seconds, **facts})
+        cost = {"wall_time_s": round(time.perf_counter() - begin, 3), "passes": facts.pop("passes", 0)}
+        self._costs.setdefault(name, cost)
+        return Result(name, tensors, {**self._about, "settings": settings, **facts})
 
     @cached_property
     def _about(self) -> dict[str, Any]:
@@ -247,8 +249,10 @@ class DepthMonitor:
 
     def _write(self) -> None:
         if self.out is not None and is_writer():
+            folder = self.out / f"{STEP}{self._number:06d}"
             for name, result in self._fresh.items():
-                result.save(self.out / f"{STEP}{self._number:06d}" / f"{name}{SUFFIX}")
+                result.save(folder / f"{name}{SUFFIX}")
+            add_to_log(folder, self._costs)
 
     def _report(self) -> None:
         if self._error is None or self._reported:

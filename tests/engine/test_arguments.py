@@ -8,8 +8,10 @@ from tiny_tokenizer import tiny_tokenizer
 
 import hookdepth
 from hookdepth import (
+    Ablate,
     AddVector,
     Branch,
+    Clamp,
     Custom,
     HookdepthError,
     Identity,
@@ -220,6 +222,14 @@ RUN = {
     "a factor for each token": (with_one(Scale("mlp_out", 1, torch.ones(12, 1))), "of shape [12, 1] for 12 tokens"),
     "factors for other tokens": (with_one(Scale("mlp_out", 1, torch.ones(2, D), [1])), "of shape [2, 64] for 1 tokens"),
     "a number in a tensor": (with_one(Patch("mlp_out", 1, torch.tensor(1.0))), "of shape [] for 12 tokens"),
+    "a sparse value": (lambda model: Patch("mlp_out", 1, VECTOR.to_sparse()), "Patch got a sparse or quantised tensor"),
+    "more than a float32": (with_one(Clamp("neurons", 1, 3, 1e39)), "Clamp to 1e+39, which float32 does not reach"),
+    "set to more than that": (with_one(Ablate("z", 1, value=-1e39)), "Ablate to -1e+39, which float32 does not reach"),
+    "no prompt": (given(prompts=[]), "there are no prompts"),
+    "a clean run's name": (given(measurements=[Named("clean.kl")]), "the measurement Named has the name 'clean.kl'"),
+    "a prompt's name": (given(measurements=[Named("per_prompt.kl")]), "that does not begin with clean. or per_prompt."),
+    "a path for a name": (given(measurements=[Named("a/b")]), "the measurement Named has the name 'a/b'"),
+    "a blank name": (given(measurements=[Named(" ")]), "the measurement Named has the name ' '"),
     "round the checks": (with_one(OwnInit(1.5)), "OwnInit: the layer is 1.5"),
     "round the tokens": (with_one(OwnInit(1, [0.5])), "OwnInit: one of the tokens is 0.5"),
     "layers to read": (lambda model: capture(model, "mlp_out", layers=[1.5]).__enter__(), "a layer to capture is 1.5"),

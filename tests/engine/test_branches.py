@@ -44,6 +44,6 @@ def test_birth_is_the_first_site_met():
 
 
 def test_measured_positions():
-    assert Branch((Skip(0),)).measured_positions(4) == [0, 1, 2, 3]
-    assert Branch((Skip(0),), cut=2).measured_positions(4) == [2, 3]
-    assert Branch((Skip(0),), cut=2, measured=[0, -1]).measured_positions(4) == [3]
+    assert list(Branch((Skip(0),)).measured_positions(4)) == [0, 1, 2, 3]
+    assert list(Branch((Skip(0),), cut=2).measured_positions(4)) == [2, 3]
+    assert list(Branch((Skip(0),), cut=2, measured=[0, -1]).measured_positions(4)) == [3]

@@ -204,3 +204,27 @@ def test_settings_that_change_rounding(monkeypatch):
     assert all(one != other for number, one in enumerate(seen) for other in seen[:number])
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
     assert rounding_of(cpu) == plain, "each was put back"
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma3", "phi3"])
+def test_what_modules_keep_beside_their_weights_counts(family):
+    """Whoever changes an epsilon, a window or an activation in a module changes neither weights nor config."""
+    hf = tiny_model(family, num_hidden_layers=2)
+    model = hookdepth.wrap(hf)
+    plain, layer = identity_of(model)["modules_sha256"], hf.model.layers[1]
+    changes = [
+        (layer.input_layernorm, "eps" if family == "gemma3" else "variance_epsilon", 1e-2),
+        (layer.self_attn, "scaling", 0.5),
+        (layer.mlp, "activation_fn" if family == "phi3" else "act_fn", torch.nn.Tanh()),
+    ]
+    if family == "gemma3":
+        changes.append((layer.self_attn, "sliding_window", 3))
+    seen = {plain}
+    for module, name, value in changes:
+        before = getattr(module, name)
+        setattr(module, name, value)
+        seen.add(identity_of(model)["modules_sha256"])
+        setattr(module, name, before)
+    assert len(seen) == 1 + len(changes)
+    hf(torch.tensor(prompts(1, 30)))
+    assert identity_of(model)["modules_sha256"] == plain

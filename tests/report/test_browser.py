@@ -7,8 +7,10 @@ import shutil
 import subprocess
 
 import pytest
+import torch
 from synthetic_results import write_folder
 
+from hookdepth.results import Result
 from hookdepth.runs.reporting import comparison, report
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -47,7 +49,7 @@ addEventListener("message", (event) => {
 </script>"""
 
 
-def browse(page, folder):
+def browse(page, folder, look=LOOK):
     """What a browser finds on a page at each width, and the addresses that the page asks for.
 
     The addresses are read from the browser's own log of the network, less those that the browser itself asks for.
@@ -57,7 +59,7 @@ def browse(page, folder):
     html, removed = re.subn(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", html)
     assert removed == 1
     copy, frame, log = folder / "copy.html", folder / "frame.html", folder / "net.json"
-    copy.write_text(html.replace("</body>", f"{LOOK}</body>"), encoding="utf-8")
+    copy.write_text(html.replace("</body>", f"{look}</body>"), encoding="utf-8")
     frames = (f'<iframe width="{width}" height="900" src="copy.html"></iframe>' for width in WIDTHS)
     frame.write_text(FRAME + "".join(frames), encoding="utf-8")
     quiet = ("background-networking", "component-update", "default-apps", "sync", "extensions", "gpu")
@@ -120,3 +122,58 @@ def test_a_page_that_fetches_is_noticed(tmp_path):
     looks, asked = browse(page, tmp_path)
     assert looks[390]["widths"] == [0]
     assert "http://127.0.0.1:9/a.png" in asked
+
+
+POINT = """<script>
+addEventListener("load", () => {
+  const over = (r, c) => cells[r][c].dispatchEvent(new PointerEvent("pointerover", { bubbles: true }));
+  const found = { maps: data.maps.length, words: data.maps.findIndex((one) => one.words.length) };
+  over(2, 1);
+  found.said = by("cell").textContent;
+  found.table = by("map").innerText;
+  cells[1][0].click();
+  over(2, 1);  // held by the click
+  found.held = by("cell").querySelector("h2").textContent;
+  const press = (key) => by("scroll").dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+  press("ArrowRight");
+  found.moved = by("cell").querySelector("h2").textContent;
+  found.drawn = data.maps.map((one, n) => {
+    draw(n);
+    return by("map").querySelectorAll("td").length === one.rows.length * one.columns.length;
+  });
+  draw(found.words);
+  const fetched = performance.getEntriesByType("resource").map((entry) => entry.name);
+  const root = document.documentElement;
+  parent.postMessage({ ...found, fetched, window: root.clientWidth, page: root.scrollWidth }, "*");
+});
+</script>"""
+
+
+def test_maps_that_one_points_at(run, tmp_path):
+    """Under its own policy the page draws; and what is pointed at is said, by pointer and by keys."""
+    words = {"1": "<b>Paris</b>", "2": " Rome"}
+    lens = Result.load(run / "logit-lens.safetensors")
+    top = torch.tensor([1.0, 2.0]).expand(7, 3, 2)
+    lens.tensors |= {"page.final.0": torch.rand(7, 3), "page.top.0": top, "page.probability.0": top / 4}
+    lens.metadata["shown"] = [{"prompt": "a b c", "tokens": ["a", " b", " <i>c</i>"], "words": words}]
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in ("residual-erasure", "skip-current"):
+        (folder / f"{name}.safetensors").write_bytes((run / f"{name}.safetensors").read_bytes())
+    lens.save(folder / "logit-lens.safetensors")
+    page = report(folder).with_name("explore.html")
+    command = [BROWSER, "--headless", "--no-sandbox", f"--user-data-dir={tmp_path / 'own'}", "--dump-dom"]
+    drawn = subprocess.run([*command, page.as_uri()], capture_output=True, text=True, timeout=120).stdout
+    assert drawn.count("<td") == 7 * 3, "its policy lets its own script run"
+    looks, asked = browse(page, tmp_path, POINT)
+    assert asked == set()
+    for found in looks.values():
+        assert found["maps"] == 4
+        assert all(found["drawn"])
+        assert "layer 2, _b" in found["said"]
+        assert "<b>Paris</b>" in found["said"]
+        assert "_Rome 0.5" in found["said"]
+        assert "<b>Paris</b>" in found["table"]
+        assert (found["held"], found["moved"]) == ("layer 1, a", "layer 1, _b")
+        assert found["fetched"] == []
+        assert found["page"] <= found["window"]

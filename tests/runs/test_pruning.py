@@ -56,6 +56,19 @@ def test_layers_that_a_rule_of_their_number_makes_are_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("out", ["a\0b", "a-file/pruned", ""])
+@pytest.mark.parametrize("command", ["prune", "verify"])
+def test_a_place_that_cannot_be_written_is_refused_before_a_model_is_loaded(
+    command, out, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a-file").write_text("")
+    keep = ["--keep", "0"] if command == "prune" else []
+    where = out if command == "prune" else f"{out}/x.json" if out else "."
+    assert cli.main([command, "--model", "nowhere/at-all", *keep, "--out", where]) == 2
+    assert "--out" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("field", "says"), [("no_rope_layers", "would be other layers"), ("layer_types", "cannot be written|does not run")]
 )

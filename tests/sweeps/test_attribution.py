@@ -5,7 +5,17 @@ import torch
 from tiny_models import prompts, tiny_model
 
 import hookdepth
-from hookdepth import AddVector, Branch, LayerEffect, LogitDifference, attribute, capture, patch_sweep
+from hookdepth import (
+    AddVector,
+    Branch,
+    LayerEffect,
+    LogitDifference,
+    OutputEffect,
+    Top1,
+    attribute,
+    capture,
+    patch_sweep,
+)
 from hookdepth.engine.passes import measure
 from hookdepth.errors import HookdepthError
 
@@ -134,6 +144,13 @@ def test_what_has_no_gradients_is_refused(model):
         ((one, other, METRIC), {"sites": ["z", "z"]}, "twice"),
         ((one, other, METRIC), {"steps": 0}, "steps"),
         ((one, other, METRIC), {"measured": [9]}, "token 9"),
+        ((one, other, METRIC), {"measured": -1}, "tokens are -1"),
+        ((one, other, METRIC), {"measured": [1.5]}, "one of the tokens is 1.5"),
+        ((one, other, METRIC), {"measured": []}, "needs a token to be read at"),
+        ((one, other, METRIC), {"layers": ()}, r"the layers are \(\)"),
+        ((one, other, OutputEffect()), {}, "'output' compares with a clean run"),
+        ((one, other, Top1()), {}, "'top1' has no gradient"),
+        ((one, other, LogitDifference(5, 6, reduce=None)), {}, "leaves a value a token"),
         ((one, other, hookdepth.TargetProbability()), {}, "next token"),
         ((one, one, METRIC), {}, "the same"),
     ]

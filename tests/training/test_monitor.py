@@ -20,7 +20,7 @@ from training_runs import (
 from hookdepth.analyses.contract import load_folder
 from hookdepth.cli import main
 from hookdepth.errors import HookdepthError
-from hookdepth.results import Result
+from hookdepth.results import Result, read_log
 from hookdepth.training import DepthMonitor, load_history, padding_mask, save_picture
 from hookdepth.training.metrics import metrics_of
 from hookdepth.training.reading import adds_up, products, statistics
@@ -334,6 +334,22 @@ def test_files_serve_compare_and_report(tmp_path, capsys):
         save_picture(out, tmp_path / "depth.gif")
     with pytest.raises(HookdepthError, match="no steps"):
         load_history(tmp_path / "compare")
+
+
+def test_the_same_training_gives_the_same_bytes(tmp_path):
+    """What differs from run to run (times) is in the log of each step, and nowhere else."""
+    options = {"probes": ["logit-lens", "skip-current"], "prompts": [IDS], "strict": True}
+    for name in ("one", "two"):
+        model = fresh_model()
+        train(model, make_batches(3), DepthMonitor(model, 2, out=tmp_path / name, **options))
+    files = sorted((tmp_path / "one").rglob("*.safetensors"))
+    assert len(files) == 6
+    for file in files:
+        assert file.read_bytes() == (tmp_path / "two" / file.relative_to(tmp_path / "one")).read_bytes()
+    for folder in (tmp_path / "one").iterdir():
+        log = read_log(folder)
+        assert set(log) == {"residual-stats", "logit-lens", "skip-current"}
+        assert log["skip-current"]["passes"] > 0 < log["skip-current"]["wall_time_s"]
 
 
 def test_metrics():

@@ -10,7 +10,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from hookdepth.errors import HookdepthError, choose, shown
+from hookdepth.errors import HookdepthError, choose, shown, suggestion
 from hookdepth.report.drawing import style
 
 OPTIONS = ("cmap", "norm", "figsize", "ax")
@@ -28,6 +28,8 @@ def drawn_with(draw: Callable[[], Figure], **options: Any) -> Figure:
     ax, size = wanted.get("ax"), wanted.get("figsize")
     if ax is not None and not isinstance(ax, Axes):
         raise HookdepthError(f"ax is {shown(ax)}", "give matplotlib axes")
+    if size is not None and not _is_size(size):
+        raise HookdepthError(f"figsize is {shown(size)}", "give width and height in inches, e.g. (3.3, 2.0)")
     with _inside(ax, size):
         figure = draw()
     figure = figure if ax is None else cast(Figure, ax.figure)
@@ -36,11 +38,24 @@ def drawn_with(draw: Callable[[], Figure], **options: Any) -> Figure:
         raise HookdepthError(f"this figure has no colours for {named[0]}", "leave it out")
     for image in images:
         if "cmap" in wanted:
-            choose("colour map", wanted["cmap"], matplotlib.colormaps) if isinstance(wanted["cmap"], str) else None
-            image.set_cmap(wanted["cmap"])
+            _set("cmap", image.set_cmap, wanted["cmap"], list(matplotlib.colormaps))
         if "norm" in wanted:
-            image.set_norm(wanted["norm"])
+            _set("norm", image.set_norm, wanted["norm"], ["log", "linear", "symlog"])
     return figure
+
+
+def _set(name: str, change: Callable[[Any], object], given: Any, known: list[str]) -> None:
+    try:
+        change(given)
+    except (TypeError, ValueError) as error:
+        near = suggestion(str(given), known)
+        remedy = f"did you mean {near}?" if near else f"give one of matplotlib's, e.g. {known[0]}"
+        raise HookdepthError(f"{name} is {shown(given)}", remedy) from error
+
+
+def _is_size(given: Any) -> bool:
+    pair = isinstance(given, list | tuple) and len(given) == 2
+    return pair and all(isinstance(one, int | float) and 0 < one < 200 for one in given)
 
 
 @contextmanager

@@ -1,0 +1,46 @@
+"""Whole numbers and masks from the host to a device, without waiting for what the device is doing.
+
+    index = send([0, 4, 2], model.device)
+    first, second = send_together([([0, 4, 2], one_device), ([1], other_device)])
+
+An ordinary copy waits until all earlier work of the device is done, and then the device waits for the host. From
+pinned memory the copy takes its place in the device's queue like any other work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+_WITH_A_QUEUE = {"cuda"}
+
+
+def send(values: Sequence[int] | Sequence[Sequence[int]] | Tensor, device: torch.device) -> Tensor:
+    """Numbers, or a tensor of the host, on a device.
+
+    send([[0, 1], [2, 3]], model.device)   # [2, 2]
+    """
+    tensor = values if isinstance(values, Tensor) else torch.tensor(values, dtype=torch.long)
+    if device.type not in _WITH_A_QUEUE or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return _pinned(tensor).to(device, non_blocking=True)
+
+
+def send_together(wanted: Sequence[tuple[Sequence[int], torch.device]]) -> list[Tensor]:
+    """Lists, each on its device, in one copy for each device.
+
+    send_together([([0, 4], model.device), ([1], model.device)])[1]   # [1]
+    """
+    found: dict[int, Tensor] = {}
+    for device in {device for _, device in wanted}:
+        mine = [n for n, (_, own) in enumerate(wanted) if own == device]
+        buffer = send(list(chain.from_iterable(wanted[n][0] for n in mine)), device)
+        found.update(zip(mine, buffer.split([len(wanted[n][0]) for n in mine]), strict=True))
+    return [found[n] for n in range(len(wanted))]
+
+
+def _pinned(tensor: Tensor) -> Tensor:
+    return tensor.pin_memory()

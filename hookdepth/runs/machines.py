@@ -1,0 +1,67 @@
+"""GPUs that one might rent, by their data sheets: what a run would take there, told by arithmetic alone.
+
+    MACHINES["h100"].seconds(outline, work)     # nothing is measured, and no GPU is needed
+
+A run is bound by its matrix products, or by what all other kernels read and write, which come one after the other;
+or, where passes are small, by the host that launches them. What each of them takes was fitted to a simulation of the
+engine's kernels for Llama-3.1-8B (0.16 to 0.7 s an analysis, within a factor of 1.6). No GPU has confirmed it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hookdepth.engine.work import Work
+    from hookdepth.runs.outline import Outline
+
+_REACHED = 0.75  # of the data sheet's rate, by large products; of its bandwidth nine tenths
+_KERNELS, _LAUNCH = 62, 7e-6  # of a layer with its hooks, forward; seconds of the host for each, Python included
+_STREAM, _INNER, _LOGITS = 66, 5, 20  # values read and written per token and layer, per unit of width; and per logit
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One GPU: Machine("NVIDIA H100", 989, 67, 3350, 80).
+
+    Attributes:
+        halves, floats: dense products of 16 bit and of float32, in TFLOP/s.
+        bandwidth: of its memory, in GB/s.
+        memory: in GiB.
+    """
+
+    label: str
+    halves: float
+    floats: float
+    bandwidth: float
+    memory: float
+
+    def seconds(self, outline: Outline, work: Work) -> float:
+        """What the work of a group of analyses takes in one process: machine.seconds(outline, work_of(group))."""
+        from hookdepth.runs.outline import weight_bytes
+
+        size = outline.dtype.itemsize
+        rate = (self.halves if size == 2 else self.floats) * 1e12 * _REACHED
+        ways = 1 + (work.backward / work.token_layers if work.token_layers else 0)
+        tokens = size * (_STREAM * outline.d_model + _INNER * outline.d_mlp) * work.token_layers * ways
+        logits = size * _LOGITS * work.positions * int(outline.config.vocab_size) * ways
+        moved = (tokens + logits + weight_bytes(outline) * work.passes * ways) / (0.9e9 * self.bandwidth)
+        return max(sum(work.flops(outline)) / rate + moved, work.passes * ways * outline.n_layers * _KERNELS * _LAUNCH)
+
+    def holds(self, outline: Outline, work: Work) -> bool:
+        """Whether the weights, and passes beside them, fit into its memory."""
+        from hookdepth.runs.outline import weight_bytes
+
+        return weight_bytes(outline) + work.bytes <= self.memory * 2**30
+
+
+MACHINES = {
+    "h200": Machine("NVIDIA H200", 989, 67, 4800, 131),
+    "h100": Machine("NVIDIA H100", 989, 67, 3350, 79),
+    "a100": Machine("NVIDIA A100", 312, 19.5, 2039, 79),
+    "l40s": Machine("NVIDIA L40S", 362, 91.6, 864, 44),
+    "l4": Machine("NVIDIA L4", 121, 30.3, 300, 22),
+    "rtx4090": Machine("GeForce RTX 4090", 165, 82.6, 1008, 24),
+    "rtx3090": Machine("GeForce RTX 3090", 71, 35.6, 936, 24),
+}
