@@ -52,7 +52,8 @@ class LayerAccuracy(Analysis):
             "A bar a layer: the share of questions that are still answered right when it is skipped; after the layers, "
             "in the order in which they were given, the paths.",
             label="Accuracy",
-            axis="Layer skipped",
+            axis="Layer skipped, or path",
+            ends=(0.0, 1.0),
             reduction="exact match, mean over questions",
             over_training=None,
         ),
@@ -106,7 +107,9 @@ class LayerAccuracy(Analysis):
         texts = self.answers(subject, tensors["per_prompt.tokens"])
         asked = [one.answer for one in subject.inputs.questions]
         said = [{"right": right, "clean": own[0], "branches": own[1:]} for right, own in zip(asked, texts, strict=True)]
-        return {"answers": said, "branches": [*map(str, range(subject.model.n_layers)), *subject.settings.paths]}
+        branches = [*map(str, range(subject.model.n_layers)), *subject.settings.paths]
+        labels = {"labels": {"branch": branches}} if subject.settings.paths else {}
+        return {"answers": said, "branches": branches, **labels}
 
     def work(self, subject: Subject) -> Work:
         """Of each question: the prompt along every branch, then a token of every branch at a time."""

@@ -59,7 +59,7 @@ class ResidualErasure(Analysis):
             label="Probability Difference Norm",
             caption="",
             name="{i}",
-            reduction="largest over the answer's tokens",
+            reduction="largest over the tokens that are measured",
             signed=False,
             without_last=True,
             over_training="Token erased:\nchange of the answer\n(mean over tokens)",
@@ -69,6 +69,15 @@ class ResidualErasure(Analysis):
     def numbers(self, result: Result) -> dict[str, Any]:
         """What the noise floor is compared with."""
         return {"largest_effect": depth.largest_effect(result.tensors)}
+
+    def notes(self, result: Result) -> list[str]:
+        """What is erased and measured, where it is not what the figure's text says."""
+        settings = result.metadata.get("settings") or {}
+        said = {
+            "Here each cell replaces all tokens before it.": settings.get("erase") == "before",
+            "Here the effect is on all later tokens, not on the answer's alone.": settings.get("measure") == "later",
+        }
+        return [sentence for sentence, holds in said.items() if holds]
 
     def branches(self, subject: Subject, item: int) -> list[Branch]:
         """Every token whose replacement can be seen where it is measured, at every point."""

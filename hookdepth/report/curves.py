@@ -77,7 +77,8 @@ class Curves(Kind):
                 columns[words.format(self.label_of(name, own))] = result.tensors[tensor]
         points = self._are_points(declaration, result, values)
         named = next(iter(self._named(result, values).values()))
-        places = [label for axis in axes_of(declaration.tensors, named) for label in declaration.labels.get(axis, ())]
+        known = {**declaration.labels, **(result.metadata.get("labels") or {})}
+        places = [label for axis in axes_of(declaration.tensors, named) for label in known.get(axis, ())]
         by_tensor, named_all = intervals_of(result), self._named(result, values)
         intervals = {key: by_tensor[name] for key, name in named_all.items() if name in by_tensor}
         for key, ends in intervals.items():

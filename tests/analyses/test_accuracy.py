@@ -82,6 +82,8 @@ def test_accuracy_is_the_share_of_right_answers(model, tmp_path):
     assert [one["clean"] for one in found.metadata["answers"]] == [str(own.clean[0]) for own in again]
     low, high = found["accuracy_interval"][0].tolist()
     assert 0 <= low <= found["accuracy"][0] <= high <= 1
+    (axes,) = found.plot("accuracy").axes
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0", "1", "2", "3", "4", "0-2,1-4"]
     report = (tmp_path / "out").iterdir()
     assert "layer-accuracy.safetensors" in {path.name for path in report}
 

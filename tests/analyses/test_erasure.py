@@ -68,6 +68,13 @@ def test_what_there_is_not_is_refused(option, value, tmp_path, capsys):
     assert "none of the chosen analyses reads --erase" in capsys.readouterr().err
 
 
+def test_the_page_says_what_is_erased_and_measured():
+    notes = hookdepth.analyses.find("residual-erasure").notes
+    found = {how: hookdepth.Result("", {}, {"settings": {how[0]: how[1]}}) for how in (("erase", "before"), ("x", "y"))}
+    assert notes(found["erase", "before"]) == ["Here each cell replaces all tokens before it."]
+    assert notes(found["x", "y"]) == []
+
+
 @pytest.mark.parametrize(
     ("how", "says"),
     [
