@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
-import matplotlib
+import matplotlib.scale
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hookdepth.errors import HookdepthError, choose, shown
 from hookdepth.report.drawing import style
 
-OPTIONS = ("cmap", "norm", "figsize", "ax")
+OPTIONS = ("cmap", "norm", "figsize", "ax", "look")
 
 
 def drawn_with(draw: Callable[[], Figure], **options: Any) -> Figure:
@@ -25,10 +25,16 @@ def drawn_with(draw: Callable[[], Figure], **options: Any) -> Figure:
     for name in options:
         choose("option of a figure", name, ("vmin", "vmax", *OPTIONS))
     wanted = {name: value for name, value in options.items() if value is not None}
-    ax, size = wanted.get("ax"), wanted.get("figsize")
+    ax, size, look = wanted.get("ax"), wanted.get("figsize"), wanted.get("look")
     if ax is not None and not isinstance(ax, Axes):
         raise HookdepthError(f"ax is {shown(ax)}", "give matplotlib axes")
-    with _inside(ax, size):
+    if look is not None:
+        choose("look", look, style.LOOKS)
+    if size is not None and not (isinstance(size, tuple | list) and len(size) == 2 and all(map(_is_length, size))):
+        raise HookdepthError(f"figsize is {shown(size)}", "give width and height in inches: (3.3, 2.8)")
+    if isinstance(wanted.get("norm"), str):
+        choose("norm", wanted["norm"], matplotlib.scale.get_scale_names())
+    with _inside(ax, size, look):
         figure = draw()
     figure = figure if ax is None else cast(Figure, ax.figure)
     images = [image for axes in figure.axes for image in axes.images if axes is ax or ax is None]
@@ -36,17 +42,24 @@ def drawn_with(draw: Callable[[], Figure], **options: Any) -> Figure:
         raise HookdepthError(f"this figure has no colours for {named[0]}", "leave it out")
     for image in images:
         if "cmap" in wanted:
-            choose("colour map", wanted["cmap"], matplotlib.colormaps) if isinstance(wanted["cmap"], str) else None
-            image.set_cmap(wanted["cmap"])
+            try:
+                image.set_cmap(wanted["cmap"])
+            except (ValueError, TypeError) as error:
+                problem = f"unknown colour map {shown(wanted['cmap'])}"
+                raise HookdepthError(problem, "use one of matplotlib's: viridis, magma, RdBu_r, …") from error
         if "norm" in wanted:
             image.set_norm(wanted["norm"])
     return figure
 
 
+def _is_length(given: Any) -> bool:
+    return isinstance(given, int | float) and not isinstance(given, bool) and 0 < given < 1000
+
+
 @contextmanager
-def _inside(ax: Axes | None, size: Any) -> Iterator[None]:
+def _inside(ax: Axes | None, size: Any, look: str | None) -> Iterator[None]:
     before = style.NEW.copy()
-    style.NEW.update(ax=ax, size=size)
+    style.NEW.update(ax=ax, size=size, look=look)
     try:
         yield
     finally:
