@@ -17,6 +17,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from hookdepth.report.drawing.style import (
@@ -34,7 +35,7 @@ from hookdepth.report.drawing.style import (
     printable,
     run_title,
 )
-from hookdepth.report.scale import Scale, reached
+from hookdepth.report.scale import Scale, first_columns
 
 _LINES = ("-", "--", ":", "-.")
 _MARKERS = "sov^Dp*"
@@ -175,8 +176,11 @@ def maps_figure(
         long = max(own.shape) > 3 * min(own.shape)
         image = heat_map(axes, own, scale, aspect="auto" if long else "equal")
         if causal:  # nothing reaches an earlier layer: paper, not the colour of 0
-            blank = (~reached(causal, own.shape)).double().numpy()
-            axes.imshow(np.dstack([np.ones((*own.shape, 3)), blank]), aspect="auto" if long else "equal")
+            if causal is True:
+                blank = np.tril(np.ones(own.shape), -1)
+                axes.imshow(np.dstack([np.ones((*own.shape, 3)), blank]), aspect="auto" if long else "equal")
+            for row, first in enumerate(() if causal is True else first_columns(causal, len(own))):
+                axes.add_patch(Rectangle((-0.5, row - 0.5), first, 1, facecolor="white", edgecolor="none"))
         layer_axis(axes.yaxis, len(own), row_label if number % columns == 0 else "")
         layer_axis(axes.xaxis, own.shape[1], column_label)
         for axis, names, rotation in zip((axes.yaxis, axes.xaxis), labels, (0, 90), strict=False):

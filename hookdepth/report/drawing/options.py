@@ -42,11 +42,8 @@ def drawn_with(draw: Callable[[], Figure], **options: Any) -> Figure:
         raise HookdepthError(f"this figure has no colours for {named[0]}", "leave it out")
     for image in images:
         if "cmap" in wanted:
-            try:
-                image.set_cmap(wanted["cmap"])
-            except (ValueError, TypeError) as error:
-                problem = f"unknown colour map {shown(wanted['cmap'])}"
-                raise HookdepthError(problem, "use one of matplotlib's: viridis, magma, RdBu_r, …") from error
+            choose("colour map", wanted["cmap"], matplotlib.colormaps) if isinstance(wanted["cmap"], str) else None
+            image.set_cmap(wanted["cmap"])
         if "norm" in wanted:
             image.set_norm(wanted["norm"])
     return figure
