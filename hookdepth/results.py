@@ -104,7 +104,8 @@ class Result:
             Result("logit-lens", {"kl": kl, "topk_overlap": kl}).plot("kl", figsize=(3.3, 2.0))
 
         Args:
-            options: cmap, norm, vmin, vmax, figsize; ax draws into axes of one's own, and gives their figure.
+            options: cmap, norm, vmin, vmax, figsize; look="lines" or "groups" for bars that would hide each other;
+                ax draws into axes of one's own, and gives their figure.
 
         Raises:
             HookdepthError: no such tensor, one that has too many axes, or an option that the figure does not take.

@@ -11,6 +11,7 @@ from tiny_tokenizer import tiny_tokenizer
 
 import hookdepth as hd
 from hookdepth.errors import HookdepthError
+from hookdepth.runs.reporting import comparison, report
 
 TEXT = "Anna has 12 apples and eats 3 of them."
 TEXTS = [TEXT, "The basket is full.", "Imagine all the people of the town."]
@@ -343,3 +344,18 @@ def test_nonsense_ends_in_a_line(model, case, monkeypatch):
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
     assert caught.value.exit_status == 2
+
+
+def test_a_run_over_prompts_is_reported_with_the_names_of_its_branches(model, tmp_path):
+    """Bars and maps are means over prompts; a place along them is a branch, never a prompt."""
+    found = hd.run(model, TEXTS, skips(), [hd.LayerEffect(), hd.KL()], out=str(tmp_path))
+    names = [f"Skip resid_post {layer}" for layer in range(L)]
+    bars, effect = found.plot("kl").axes[0], found.plot("effect").axes[0]
+    assert [text.get_text() for text in bars.get_xticklabels()] == names
+    assert [text.get_text() for text in effect.get_yticklabels()] == names
+    blank = [patch.get_width() for patch in effect.patches]  # a layer before the one that is skipped cannot notice
+    assert blank == list(range(L))
+    page = report(tmp_path).read_text(encoding="utf-8")
+    assert {path.name for path in tmp_path.glob("*.png")} == {"run-effect.png", "run-kl.png"}
+    assert "0 Skip resid_post 0, 1: " in page  # on hover
+    comparison([tmp_path, tmp_path], tmp_path / "both")

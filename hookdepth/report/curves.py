@@ -78,7 +78,8 @@ class Curves(Kind):
         points = self._are_points(declaration, result, values)
         named = next(iter(self._named(result, values).values()))
         known = {**declaration.labels, **(result.metadata.get("labels") or {})}
-        places = [label for axis in axes_of(declaration.tensors, named) for label in known.get(axis, ())]
+        last = axes_of(declaration.tensors, named)[-1:]  # prompts are reduced
+        places = [label for axis in last for label in known.get(axis, ())]
         by_tensor, named_all = intervals_of(result), self._named(result, values)
         intervals = {key: by_tensor[name] for key, name in named_all.items() if name in by_tensor}
         for key, ends in intervals.items():
@@ -172,14 +173,16 @@ class Curves(Kind):
         colours = layers.colours_of(list(own), part)
         labels = {name: self.label_of(name, own) if len(own) > 1 else "_" for name in own}
         heights = {name: curve.double().numpy() for name, curve in own.items()}
-        if self.bars:
-            layers.draw_bars(axes, heights, colours, labels)
+        look, offsets = style.NEW["look"] or ("paper" if self.bars else "lines"), [0.0] * len(own)
+        if look != "lines":
+            offsets = layers.draw_bars(axes, heights, colours, labels, look == "groups")
             if self.grey_last:
                 axes.patches[-1].set_color(style.GREY)
         else:
             layers.draw_lines(axes, heights, colours, labels, self.log)
         for name, ends in intervals.items():
-            layers.draw_interval(axes, ends, own[name], style.BLACK if self.bars else colours[name])
+            colour = colours[name] if look == "lines" else style.BLACK
+            layers.draw_interval(axes, ends, own[name], colour, offsets[list(own).index(name)])
         if self.limit is not None:
             layers.end_axis(axes, self.axis_end, list(heights.values()))
         if self.signed:

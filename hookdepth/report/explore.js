@@ -49,7 +49,7 @@ function draw(number) {
     cells[r] = map.values[r].map((value, c) => {
       const cell = make("td", row, map.words.length ? visible(map.words[r][c][0][0]) : "");
       cell.dataset.at = `${r} ${c}`;
-      if (map.causal && c < r) cell.className = "blank"; // nothing reaches an earlier layer
+      if (c < map.first[r]) cell.className = "blank"; // nothing reaches an earlier layer
       if (value === null || cell.className) return cell; // grey where it is not finite
       const paint = colour(place(value));
       cell.style.background = `rgb(${paint})`;

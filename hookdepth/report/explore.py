@@ -66,16 +66,10 @@ def _map(values: Values) -> dict[str, Any]:
     scale = values.scale or Scale.of(values.matrix)
     numbers = [[_short(number) for number in row[:columns]] for row in values.matrix.tolist()]
     words = [[[(word, _short(share)) for word, share in cell] for cell in row] for row in values.words]
-    found = {
-        "title": values.title,
-        "corner": values.corner,
-        "upward": values.upward,
-        "causal": values.causal,
-        "values": numbers,
-        "words": words,
-    }
     ends = {"low": _short(scale.low), "high": _short(scale.high), "log": scale.log, "signed": scale.signed}
-    return found | ends | {"rows": list(values.rows), "columns": list(values.columns[:columns])}
+    about = {name: getattr(values, name) for name in ("title", "corner", "upward")} | {"first": list(values.first)}
+    names = {"rows": list(values.rows), "columns": list(values.columns[:columns])}
+    return {**about, **ends, **names, "values": numbers, "words": words}
 
 
 def _short(number: float) -> float | None:

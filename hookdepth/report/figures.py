@@ -24,7 +24,7 @@ from hookdepth.report.curves import Bars, Lines
 from hookdepth.report.hover import effect_map
 from hookdepth.report.kind import Assignment, Declaration, Drawing, Kind, Lookup, Picture
 from hookdepth.report.patterns import axes_of, fill
-from hookdepth.report.scale import Scale, not_finite
+from hookdepth.report.scale import Scale, not_finite, reached
 from hookdepth.report.token_maps import Strip, TokenMap, WordMap
 from hookdepth.results import Result
 
@@ -59,7 +59,7 @@ class Heatmap(Kind):
         limits: where the colours end; None for the largest value. Where many values lie beyond, colours are
             logarithmic, unless `clip` says that the limits hold.
         signed: white at zero; None where there are values below it.
-        causal: a row reaches only columns of its own number on; the others are left blank.
+        causal: a row reaches only columns of its own number on, or from so many on; the others are left blank.
         path: a line through the smallest value of each column.
         other: what rows and columns are right of the diagonal, where they are something else.
     """
@@ -69,7 +69,7 @@ class Heatmap(Kind):
     limits: tuple[float | None, float | None] | None = None
     clip: bool = False
     signed: bool | None = None
-    causal: bool = False
+    causal: bool | tuple[int, ...] = False
     path: bool = False
     other: tuple[str, ...] = ()
 
@@ -84,13 +84,13 @@ class Heatmap(Kind):
         seen = [self._seen(own) for own in listed]
         scales = [Scale.of(own, self.label, self.signed, self.limits, clip=self.clip) for own in seen]
         scale = reduce(Scale.widest, scales)
-        axes = axes_of(declaration.tensors, fill(self.patterns[0], values))
+        axes = axes_of(declaration.tensors, fill(self.patterns[0], values))[-2:]  # prompts are reduced
         labels = [declaration.labels.get(axis, ()) for axis in axes] if len(maps) == 1 else []
         shown = [effect_map(own, label, scale, labels, self.rows.lower(), self.causal) for label, own in maps.items()]
         return Drawing(shown, [scale.clipped(seen), not_finite(seen)], partial(self._draw, maps, scale, labels))
 
     def _seen(self, own: Tensor) -> Tensor:
-        return own[torch.ones(own.shape, dtype=torch.bool).triu()] if self.causal else own
+        return own[reached(self.causal, own.shape)] if self.causal else own
 
     def _draw(self, maps: Mapping[str, Tensor], scale: Scale, labels: Sequence[Sequence[str]]) -> Figure:
         from hookdepth.report.drawing.layers import maps_figure

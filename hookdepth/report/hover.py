@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from hookdepth.report.scale import Scale
+from hookdepth.report.scale import Scale, first_columns
 from hookdepth.report.tables import Table, number
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Values:
     title: str = ""  # of the axes, where there are several alike
     hover: bool = True  # whether the rows are at the same places in the figure
     scale: Scale | None = None  # the colours of a map
-    causal: bool = False  # a map whose rows reach only columns of their own number on
+    first: Sequence[int] = ()  # column that each row of a map can reach
     words: Sequence[Sequence[Sequence[tuple[str, float]]]] = ()  # of each cell: what else it says, with shares
 
     @property
@@ -76,7 +76,7 @@ def effect_map(
     scale: Scale | None = None,
     labels: Sequence[Sequence[str]] = (),
     corner: str = "layer",
-    causal: bool = False,
+    causal: bool | Sequence[int] = False,
 ) -> Values:
     """Values of a map of layer against layer, or of places with names: effect_map(result.tensors["layer.effect"])."""
     named = [*labels, (), ()][:2]
@@ -84,7 +84,8 @@ def effect_map(
         [f"{n} {own[n]}" if n < len(own) and own[n] != str(n) else str(n) for n in range(size)]
         for size, own in zip(values.shape, named, strict=True)
     )
-    return Values(corner, rows, columns, values, is_map=True, title=title, scale=scale, causal=causal)
+    first = first_columns(causal, len(rows))
+    return Values(corner, rows, columns, values, is_map=True, title=title, scale=scale, first=first)
 
 
 def token_map(

@@ -81,6 +81,7 @@ class Picture:
         with style():
             figure = self.render()
             say_below(figure, self.said)
+            figure.draw_without_rendering()  # once is not enough for the layout where names are long
         return figure
 
 

@@ -139,6 +139,16 @@ def axis_end(largest: float, limit: float, grow_to: float) -> float:
     return limit if largest <= limit or largest > grow_to else 1.05 * largest
 
 
+def first_columns(causal: bool | Sequence[int], rows: int) -> list[int]:
+    """The first column that each row of a map can reach: first_columns(True, 3)   # [0, 1, 2]"""
+    return list(range(rows)) if causal is True else list(causal or [0] * rows)
+
+
+def reached(causal: bool | Sequence[int], shape: Sequence[int]) -> Tensor:
+    """Which cells of a map can be other than 0: reached(True, (2, 2))"""
+    return torch.arange(shape[1]) >= torch.tensor(first_columns(causal, shape[0]))[:, None]
+
+
 def not_finite(maps: Sequence[Tensor]) -> str:
     """How many values cannot be drawn, in words; nothing where all can.
 

@@ -102,7 +102,9 @@ class Branches(Analysis):
             elif len(words) == 2:
                 rows, columns = (word.capitalize() for word in words)
                 reading = f"A row a branch, a column a {words[1]}."
-                found.append(Heatmap(one.name, reading, label=label, rows=rows, columns=columns, reduction=over))
+                known: dict[str, Any] = {"label": label, "rows": rows, "columns": columns, "reduction": over}
+                first = tuple(map(_first_layer, self._branches)) if one.change and words[1] == "layer" else False
+                found.append(Heatmap(one.name, reading, **known, causal=first))
         return tuple(found)
 
     @property
@@ -159,6 +161,11 @@ class Branches(Analysis):
 
 
 _WORDS = {"max": "largest", "min": "smallest", "mean": "mean", "sum": "sum"}
+
+
+def _first_layer(branch: Branch) -> int:
+    """Before it, every change is 0 by construction."""
+    return branch.joins()[0] if branch.path is None else 0
 
 
 def label_of(branch: Branch) -> str:

@@ -16,8 +16,9 @@ from hookdepth.analyses.registry import declared, known
 from hookdepth.errors import HookdepthError
 from hookdepth.report.compare import write_comparison
 from hookdepth.report.explore import write_explorer
+from hookdepth.report.notebook import drawn
 from hookdepth.report.page import write_report
-from hookdepth.results import read_log
+from hookdepth.results import Result, read_log
 
 
 def report(folder: str | os.PathLike[str]) -> Path:
@@ -28,7 +29,7 @@ def report(folder: str | os.PathLike[str]) -> Path:
     Raises:
         HookdepthError: no such folder, no result in it, a file that is not one, or it cannot be written to.
     """
-    results = load_folder(folder)
+    results = _drawn(folder)
     write_explorer(Path(folder) / "explore.html", results, declared)
     return write_report(folder, results, declared, _of_every_run(), read_log(folder))
 
@@ -46,8 +47,13 @@ def comparison(folders: Sequence[str | os.PathLike[str]], out: str | os.PathLike
     """
     if not folders:
         raise HookdepthError("no folder to compare", "give the --out folders of two or more runs")
-    found = [load_folder(folder) for folder in folders]
+    found = [_drawn(folder) for folder in folders]
     return write_comparison(folders, found, out, declared, _of_every_run(), scatter=scatter)
+
+
+def _drawn(folder: str | os.PathLike[str]) -> dict[str, Result]:
+    """The results of a folder, those that keep prompts beside each other with their means, too."""
+    return {name: drawn(result, declared(result)) for name, result in load_folder(folder).items()}
 
 
 def _of_every_run() -> list[Analysis]:

@@ -1,5 +1,6 @@
 """Figures have the limits, order, labels and bytes that they should, at any depth and with any tokens."""
 
+import re
 import subprocess
 import sys
 import warnings
@@ -441,3 +442,42 @@ def test_many_values_beyond_signed_colours_make_them_logarithmic():
     assert norm(0.1) - norm(0.0) == pytest.approx(norm(0.0) - norm(-0.1))
     assert not Scale.of(values, limits=(-2.0, 2.0), clip=True).log
     assert scale.widest(Scale(-2.0, 2.0, signed=True)).high == 50.0
+
+
+@pytest.mark.parametrize(
+    ("analysis", "tensor"),
+    [("residual-stats", "cosine.layer"), ("residual-stats", "norm.resid"), ("logit-lens", "kl"),
+     ("skip-current", "layer.effect"), ("skip-current", "layer.output"), ("residual-erasure", "effect.0")],
+)  # fmt: skip
+def test_nothing_is_cut_off_at_the_width_of_a_column(analysis, tensor):
+    """Every text lies within 3.3 inches, and the axes keep most of them."""
+    results = synthetic_results(n_layers=30, huge=9.0)
+    figure = results[analysis].plot(tensor, figsize=(3.3, 2.6))
+    drawn, page = figure.get_tightbbox(), figure.get_size_inches()
+    assert min(drawn.x0, drawn.y0) >= -0.02
+    assert drawn.x1 <= page[0] + 0.02
+    assert drawn.y1 <= page[1] + 0.02
+    assert figure.axes[0].get_position().width > 0.4
+
+
+def test_looks_of_bars_that_hide_each_other():
+    stats = synthetic_results(n_layers=6)["residual-stats"]
+    places = {}
+    for look in ("paper", "groups", "lines"):
+        axes = stats.plot("relative_contribution.attn", look=look).axes[0]
+        places[look] = [round(bar.get_x() + bar.get_width() / 2, 3) for bar in axes.patches]
+    assert len(set(places["paper"])) == 6  # on each other
+    assert len(set(places["groups"])) == 18
+    assert places["lines"] == []
+    with pytest.raises(HookdepthError, match="unknown look 'stacked'"):
+        stats.plot("relative_contribution.attn", look="stacked")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [({"figsize": 3}, "figsize is 3"), ({"figsize": (3.3, -1)}, "figsize"), ({"norm": "lin"}, "did you mean linear"),
+     ({"vmin": "a"}, "vmin is 'a'"), ({"vmax": float("nan")}, "vmax is nan"), ({"cmap": "x"}, "unknown colour map")],
+)  # fmt: skip
+def test_options_that_make_no_sense_are_refused(options, says):
+    with pytest.raises(HookdepthError, match=re.escape(says)):
+        synthetic_results(n_layers=3)["skip-current"].plot("layer.effect", **options)

@@ -18,6 +18,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from hookdepth.report.drawing.style import (
@@ -27,6 +28,7 @@ from hookdepth.report.drawing.style import (
     RED,
     SKY,
     colour_bar,
+    columns_of,
     heat_map,
     layer_axis,
     name_places,
@@ -34,7 +36,7 @@ from hookdepth.report.drawing.style import (
     printable,
     run_title,
 )
-from hookdepth.report.scale import Scale
+from hookdepth.report.scale import Scale, first_columns
 
 _LINES = ("-", "--", ":", "-.")
 _MARKERS = "sov^Dp*"
@@ -51,16 +53,25 @@ def colours_of(names: Sequence[str], part: str = "") -> dict[str, str]:
     return {name: known.get(name) or others[rest.index(name) % len(others)] for name in names}
 
 
-def draw_bars(axes: Axes, curves: Mapping[str, Any], colours: Mapping[str, str], labels: Mapping[str, str]) -> None:
-    """Overlapping bars, a group for each curve, the smaller in front: draw_bars(axes, {"kl": kl}, …)."""
+def draw_bars(
+    axes: Axes, curves: Mapping[str, Any], colours: Mapping[str, str], labels: Mapping[str, str], beside: bool = False
+) -> list[float]:
+    """Overlapping bars, the smaller in front, or beside each other; and how far each curve's are from their place.
+
+    draw_bars(axes, {"kl": kl}, …)
+    """
+    width = 0.9 / len(curves) if beside else 1.1
+    offsets = [width * (place - (len(curves) - 1) / 2) * beside for place in range(len(curves))]
     groups = []
-    for name, values in curves.items():
+    for offset, (name, values) in zip(offsets, curves.items(), strict=True):
         heights = np.nan_to_num(np.asarray(values, dtype=float), posinf=0.0, neginf=0.0)
-        groups.append(axes.bar(range(len(heights)), heights, width=1.1, color=colours[name], label=labels[name]))
+        at = np.arange(len(heights)) + offset
+        groups.append(axes.bar(at, heights, width=width, color=colours[name], label=labels[name]))
     for bars in zip(*groups, strict=False):
         for z, bar in enumerate(sorted(bars, key=lambda bar: -abs(bar.get_height())), start=1):
             bar.set_zorder(z)
     axes.set_xlim(-0.55, len(groups[0]) - 0.45)
+    return offsets
 
 
 def draw_lines(
@@ -109,10 +120,14 @@ def draw_runs(axes: Axes, own: Mapping[str, Tensor], label: str, axis: str, poin
     if len(lengths) == 1:
         layer_axis(axes.xaxis, lengths.pop(), axis)
     labels = [printable(name) for name in own]
-    columns = max(1, min(len(labels), 90 // (8 + max(map(len, labels)))))
     # Labels are set afterwards: given to legend() itself, one that begins with an underscore would be left out.
     legend = axes.legend(
-        handles, ["run"] * len(labels), loc="lower left", bbox_to_anchor=(0, 1.0), ncols=columns, borderaxespad=0.2
+        handles,
+        ["run"] * len(labels),
+        loc="lower left",
+        bbox_to_anchor=(0, 1.0),
+        ncols=columns_of(labels, axes),
+        borderaxespad=0.2,
     )
     for text, name in zip(legend.get_texts(), labels, strict=True):
         text.set(parse_math=False, text=name)
@@ -127,13 +142,15 @@ def relative_depth(n: int, points: bool) -> np.ndarray:
     return np.arange(n) / max(n - 1, 1) if points else (np.arange(n) + 0.5) / n
 
 
-def draw_interval(axes: Axes, ends: Tensor, curve: Tensor, colour: str) -> None:
+def draw_interval(axes: Axes, ends: Tensor, curve: Tensor, colour: str, offset: float = 0.0) -> None:
     """Whiskers of the mean over prompts, with a dot where the curve is something else: draw_interval(axes, ends, …)."""
     mean, low, high = ends.numpy()
     other = bool((ends[0] - curve).abs().nan_to_num().max() > 1e-3 * curve.abs().nan_to_num().max())
     whiskers = [np.maximum(mean - low, 0), np.maximum(high - mean, 0)]
     dot = "." if other else "none"
-    axes.errorbar(range(len(mean)), mean, whiskers, fmt=dot, color=colour, markersize=3, elinewidth=0.8, zorder=6)
+    axes.errorbar(
+        np.arange(len(mean)) + offset, mean, whiskers, fmt=dot, color=colour, markersize=3, elinewidth=0.8, zorder=6
+    )
 
 
 def maps_figure(
@@ -142,7 +159,7 @@ def maps_figure(
     row_label: str,
     column_label: str,
     path: bool = False,
-    causal: bool = False,
+    causal: bool | Sequence[int] = False,
     labels: Sequence[Sequence[str]] = (),
     other: Sequence[str] = (),
 ) -> Figure:
@@ -161,8 +178,11 @@ def maps_figure(
         long = max(own.shape) > 3 * min(own.shape)
         image = heat_map(axes, own, scale, aspect="auto" if long else "equal")
         if causal:  # nothing reaches an earlier layer: paper, not the colour of 0
-            blank = np.tril(np.ones(own.shape), -1)
-            axes.imshow(np.dstack([np.ones((*own.shape, 3)), blank]), aspect="auto" if long else "equal")
+            if causal is True:
+                blank = np.tril(np.ones(own.shape), -1)
+                axes.imshow(np.dstack([np.ones((*own.shape, 3)), blank]), aspect="auto" if long else "equal")
+            for row, first in enumerate(() if causal is True else first_columns(causal, len(own))):
+                axes.add_patch(Rectangle((-0.5, row - 0.5), first, 1, facecolor="white", edgecolor="none"))
         layer_axis(axes.yaxis, len(own), row_label if number % columns == 0 else "")
         layer_axis(axes.xaxis, own.shape[1], column_label)
         for axis, names, rotation in zip((axes.yaxis, axes.xaxis), labels, (0, 90), strict=False):

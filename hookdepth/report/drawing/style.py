@@ -102,7 +102,8 @@ class Borrowed:
         return getattr(self._axes.figure, name)
 
 
-NEW: dict[str, Any] = {"ax": None, "size": None}
+LOOKS = ("paper", "lines", "groups")
+NEW: dict[str, Any] = {"ax": None, "size": None, "look": None}
 """What the next figure is to be, where a user says so (`options`)."""
 
 
@@ -110,7 +111,10 @@ def new_figure(width: float, height: float) -> Figure:
     """An empty figure, in inches, that lays itself out: call it under `style()`."""
     if NEW["ax"] is not None:
         return cast(Figure, Borrowed(NEW["ax"]))
-    return _Shown(figsize=NEW["size"] or (width, height), layout="constrained")
+    figure = _Shown(figsize=NEW["size"] or (width, height), layout="constrained")
+    if NEW["size"] and (engine := figure.get_layout_engine()) is not None:
+        cast(Any, engine).set(w_pad=0.08)  # in a narrow figure the layout ends a little beside what it aims at
+    return figure
 
 
 def layer_axis(axis: Axis, n: int, label: str | None = "Layer") -> None:
@@ -132,7 +136,7 @@ def log_yaxis(axes: Axes) -> None:
 
 
 def legend_above(axes: Axes) -> None:
-    """The legend above the axes, where it hides nothing; bars first, in one row."""
+    """The legend above the axes, where it hides nothing; bars first, in as few rows as the figure's width takes."""
     handles, labels = axes.get_legend_handles_labels()
     if not labels:
         return
@@ -142,12 +146,23 @@ def legend_above(axes: Axes) -> None:
         [labels[index] for index in order],
         loc="lower left",
         bbox_to_anchor=(0, 1.0),
-        ncols=len(labels),
+        ncols=columns_of(labels, axes),
         borderaxespad=0.2,
         columnspacing=1.2,
         handlelength=1.5,
         handletextpad=0.5,
     )
+
+
+def columns_of(labels: Sequence[str], axes: Axes) -> int:
+    """How many columns of a legend fit beside each other: columns_of(["Attention", "MLP"], axes)"""
+    widths = [0.4 + 0.058 * len(label) for label in labels]  # in inches: the handle, and letters of 8 points
+    room = axes.figure.get_figwidth() - 0.8  # type: ignore[union-attr]
+    for columns in range(len(labels), 1, -1):
+        rows = math.ceil(len(labels) / columns)
+        if sum(max(widths[begin : begin + rows]) for begin in range(0, len(widths), rows)) <= room:
+            return columns
+    return 1
 
 
 def boxed(axes: Axes) -> None:
@@ -181,9 +196,9 @@ def colour_bar(
     over, under = bool((beyond > scale.high).any()), bool((beyond < scale.low).any())
     both = "both" if (over and under) or (scale.signed and (over or under)) else ""
     label = f"{scale.label} (largest: {beyond.max().item():.3g})" if over and not scale.signed else scale.label
-    figure.colorbar(
-        image, ax=list(axes), label=label, extend=both or ("max" if over else "min" if under else "neither"), **layout
-    )
+    label = textwrap.fill(label, max(12, int(8 * figure.get_figheight())))  # letters along three quarters of the height
+    extend = both or ("max" if over else "min" if under else "neither")
+    figure.colorbar(image, ax=list(axes), label=label, extend=extend, **layout)
 
 
 def say_below(figure: Figure, text: str) -> None:
@@ -195,9 +210,12 @@ def say_below(figure: Figure, text: str) -> None:
 
 
 def name_places(axis: Axis, labels: Sequence[str], rotation: int = 0, most: int = 40) -> None:
-    """Write the names of the places along an axis, where they are few enough to be read: name_places(axes.yaxis, …)."""
+    """Write the names of the places along an axis, as many as can be read: name_places(axes.yaxis, …)."""
     if 0 < len(labels) <= most:
-        axis.set_ticks(range(len(labels)), [printable(label[:24]) for label in labels], fontsize=6, parse_math=False)
+        figure: Any = axis.axes.figure
+        room = 0.65 * (figure.get_figheight() if axis is axis.axes.yaxis else figure.get_figwidth())
+        shown = range(0, len(labels), math.ceil(len(labels) * 0.09 / room))  # a line of 6 points takes so many inches
+        axis.set_ticks(shown, [printable(labels[place][:24]) for place in shown], fontsize=6, parse_math=False)
         axis.set_tick_params(rotation=rotation)
 
 

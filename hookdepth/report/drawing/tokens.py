@@ -97,8 +97,10 @@ def _draw_tokens(axes: Axes, values: Tensor, probe: Mapping[str, Any], scale: Sc
     tokens = [token_label(token) for token in probe.get("tokens") or map(str, range(n_tokens))]
     axes.set_xticks(range(n_tokens), (tokens + [""] * n_tokens)[:n_tokens])
     answer = set(probe.get("answer_positions") or ())
+    room = 72 * 0.6 * axes.figure.get_figwidth() / n_tokens  # type: ignore[union-attr]  # points for a line of text
+    size = max(4.0, min(8.0 if n_tokens <= 40 else 7.0, room))
     for position, text in enumerate(axes.get_xticklabels()):
-        text.set(rotation=45, ha="right", rotation_mode="anchor", fontsize=8 if n_tokens <= 40 else 7)
+        text.set(rotation=45, ha="right", rotation_mode="anchor", fontsize=size)
         text.set(parse_math=False, fontweight="bold" if position in answer else "normal")
     return image
 
