@@ -150,12 +150,14 @@ def _verdicts(model: Decoder, n: int, seed: int) -> tuple[list[Verdict], float]:
     vocab = int(model.hf.get_input_embeddings().weight.shape[0])
     prompts = [[source.randrange(vocab) for _ in range(length)] for length in LENGTHS]
     found, floor = [], 0.0
+    with model.evaluating():
+        clean = [_plain(model, prompt) for prompt in prompts]
     for kind in KINDS:
         branches = list(_branches(model, kind, n, source)) if kind != "gradients" else []
         if kind == "gradients":
             found.append(_gradients(model, vocab, source))
         elif branches:
-            verdict, own = _compared(model, kind, prompts, branches, source.randrange(vocab))
+            verdict, own = _compared(model, kind, prompts, branches, clean, source.randrange(vocab))
             found.append(verdict)
             floor = max(floor, own)
         else:
@@ -214,7 +216,12 @@ def _drawn(model: Decoder, kind: str, site: str, layer: int, source: random.Rand
 
 
 def _compared(
-    model: Decoder, kind: str, prompts: Sequence[Sequence[int]], branches: Sequence[Branch], token: int
+    model: Decoder,
+    kind: str,
+    prompts: Sequence[Sequence[int]],
+    branches: Sequence[Branch],
+    clean: Sequence[dict[Any, Tensor]],
+    token: int,
 ) -> tuple[Verdict, float]:
     logit = Custom("logit", lambda view: view.logits[..., token].float(), "mean")
     # Measurements of changes alone let passes leave out what is left of them; the others need it.
@@ -222,7 +229,6 @@ def _compared(
     values = measure(model, prompts, branches, [LayerEffect(), logit])
     ours = [changes.output["output"], values.output["logit"], *values.layer["effect"].T]
     with model.evaluating():
-        clean = [_plain(model, prompt) for prompt in prompts]
         pairs = [(branch, _plain(model, prompts[branch.prompt], branch, clean[branch.prompt])) for branch in branches]
         rows = [_measured(branch, clean[branch.prompt], own, token) for branch, own in pairs]
     theirs = list(torch.tensor(rows).T)

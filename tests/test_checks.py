@@ -15,6 +15,7 @@ from hookdepth.engine import forward
 from hookdepth.engine.measured import MeasuredTokens
 from hookdepth.engine.rows import RowTable
 from hookdepth.errors import HookdepthError
+from hookdepth.model import sites
 from hookdepth.model.kv_cache import PrefixCache
 from hookdepth.model.sites import Sites
 
@@ -95,12 +96,12 @@ def test_6_a_sublayers_output_taken_before_its_norm(plant):
 
 
 def test_7_a_head_index_off_by_one(plant):
-    right = Sites._by_head
+    right = sites._by_head
 
-    def shifted(self, edit):
-        return right(self, lambda z: None if (new := edit(z.roll(1, -2))) is None else new.roll(-1, -2))
+    def shifted(edit, heads):
+        return right(lambda z: None if (new := edit(z.roll(1, -2))) is None else new.roll(-1, -2), heads)
 
-    plant(Sites, "_by_head", shifted)
+    plant(sites, "_by_head", shifted)
     assert "heads" in kinds(model_of())
 
 

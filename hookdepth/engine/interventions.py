@@ -24,7 +24,7 @@ from torch import Tensor
 from hookdepth.engine.tokens import Tokens, Where, as_tokens, positions
 from hookdepth.errors import HookdepthError, choose, shown, whole_number
 from hookdepth.model.decoder import Decoder
-from hookdepth.model.sites import ORDER, PARTS, part_site
+from hookdepth.model.sites import ORDER, PARTS, READ_ONLY, part_site
 
 
 class Surroundings(Protocol):
@@ -86,6 +86,9 @@ class Intervention:
     def _place(self, site: Any, layer: Any, tokens: Any, head: Any = None) -> None:
         """Keep where it acts, in plain ints; what can be no place in any model is refused here and now."""
         who = type(self).__name__
+        if site in READ_ONLY:
+            remedy = "change z, what each head gives; q, k, v and pattern are read with `capture`"
+            raise HookdepthError(f"{who} at {site}, which can only be read", remedy)
         object.__setattr__(self, "site", choose("site", site, ORDER))
         object.__setattr__(self, "layer", whole_number(f"{who}: the layer", layer))
         object.__setattr__(self, "tokens", as_tokens(tokens, who))

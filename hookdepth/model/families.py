@@ -33,6 +33,7 @@ class Family:
         outputs: contribution → the submodule whose output is added, where that is not the same.
         multipliers: contribution → the config's attribute by which it is multiplied first.
         inner: contribution → the projection inside it, whose input is `z` (attn) or `neurons` (mlp).
+        fused: attention's projection that gives q, k and v at once, one after the other; by_head: so of each head.
         flat: the MLP gives rows and tokens as one axis, [row · token, width].
         in_place: the layer adds to a contribution in place, so that what is read must be a copy.
         sites: those between resid_pre and resid_post, for the table alone; in brackets: in some layers, or configs.
@@ -48,6 +49,8 @@ class Family:
     outputs: Mapping[str, str] = field(default_factory=dict)
     multipliers: Mapping[str, str] = field(default_factory=dict)
     inner: Mapping[str, str] = field(default_factory=dict)
+    fused: str = ""
+    by_head: bool = False
     flat: bool = False
     in_place: bool = False
     sites: str = "z attn_out resid_mid neurons mlp_out"
@@ -62,6 +65,7 @@ EXPERTS = "z attn_out resid_mid mlp_out"
 SOME_EXPERTS = "z attn_out resid_mid (neurons) mlp_out"
 LINEAR = "(z) attn_out resid_mid neurons mlp_out"
 LINEAR_EXPERTS = "(z) attn_out resid_mid mlp_out"
+_BLOOM = {"attn": "self_attention.dense", "mlp": "mlp.dense_4h_to_h"}
 FAMILIES = {
     "llama": Family("Llama", tested="random weights; SmolLM2-135M"),
     "mistral": Family("Mistral"),
@@ -74,9 +78,9 @@ FAMILIES = {
     "gemma": Family("Gemma"),
     "gemma2": Family("Gemma 2"),
     "gemma3_text": Family("Gemma 3 (text)"),
-    "phi3": Family("Phi 3"),
+    "phi3": Family("Phi 3", fused="qkv_proj"),
     "granite": Family("Granite"),
-    "gpt2": Family("GPT-2"),
+    "gpt2": Family("GPT-2", fused="c_attn"),
     "gpt_neo": Family("GPT-Neo"),
     "exaone4": Family("EXAONE 4"),
     "glm4": Family("GLM 4"),
@@ -84,7 +88,7 @@ FAMILIES = {
     "starcoder2": Family("StarCoder 2"),
     "stablelm": Family("StableLM"),
     "gptj": Family("GPT-J", sites=PARALLEL),
-    "gpt_neox": Family("GPT-NeoX, Pythia", sites=PARALLEL),
+    "gpt_neox": Family("GPT-NeoX, Pythia", sites=PARALLEL, fused="query_key_value", by_head=True),
     "phi": Family("Phi 1, 2", sites=PARALLEL),
     "cohere": Family("Cohere", sites=PARALLEL),
     "cohere2": Family("Cohere 2", sites=PARALLEL),
@@ -108,7 +112,7 @@ FAMILIES = {
     "mamba2": Family("Mamba 2", sites="mixer_out"),
     "nemotron_h": Family("Nemotron-H", sites="mixer_out"),
     "opt": Family("OPT", flat=True),
-    "bloom": Family("BLOOM", outputs={"attn": "self_attention.dense", "mlp": "mlp.dense_4h_to_h"}),
+    "bloom": Family("BLOOM", outputs=_BLOOM, fused="query_key_value", by_head=True),
     "falcon": Family("Falcon", sites=PARALLEL, in_place=True),
     "falcon_h1": Family("Falcon-H1", sites=f"mixer_out {COMMON}", multipliers=_FALCON_H1),
     "llama4_text": Family("Llama 4 (text)", sites=SOME_EXPERTS, flat=True),
@@ -136,8 +140,9 @@ def table() -> str:
     last = (
         f"Tested with {TESTED}: random branches of every kind against plain passes, as `hookdepth verify --model M` "
         "does with yours. Every layer has resid_pre and resid_post too; a site in brackets is in some layers, or with "
-        "some configs. q, k, v and pattern can be read where there is z (q, k, v where the attention projects each by "
-        "itself). All other model types are looked at by their structure, and the self-check decides."
+        "some configs. Where there is z, attention patterns can be read, and q, k and v where the attention projects "
+        "each by itself, or is GPT-2's, GPT-NeoX's, BLOOM's or Phi 3's. All other model types are looked at by their "
+        "structure, and the self-check decides."
     )
     return "\n".join([*(line.rstrip() for line in lines), "", *textwrap.wrap(last, 100)])
 

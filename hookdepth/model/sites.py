@@ -212,18 +212,18 @@ class Sites:
             raise self.missing(site, layer)
         if site == "pattern":
             return Handles(_register(own.reads, partial(_pattern_hook, edit, self.name)))
-        projection = getattr(own.reads, f"{site}_proj", None)
-        if projection is None:
-            raise HookdepthError(
-                f"{site} of layer {layer} of {self.name!r} cannot be read: it has no {site}_proj of its own",
-                "read z, or attention patterns",
-            )
         size = int(getattr(own.reads, "head_dim", width_read(own.inner) // own.heads))
-
-        def by_head(value: Tensor) -> None:
-            edit(value.unflatten(-1, (-1, size)))
-
-        return Handles(projection.register_forward_hook(partial(_output_hook, by_head)))
+        projection, cut = getattr(own.reads, f"{site}_proj", None), None
+        if projection is None and self.family.fused:
+            projection, cut = getattr(own.reads, self.family.fused), (site, own.heads, self.family.by_head)
+        if projection is not None:
+            return Handles(
+                projection.register_forward_hook(partial(_output_hook, partial(_projected, edit, size, cut)))
+            )
+        raise HookdepthError(
+            f"{site} of layer {layer} of {self.name!r} cannot be read: it has no {site}_proj of its own",
+            "read z, or attention patterns",
+        )
 
     def only_at(self, layer: int, tokens: Int[Tensor, " token"]) -> Handles:
         """See `Decoder.mlp_only_at`; no hooks where the MLP is not one plain module with a hidden layer."""
@@ -275,6 +275,18 @@ def _kept(same: Tensor, own: Tensor, changed: Tensor) -> Tensor:
     if changed.requires_grad:
         own = own.detach() + (changed - changed.detach())
     return torch.where(same, own, changed)
+
+
+def _projected(edit: Edit, size: int, cut: tuple[str, int, bool] | None, value: Tensor) -> None:
+    """By head; of a projection that gives q, k and v at once, one of the three."""
+    each = value.unflatten(-1, (-1, size))
+    if cut is not None:
+        site, heads, by_head = cut
+        which, others = ("q", "k", "v").index(site), (each.shape[-2] - heads) // 2
+        each = (
+            each.unflatten(-2, (heads, 3))[..., which, :] if by_head else each.split([heads, others, others], -2)[which]
+        )
+    edit(each)
 
 
 def _by_head(edit: Edit, heads: int) -> Edit:

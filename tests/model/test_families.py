@@ -99,6 +99,33 @@ def test_heads_are_those_of_the_layer(name):
             assert ours.item() == pytest.approx(moved.item(), abs=1e-6)
 
 
+@pytest.mark.parametrize("name", ["gpt2", "gpt-neox", "bloom", "phi3", "qwen3-moe", "starcoder2"])
+def test_what_attention_reads_makes_its_heads(name):
+    """z is the pattern times v, and the pattern comes from q and k, of the first token's head whatever its position."""
+    hf = tiny(name)
+    hf.set_attn_implementation("eager")
+    model = hookdepth.wrap(hf)
+    with model.evaluating(), hookdepth.capture(model, "q", "k", "v", "pattern", "z") as acts:
+        model.forward(torch.tensor([IDS]))
+    for layer in range(model.n_layers):
+        q, k, v, z = (acts[site, layer][0] for site in ("q", "k", "v", "z"))
+        values = v.repeat_interleave(z.shape[1] // v.shape[1], 1)
+        made = torch.einsum("hqk,khd->qhd", acts["pattern", layer][0], values)
+        torch.testing.assert_close(made, z, rtol=1e-4, atol=1e-5)
+        assert q.shape == z.shape
+        assert k.shape == v.shape
+        assert not torch.equal(k, v)
+    if name == "gpt2":  # nothing is rotated
+        scores = torch.einsum("qhd,khd->hqk", q, k) / q.shape[-1] ** 0.5
+        future = torch.ones(len(IDS), len(IDS)).triu(1).bool()
+        torch.testing.assert_close(scores.masked_fill(future, -torch.inf).softmax(-1), acts["pattern", layer][0])
+
+
+def test_what_can_only_be_read_says_so():
+    with pytest.raises(HookdepthError, match=r"Patch at q, which can only be read; change z"):
+        hookdepth.Patch("q", 1, torch.zeros(8))
+
+
 def test_head_ablation_where_layers_have_other_heads(tmp_path):
     (tmp_path / "texts.txt").write_text("the cat sat on the mat\n", encoding="utf-8")
     model = hookdepth.wrap(tiny("laguna"), tiny_tokenizer())
