@@ -25,17 +25,16 @@ if TYPE_CHECKING:
     from hookdepth.engine.branches import Branch
     from hookdepth.engine.decoding import generate
     from hookdepth.engine.interventions import AddVector, Erase, Identity, Intervention, Patch, Scale, Skip, Subtract
+    from hookdepth.engine.measurement import LayerMeasurement, OutputMeasurement
     from hookdepth.engine.measurements import (
         KL,
         Custom,
         LayerEffect,
-        LayerMeasurement,
         LogitDifference,
         LogitLens,
         Loss,
         Norm,
         OutputEffect,
-        OutputMeasurement,
         Probability,
         TargetProbability,
         Top1,

@@ -37,7 +37,7 @@ from hookdepth.analyses.settings import Settings
 from hookdepth.analyses.source import own_values
 from hookdepth.data import Leveled, Probe, Question
 from hookdepth.engine.branches import Branch
-from hookdepth.engine.measurements import Measurement
+from hookdepth.engine.measurement import Measurement
 from hookdepth.engine.work import Work, plain_work
 from hookdepth.errors import HookdepthError, clipped
 from hookdepth.metrics import over_prompts

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hookdepth.analyses.settings import Settings
-from hookdepth.engine.measurements import LayerMeasurement, OutputMeasurement
+from hookdepth.engine.measurement import LayerMeasurement, OutputMeasurement
 from hookdepth.errors import HookdepthError, choose
 from hookdepth.report.figures import Kind
 from hookdepth.report.patterns import match

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from hookdepth.engine.measurements import LayerMeasurement, OutputMeasurement
+from hookdepth.engine.measurement import LayerMeasurement, OutputMeasurement
 from hookdepth.errors import HookdepthError
 from hookdepth.model.decoder import Decoder
 from hookdepth.model.identity import PROCESS, weights_digest

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.interventions import Intervention
-from hookdepth.engine.measurements import LayerMeasurement, Measurement, OutputMeasurement
+from hookdepth.engine.measurement import LayerMeasurement, Measurement, OutputMeasurement
 from hookdepth.engine.plan import ROWS_PER_PROMPT
 from hookdepth.engine.tokens import positions
 from hookdepth.errors import HookdepthError, shown, whole_number

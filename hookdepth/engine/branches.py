@@ -35,7 +35,7 @@ class Branch:
         interventions: what it changes; at least one.
         prompt: index of the prompt it belongs to.
         cut: intervene on tokens < cut only, and measure at tokens ≥ cut.
-        until: last layer it lives through; None for all of them and the output.
+        until: last layer it lives through, after which it is its clean run; None for all of them and the output.
         measured: positions at which measurements read; default all from the cut on.
 
     Raises:

@@ -23,7 +23,7 @@ from torch import Tensor
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.interventions import Intervention
 from hookdepth.engine.measured import checked, measured_tokens, only_read
-from hookdepth.engine.measurements import LayerMeasurement, LayerView, Measurement, OutputMeasurement
+from hookdepth.engine.measurement import LayerMeasurement, LayerView, Measurement, OutputMeasurement
 from hookdepth.engine.output import measure_output
 from hookdepth.engine.rows import RowTable
 from hookdepth.engine.tokens import Where, locate

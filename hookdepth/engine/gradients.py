@@ -24,7 +24,7 @@ from torch import Tensor
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.forward import PassResult
 from hookdepth.engine.interventions import Intervention, Patch, Surroundings
-from hookdepth.engine.measurements import Measurement
+from hookdepth.engine.measurement import Measurement
 from hookdepth.engine.memory import Budget
 from hookdepth.engine.passes import plan_within, run_top, run_within
 from hookdepth.engine.plan import ForwardPass, Plan

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hookdepth.engine.branches import Branch
-from hookdepth.engine.measurements import LayerView, Measurement, OutputView
+from hookdepth.engine.measurement import LayerView, Measurement, OutputView
 from hookdepth.engine.rows import RowTable
 from hookdepth.errors import HookdepthError, shown
 from hookdepth.metrics import masked_reduce

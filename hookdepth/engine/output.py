@@ -22,7 +22,7 @@ from torch import Tensor
 
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.measured import MeasuredTokens, checked, measured_tokens
-from hookdepth.engine.measurements import OutputMeasurement, OutputView
+from hookdepth.engine.measurement import OutputMeasurement, OutputView
 from hookdepth.engine.rows import RowTable
 from hookdepth.model.decoder import Decoder
 from hookdepth.model.sending import send

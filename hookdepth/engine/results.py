@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.forward import PassResult
-from hookdepth.engine.measurements import LayerMeasurement, Measurement
+from hookdepth.engine.measurement import LayerMeasurement, Measurement
 from hookdepth.engine.plan import ForwardPass, Plan
 from hookdepth.errors import HookdepthError, NotFiniteError
 from hookdepth.model.decoder import Decoder

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from hookdepth.engine.branches import Branch
-from hookdepth.engine.measurements import LayerMeasurement, Measurement, OutputMeasurement
+from hookdepth.engine.measurement import LayerMeasurement, Measurement, OutputMeasurement
 from hookdepth.engine.memory import bytes_per_row_token, kept_bytes
 from hookdepth.engine.plan import ROWS_PER_PROMPT, Plan, pass_work
 from hookdepth.model.decoder import Decoder

@@ -22,7 +22,7 @@ from torch import Tensor
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.forward import PassResult
 from hookdepth.engine.interventions import Intervention
-from hookdepth.engine.measurements import OutputMeasurement, OutputView
+from hookdepth.engine.measurement import OutputMeasurement, OutputView
 from hookdepth.engine.passes import measure
 from hookdepth.engine.rows import RowTable
 from hookdepth.engine.texts import CLOSE, Generated

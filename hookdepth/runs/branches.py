@@ -25,7 +25,7 @@ from hookdepth.analyses.source import digest_of
 from hookdepth.analyses.stored import declaration_of
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.interventions import Intervention
-from hookdepth.engine.measurements import LayerMeasurement, Measurement
+from hookdepth.engine.measurement import LayerMeasurement, Measurement
 from hookdepth.engine.passes import measure
 from hookdepth.engine.paths import LayerPath
 from hookdepth.model.decoder import Decoder

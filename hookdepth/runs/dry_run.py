@@ -27,7 +27,7 @@ from hookdepth.analyses.base import Analysis, Inputs, Measured, Subject, Tensors
 from hookdepth.analyses.settings import Settings
 from hookdepth.analyses.sharing import Group, groups_of
 from hookdepth.data import Probe
-from hookdepth.engine.measurements import zero_where_clean
+from hookdepth.engine.measurement import zero_where_clean
 from hookdepth.engine.passes import plan_for
 from hookdepth.engine.work import Work, work_of_plan
 from hookdepth.errors import HookdepthError
@@ -76,7 +76,7 @@ def estimate(
     estimates = []
     for group in groups:
         work = work_of(group)
-        flops, seconds = work.flops(outline), machine.seconds(outline, work) if machine else 0.0
+        flops, seconds = work.flops(outline), machine.seconds(outline, work, weight_bytes(outline)) if machine else 0.0
         if small and sum(flops):
             try:
                 seconds = sum(f * rate for f, rate in zip(flops, _rates(group, small, clock), strict=True))
@@ -230,7 +230,7 @@ def describe(outline: Outline, estimates: Sequence[Estimate], notes: Sequence[st
         if machine:
             how = f"{rate}, by the machine's data sheet; nothing was measured"
         lines.append(f"time: about {_duration(seconds)} in one process, without loading and figures ({how})")
-    if machine and not all(machine.holds(outline, one.work) for one in estimates):
+    if machine and not all(machine.holds(one.work, weight_bytes(outline)) for one in estimates):
         lines.append(f"it does not fit: {machine.label} has {machine.memory:.0f} GiB")
     assumed = dict.fromkeys(note for one in estimates for note in one.work.notes)
     return "\n".join([*lines, *assumed, *notes])
@@ -248,7 +248,7 @@ def compare(by_machine: Mapping[str, tuple[Outline, Sequence[Estimate]]], notes:
     for name, (outline, estimates) in by_machine.items():
         assert outline.machine is not None
         most = (weight_bytes(outline) + max((one.work.bytes for one in estimates), default=0)) / 2**30
-        fits = all(outline.machine.holds(outline, one.work) for one in estimates)
+        fits = all(outline.machine.holds(one.work, weight_bytes(outline)) for one in estimates)
         time = _duration(sum(one.seconds for one in estimates)) if fits else "too small"
         passes = sum(one.work.passes for one in estimates)
         lines.append(f"{name:10} {outline.machine.memory:>5.0f} {passes:>9,.0f} {most:>9.1f} {time:>10}")

@@ -1,6 +1,6 @@
 """GPUs that one might rent, by their data sheets: what a run would take there, told by arithmetic alone.
 
-    MACHINES["h100"].seconds(outline, work)     # nothing is measured, and no GPU is needed
+    MACHINES["h100"].seconds(outline, work, weight_bytes(outline))     # nothing is measured, and no GPU is needed
 
 A run is bound by its matrix products, or by what all other kernels read and write, which come one after the other;
 or, where passes are small, by the host that launches them. What each of them takes was fitted to a simulation of the
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from hookdepth.engine.work import Work
-    from hookdepth.runs.outline import Outline
+    from hookdepth.model.decoder import Decoder
 
 _REACHED = 0.75  # of the data sheet's rate, by large products; of its bandwidth nine tenths
 _KERNELS, _LAUNCH = 62, 7e-6  # of a layer with its hooks, forward; seconds of the host for each, Python included
@@ -37,23 +37,19 @@ class Machine:
     bandwidth: float
     memory: float
 
-    def seconds(self, outline: Outline, work: Work) -> float:
-        """What the work of a group of analyses takes in one process: machine.seconds(outline, work_of(group))."""
-        from hookdepth.runs.outline import weight_bytes
-
-        size = outline.dtype.itemsize
+    def seconds(self, model: Decoder, work: Work, weights: int) -> float:
+        """What some work takes in one process: machine.seconds(outline, work_of(group), weight_bytes(outline))."""
+        size = model.dtype.itemsize
         rate = (self.halves if size == 2 else self.floats) * 1e12 * _REACHED
         ways = 1 + (work.backward / work.token_layers if work.token_layers else 0)
-        tokens = size * (_STREAM * outline.d_model + _INNER * outline.d_mlp) * work.token_layers * ways
-        logits = size * _LOGITS * work.positions * int(outline.config.vocab_size) * ways
-        moved = (tokens + logits + weight_bytes(outline) * work.passes * ways) / (0.9e9 * self.bandwidth)
-        return max(sum(work.flops(outline)) / rate + moved, work.passes * ways * outline.n_layers * _KERNELS * _LAUNCH)
+        tokens = size * (_STREAM * model.d_model + _INNER * model.d_mlp) * work.token_layers * ways
+        logits = size * _LOGITS * work.positions * int(model.config.vocab_size) * ways
+        moved = (tokens + logits + weights * work.passes * ways) / (0.9e9 * self.bandwidth)
+        return max(sum(work.flops(model)) / rate + moved, work.passes * ways * model.n_layers * _KERNELS * _LAUNCH)
 
-    def holds(self, outline: Outline, work: Work) -> bool:
+    def holds(self, work: Work, weights: int) -> bool:
         """Whether the weights, and passes beside them, fit into its memory."""
-        from hookdepth.runs.outline import weight_bytes
-
-        return weight_bytes(outline) + work.bytes <= self.memory * 2**30
+        return weights + work.bytes <= self.memory * 2**30
 
 
 MACHINES = {

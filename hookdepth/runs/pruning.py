@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from hookdepth.engine.branches import Branch
-from hookdepth.engine.measurements import OutputMeasurement, OutputView
+from hookdepth.engine.measurement import OutputMeasurement, OutputView
 from hookdepth.engine.passes import measure
 from hookdepth.engine.paths import LayerPath
 from hookdepth.errors import HookdepthError

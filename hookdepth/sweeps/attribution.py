@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hookdepth.engine.measurements import OutputMeasurement, OutputView
+from hookdepth.engine.measurement import OutputMeasurement, OutputView
 from hookdepth.engine.passes import padded
 from hookdepth.engine.reading import Activations, capture
 from hookdepth.engine.tokens import Tokens, as_tokens, positions

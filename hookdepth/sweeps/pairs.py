@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from hookdepth.engine.arguments import as_measurements, as_prompts
-from hookdepth.engine.measurements import OutputMeasurement
+from hookdepth.engine.measurement import OutputMeasurement
 from hookdepth.errors import HookdepthError, choose, shown
 from hookdepth.model.decoder import Decoder
 

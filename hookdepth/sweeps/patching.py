@@ -20,7 +20,7 @@ from hookdepth.engine.ablation import Ablate
 from hookdepth.engine.arguments import as_prompts, check_limit
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.interventions import Identity, Intervention, Patch, Skip
-from hookdepth.engine.measurements import OutputMeasurement, OutputView
+from hookdepth.engine.measurement import OutputMeasurement, OutputView
 from hookdepth.engine.passes import measure
 from hookdepth.engine.reading import capture
 from hookdepth.engine.tokens import Tokens

@@ -4,17 +4,8 @@ import pytest
 import torch
 
 from hookdepth import metrics
-from hookdepth.engine.measurements import (
-    Custom,
-    LayerEffect,
-    LayerMeasurement,
-    LayerView,
-    LogitDifference,
-    OutputEffect,
-    OutputMeasurement,
-    OutputView,
-    TargetProbability,
-)
+from hookdepth.engine.measurement import LayerMeasurement, LayerView, OutputMeasurement, OutputView
+from hookdepth.engine.measurements import Custom, LayerEffect, LogitDifference, OutputEffect, TargetProbability
 from hookdepth.errors import HookdepthError
 
 

@@ -12,7 +12,8 @@ from hookdepth import AddVector, Branch, LayerEffect, OutputEffect, Patch, Scale
 from hookdepth.analyses import Inputs, Settings, Subject, chosen, groups_of
 from hookdepth.data import Probe, sample_cuts
 from hookdepth.engine.interventions import Identity, Intervention, Subtract
-from hookdepth.engine.measurements import Custom, LayerMeasurement
+from hookdepth.engine.measurement import LayerMeasurement
+from hookdepth.engine.measurements import Custom
 from hookdepth.engine.passes import measure
 from hookdepth.engine.reading import capture
 from hookdepth.errors import HookdepthError

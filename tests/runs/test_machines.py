@@ -9,6 +9,8 @@ from hookdepth.engine.work import Work
 from hookdepth.runs.machines import MACHINES
 from hookdepth.runs.outline import load_outline
 
+WEIGHTS = 1 << 20
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -33,12 +35,12 @@ def test_an_outline_lies_on_the_machine_it_is_planned_for(folder):
 def test_seconds_grow_with_every_kind_of_work_and_with_slower_machines(folder):
     outline, slow = load_outline(str(folder), machine=MACHINES["h100"]), MACHINES["l4"]
     work = Work(passes=2, token_layers=1e9, positions=1e9, width=100)
-    fast = MACHINES["h100"].seconds(outline, work)
-    assert 0 < fast < slow.seconds(outline, work)
+    fast = MACHINES["h100"].seconds(outline, work, WEIGHTS)
+    assert 0 < fast < slow.seconds(outline, work, WEIGHTS)
     for more in ({"token_layers": 1e9}, {"positions": 1e9}, {"backward": 1e9}, {"algebra": 1e18}):
-        assert MACHINES["h100"].seconds(outline, work + Work(**more)) > fast
+        assert MACHINES["h100"].seconds(outline, work + Work(**more), WEIGHTS) > fast
     # Tiny passes are bound by the host that launches their kernels.
-    assert slow.seconds(outline, Work(passes=1000)) == MACHINES["h100"].seconds(outline, Work(passes=1000)) > 0.1
+    assert slow.seconds(outline, Work(passes=1000), 0) == MACHINES["h100"].seconds(outline, Work(passes=1000), 0) > 0.1
 
 
 def test_float32_products_take_longer_than_those_of_16_bit(folder):
@@ -47,7 +49,7 @@ def test_float32_products_take_longer_than_those_of_16_bit(folder):
         load_outline(str(folder), dtype=dtype, machine=MACHINES["h100"]) for dtype in ("float32", "bfloat16")
     )
     assert (whole.dtype, half.dtype) == (torch.float32, torch.bfloat16)
-    assert MACHINES["h100"].seconds(whole, work) > 2 * MACHINES["h100"].seconds(half, work)
+    assert MACHINES["h100"].seconds(whole, work, WEIGHTS) > 2 * MACHINES["h100"].seconds(half, work, WEIGHTS)
 
 
 def test_the_command_line_tells_one_machine_or_all(folder, capsys):
@@ -62,7 +64,6 @@ def test_the_command_line_tells_one_machine_or_all(folder, capsys):
 
 def test_a_model_that_does_not_fit_is_said_not_to(folder, monkeypatch, capsys):
     monkeypatch.setattr("hookdepth.runs.dry_run.weight_bytes", lambda outline: 1 << 40)
-    monkeypatch.setattr("hookdepth.runs.outline.weight_bytes", lambda outline: 1 << 40)
     _, said = planned(folder, capsys, "--dry-run", "--on", "h100", "--analyses", "skip-current")
     assert "it does not fit: NVIDIA H100 has 79 GiB" in said
     _, said = planned(folder, capsys, "--dry-run", "--on", "all", "--analyses", "skip-current")
