@@ -18,7 +18,7 @@ from typing import Any
 from hookdepth.analyses.alignment import aligned
 from hookdepth.analyses.base import Analysis, OnPass, Partial, Subject, Tensors
 from hookdepth.analyses.map_errors import map_errors
-from hookdepth.analyses.ridge import refuse_few, split_prompts, states_of
+from hookdepth.analyses.ridge import TILE, refuse_few, split_prompts, states_of
 from hookdepth.analyses.settings import Settings
 from hookdepth.engine.work import Work, plain_work
 from hookdepth.model.decoder import Decoder
@@ -120,10 +120,13 @@ class LinearMaps(Analysis):
             notes = (f"note: {target.name}, the target, has {weights:.1f} GiB of weights besides",)
             algebra, held = algebra + sum(theirs.flops(target)), held + others * wide
             work += replace(theirs, token_layers=0)
+        # A tile of targets, at least one, of all tokens, twice, in float32; and what is solved of each source.
+        tile = min(others * tokens * wide, max(tokens * wide, 3 * TILE))
+        room = work.bytes + 8 * tile + 12 * points * width**2
         if model.device.type != "cpu":
             states = f"note: {held * tokens * size / 2**30:.1f} GiB of residual streams lie in the host's memory"
-            return work + Work(algebra=algebra, notes=(*notes, states))
-        return work + Work(algebra=algebra, bytes=held * tokens * size + work.bytes, notes=notes)
+            return work + Work(algebra=algebra, bytes=room, notes=(*notes, states))
+        return work + Work(algebra=algebra, bytes=held * tokens * size + room, notes=notes)
 
     def sample(self, settings: Settings, times: int) -> Settings:
         """Onto itself: the small model of a dry run is none of the target's."""

@@ -23,7 +23,7 @@ from hookdepth.model.decoder import Decoder
 from hookdepth.model.sending import send
 
 RIDGES = (*(10.0**power for power in range(-9, 2)), torch.inf)  # times the mean eigenvalue; the last is the mean alone
-TOKENS_A_FEATURE, SPLIT_SEED, BLOCK = 4, 123, 8192
+TOKENS_A_FEATURE, SPLIT_SEED, BLOCK, TILE = 4, 123, 8192, 1 << 25
 
 
 class Fit:
@@ -165,7 +165,7 @@ def states_of(
     return states
 
 
-def tiles(count: int, elements: int, most: int = 1 << 25) -> Iterator[slice]:
+def tiles(count: int, elements: int, most: int = TILE) -> Iterator[slice]:
     """Slices of so many things of so many elements each that a tile stays small: list(tiles(31, 576 * 576))."""
     size = max(1, most // max(1, elements))
     for begin in range(0, count, size):
