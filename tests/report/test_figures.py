@@ -476,7 +476,7 @@ def test_looks_of_bars_that_hide_each_other():
 @pytest.mark.parametrize(
     ("options", "says"),
     [({"figsize": 3}, "figsize is 3"), ({"figsize": (3.3, -1)}, "figsize"), ({"norm": "lin"}, "did you mean linear"),
-     ({"vmin": "a"}, "vmin is 'a'"), ({"vmax": float("nan")}, "vmax is nan"), ({"cmap": "x"}, "unknown colour map")],
+     ({"vmin": "a"}, "vmin is 'a'"), ({"vmax": float("nan")}, "vmax is nan"), ({"cmap": "x"}, "cmap is 'x'")],
 )  # fmt: skip
 def test_options_that_make_no_sense_are_refused(options, says):
     with pytest.raises(HookdepthError, match=re.escape(says)):
