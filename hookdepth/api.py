@@ -35,7 +35,7 @@ from hookdepth.engine.arguments import (
     listed_branches,
 )
 from hookdepth.engine.measurements import LayerEffect, OutputEffect
-from hookdepth.errors import HookdepthError, shown
+from hookdepth.errors import HookdepthError, as_path, shown
 from hookdepth.model.ambient import plainly
 from hookdepth.model.decoder import Decoder
 from hookdepth.model.loading import load
@@ -90,7 +90,7 @@ def analyse(
     data = read_dataset(config, wanted, notes.append) if texts is None else texts_as_dataset(texts)
     if texts is not None:
         config = replace(config, limit=len(data.examples))
-    decoder = model if isinstance(model, Decoder) else load(os.fspath(model), **config.of_model)
+    decoder = model if isinstance(model, Decoder) else load(model, **config.of_model)
     if decoder.tokenizer is None:
         raise HookdepthError("this model has no tokenizer", "give one to wrap(model, tokenizer)")
     try:
@@ -164,15 +164,15 @@ def run(
             "out= for branches that name their prompts", "leave out=, or give branches of every prompt"
         )
     else:
-        found = _kept(mine, ids, os.fspath(out), max_rows, overwrite)
+        found = _kept(mine, ids, as_path(out), max_rows, overwrite)
     return found if over_prompts is None else found.over_prompts(over_prompts)
 
 
-def _kept(mine: Branches, ids: Sequence[Sequence[int]], out: str, max_rows: int | None, overwrite: bool) -> Result:
+def _kept(mine: Branches, ids: Sequence[Sequence[int]], out: Path, max_rows: int | None, overwrite: bool) -> Result:
     inputs, data = Inputs(tuple(map(tuple, ids))), {"name": "prompts", "prompts_sha256": None}
     notes: list[str] = []
     try:
-        work = Run(mine.model, inputs, Settings(max_rows=max_rows), data, 0, Path(out), overwrite, notes.append)
+        work = Run(mine.model, inputs, Settings(max_rows=max_rows), data, 0, out, overwrite, notes.append)
         return work.execute([mine])[0]
     finally:
         for note in notes:

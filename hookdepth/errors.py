@@ -15,6 +15,7 @@ import os
 import traceback
 from collections.abc import Iterable, Mapping
 from operator import index
+from pathlib import Path
 from typing import Any
 
 
@@ -151,6 +152,15 @@ def suggestion(given: str, allowed: Iterable[str], also: Mapping[str, str] | Non
 
 def _plain(word: str) -> str:
     return "".join(char for char in word.casefold() if char.isalnum())
+
+
+def as_path(given: Any) -> Path:
+    """What a user gives as the name of a file or a folder: as_path("out/mine"); as_path(3) is refused."""
+    try:
+        return Path(given)
+    except TypeError as error:
+        problem = f"{shown(given)} is no name of a file or a folder"
+        raise HookdepthError(problem, 'give a text or a Path, e.g. "out/mine"') from error
 
 
 def line_in(file: str | os.PathLike[str], error: BaseException) -> str:

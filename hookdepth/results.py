@@ -30,7 +30,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from hookdepth.errors import DamagedError, HookdepthError, choose
+from hookdepth.errors import DamagedError, HookdepthError, as_path, choose
 
 SCHEMA = 2
 SUFFIX = ".safetensors"
@@ -195,7 +195,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         HookdepthError: as `Result.load`.
     """
-    path = Path(path)
+    path = as_path(path)
     if not os.path.isfile(path):  # takes any name; the method of Path does not
         raise HookdepthError(f"no result file {str(path)!r}", "give a .safetensors file that `hookdepth run` wrote")
     try:
@@ -249,7 +249,7 @@ def add_to_log(folder: str | os.PathLike[str], entries: Mapping[str, Mapping[str
 def check_folder_name(folder: str | os.PathLike[str]) -> None:
     """Refuse a folder whose name could be written to but not read back from: it has bytes that are no UTF-8."""
     try:
-        os.fspath(folder).encode()
+        str(as_path(folder)).encode()
     except UnicodeEncodeError as error:
         raise HookdepthError(f"the name of the folder {os.fspath(folder)!r} is not UTF-8", "give another") from error
 
@@ -267,7 +267,7 @@ def write_atomic(path: str | os.PathLike[str], content: bytes) -> Path:
     Raises:
         HookdepthError: the folder cannot be written or the disk is full (exit status 1).
     """
-    path = Path(path)
+    path = as_path(path)
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

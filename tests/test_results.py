@@ -17,6 +17,7 @@ from hookdepth import results
 from hookdepth.analyses.contract import load_folder
 from hookdepth.errors import HookdepthError
 from hookdepth.results import Result, read_metadata, write_atomic, write_json
+from hookdepth.training.history import load_history
 
 
 def example(**metadata):
@@ -172,6 +173,14 @@ def test_what_is_no_result_is_refused(tmp_path, spoil, says):
             read(path)
         assert caught.value.exit_status == 2
         assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [3, None, [], b"x"])
+def test_what_is_no_name_of_a_file_is_refused(name):
+    calls = (example().save, Result.load, read_metadata, load_folder, load_history)
+    for call in calls:
+        with pytest.raises(HookdepthError, match="no name of a file or a folder; give a text or a Path"):
+            call(name)
 
 
 @given(content=st.binary(max_size=200))

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from jaxtyping import Float, jaxtyped
 from torch import Tensor
 
 from hookdepth.analyses.registry import declared
-from hookdepth.errors import DamagedError, HookdepthError
+from hookdepth.errors import DamagedError, HookdepthError, as_path
 from hookdepth.report.patterns import match
 from hookdepth.results import PER_PROMPT, RERUN, SUFFIX, Result
 
@@ -43,7 +42,7 @@ def load_folder(folder: str | os.PathLike[str]) -> dict[str, Result]:
     Raises:
         HookdepthError: no such folder, no result in it, a file in it that is not one, or two of one analysis.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     if not os.path.isdir(folder):
         raise HookdepthError(f"no folder {str(folder)!r}", "give the --out folder of a `hookdepth run`")
     paths = sorted(folder.glob(f"*{SUFFIX}"))

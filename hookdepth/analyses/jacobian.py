@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hookdepth.engine.reading import LayerSites, each_layer
-from hookdepth.errors import HookdepthError
+from hookdepth.errors import HookdepthError, as_path
 from hookdepth.model.decoder import Decoder
 from hookdepth.results import Result
 
@@ -116,7 +116,7 @@ def load_lens(path: str | os.PathLike[str], model: Decoder) -> Result:
         HookdepthError: no such file, one that holds no lens, or one of another model.
     """
     remedy = "give a file with 'J', 'd_model' and 'n_prompts', made for this model"
-    if not Path(path).is_file():
+    if not as_path(path).is_file():
         raise HookdepthError(f"there is no lens {str(path)!r}", remedy)
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)

@@ -24,7 +24,7 @@ from hookdepth.engine.branches import Branch
 from hookdepth.engine.measurement import OutputMeasurement, OutputView
 from hookdepth.engine.passes import measure
 from hookdepth.engine.paths import LayerPath
-from hookdepth.errors import HookdepthError
+from hookdepth.errors import HookdepthError, as_path
 from hookdepth.model.decoder import Decoder
 from hookdepth.model.hub import quiet
 from hookdepth.model.loading import load
@@ -51,7 +51,7 @@ def prune(model: Decoder, keep: str | Sequence[int], out: str | os.PathLike[str]
         HookdepthError: layers that are repeated, reordered or not there; a model whose weights cannot be written, or
             whose config cannot say what the layers are once some are gone.
     """
-    kept, folder = _kept(model, keep), Path(out)
+    kept, folder = _kept(model, keep), as_path(out)
     check_folder_name(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise HookdepthError(f"{str(folder)!r} is there already", "give a new folder")

@@ -56,7 +56,8 @@ def attribute(
         found["clean"], found["corrupted"]            # the metric of both prompts
 
     Args:
-        sites: each a tensor of the result: [layer, token]; of z also by head, of neurons by neuron.
+        sites: each a tensor of the result: [layer, token]; of z also by head, of neurons by neuron, with their sums
+            over tokens beside them: `z.all_tokens` [layer, head], which `plot` draws, `neurons.all_tokens`.
         steps: None for the first order where the changed run is. A number: gradients are averaged over so many runs
             whose embeddings lie on the way from one prompt to the other (EAP-IG); all are rows of one pass.
         model, clean, corrupted, metric, layers, denoise, align, measured: as in `patch_sweep`.
@@ -88,6 +89,8 @@ def attribute(
     base, source = torch.stack(values, dim=1)
     refuse_equal(base, source)
     maps = {site: (["layer", "token", *_nodes(site)], torch.stack(own)) for site, own in found.items()}
+    for site in filter(_nodes, sites):
+        maps[f"{site}.all_tokens"] = (["layer", *_nodes(site)], maps[site][1].nansum(2))
     both = {"clean": source, "corrupted": base} if denoise else {"clean": base, "corrupted": source}
     said = {"sites": list(sites), "denoise": denoise, "align": align, "steps": steps}
     return as_result(model, grid, "attribution", "Share of the metric, first order", maps, both, said, {})

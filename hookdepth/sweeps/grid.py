@@ -163,7 +163,7 @@ class Map(Analysis):
 
 def _kind(key: str, what: str, axes: Sequence[str]) -> Kind:
     rows, *columns = (axis.capitalize() for axis in axes)
-    label = what if key == "score" else f"{what}, {key}"
+    label = what if key == "score" else f"{what}, {key.replace('.all_tokens', ' at all tokens')}"
     if not columns:
         return Bars(key, "A bar a layer.", label=label, axis=rows)
     reading = f"A row a layer, a column a {axes[1]}."

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from hookdepth.errors import HookdepthError
+from hookdepth.errors import HookdepthError, as_path
 from hookdepth.results import SUFFIX, Result, write_atomic
 
 STEP = "step-"
@@ -24,7 +24,7 @@ def load_history(folder: str | os.PathLike[str]) -> dict[str, dict[int, Result]]
     Raises:
         HookdepthError: no such folder, no step in it, or a file that is no result.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     found = [(path.parent.name.removeprefix(STEP), path) for path in folder.glob(f"{STEP}*/*{SUFFIX}")]
     steps = sorted((int(step), path) for step, path in found if step.isdigit())
     if not steps:
@@ -50,7 +50,7 @@ def save_picture(folder: str | os.PathLike[str], path: str | os.PathLike[str]) -
         training_figure,
     )
 
-    kind = Path(path).suffix.lstrip(".").lower()
+    kind = as_path(path).suffix.lstrip(".").lower()
     if kind not in ("png", "svg"):
         raise HookdepthError(f"{str(path)!r} is neither .png nor .svg", "name a file that ends in one of them")
     return write_atomic(path, render(training_figure(load_history(folder), declared), kind))

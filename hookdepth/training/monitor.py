@@ -38,7 +38,7 @@ from torch import nn
 from hookdepth._version import __version__
 from hookdepth.analyses.settings import Settings
 from hookdepth.analyses.stats import ResidualStats
-from hookdepth.errors import HookdepthError
+from hookdepth.errors import HookdepthError, as_path
 from hookdepth.results import SUFFIX, Result, add_to_log
 from hookdepth.training.history import STEP
 from hookdepth.training.metrics import metrics_of
@@ -98,7 +98,7 @@ class DepthMonitor:
         self.target = unwrap(model, tokenizer)
         self.probes = Probes(probes, prompts, tokenizer, settings)
         self.probes.check(self.target.decoder)
-        self.out = None if out is None else Path(out)
+        self.out = None if out is None else as_path(out)
         if self.out is not None and self.out.exists() and not self.out.is_dir():
             raise HookdepthError(f"out={str(out)!r} is a file", "give a folder")
         self.mask, self.strict = mask, strict

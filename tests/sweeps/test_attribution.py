@@ -90,6 +90,20 @@ def test_heads_and_neurons_have_scores_of_their_own(model):
     assert torch.allclose(found["neurons"].sum(-1), found["mlp_out"], atol=1e-5)
 
 
+def test_heads_and_neurons_are_drawn_over_all_tokens(model):
+    pairs = [[5, 6, 7, 8, 9, 10], [9, 8, 7]], [[5, 6, 99, 8, 98, 9, 10], [9, 8, 5]]
+    found = attribute(model, *pairs, METRIC, ["z", "neurons"], align="ends")
+    for site, node, count in (("z", "head", 4), ("neurons", "neuron", 96)):
+        assert found.axes(f"{site}.all_tokens") == ("layer", node)
+        own = found[f"per_prompt.{site}"]
+        assert own.isnan().any()
+        by_hand = torch.stack([one[:, ~one[0, :, 0].isnan()].sum(1) for one in own])
+        assert torch.allclose(found[f"per_prompt.{site}.all_tokens"], by_hand)
+        assert found.plot(f"{site}.all_tokens").axes[0].images[0].get_array().shape == (5, count)
+    assert found.plot().axes[0].get_xlabel() == "Head"
+    assert attribute(model, *pair(1), METRIC, ["neurons"]).plot().axes[0].get_xlabel() == "Neuron"
+
+
 def test_averaged_gradients_add_up_to_the_whole_metric(model):
     """Completeness: the attributions to the embeddings are the difference of both runs' metrics."""
     for seed in (3, 5):
