@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from hookdepth.errors import HookdepthError
+from hookdepth.errors import HookdepthError, shown
 from hookdepth.model.ambient import plain_state
 from hookdepth.model.contributions import INNER_SITE, find, width_read
 from hookdepth.model.families import Family, family_of
@@ -156,6 +156,8 @@ class Decoder:
         """Token ids of a text, on the model's device."""
         if self.tokenizer is None:
             raise HookdepthError("this model has no tokenizer", "give token ids, or wrap(model, tokenizer)")
+        if not isinstance(text, str):
+            raise HookdepthError(f"the text is {shown(text)}", "give one text; of several, one at a time")
         return torch.tensor([self.tokenizer(text)["input_ids"]], device=self.device)
 
     def check_ids(self, token_ids: Any, what: str) -> None:

@@ -1,7 +1,7 @@
 """Whole numbers and masks from the host to a device, without waiting for what the device is doing.
 
     index = send([0, 4, 2], model.device)
-    first, second = send_together([([0, 4, 2], one_device), ([1], other_device)])
+    first, second = send_together([([0, 4, 2], model.device), ([1], model.device)])
 
 An ordinary copy waits until all earlier work of the device is done, and then the device waits for the host. From
 pinned memory the copy takes its place in the device's queue like any other work.

@@ -208,6 +208,8 @@ def test_ids_need_a_tokenizer():
     model = hookdepth.wrap(hf, tiny_tokenizer())
     text = "the people of the town"
     assert model.ids(text).tolist() == [tiny_tokenizer()(text)["input_ids"]]
+    with pytest.raises(HookdepthError, match="give one text; of several, one at a time"):
+        model.ids([text, text])
     with pytest.raises(HookdepthError, match=r"no tokenizer; give token ids, or wrap\(model, tokenizer\)"):
         hookdepth.wrap(hf).ids(text)
 
