@@ -13,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hookdepth.engine.rows import RowTable
+from hookdepth.model.devices import send
 from hookdepth.model.kv_cache import KeysValues
-from hookdepth.model.sending import send
 
 
 @dataclass

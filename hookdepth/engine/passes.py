@@ -35,7 +35,7 @@ from hookdepth.engine.rows import RowTable
 from hookdepth.engine.travel import SweepTable, Travel
 from hookdepth.errors import HookdepthError, shown
 from hookdepth.model.decoder import Decoder
-from hookdepth.model.sending import send
+from hookdepth.model.devices import send
 
 T = TypeVar("T")
 
