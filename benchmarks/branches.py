@@ -1,6 +1,6 @@
 """Activation patching and generation against the loops that people write by hand.
 
-    OMP_NUM_THREADS=2 python benchmarks/branches.py --threads 2
+    OMP_NUM_THREADS=2 python benchmarks/branches.py --threads 2 --out benchmarks/results/branches.json
 
 Patching: an IOI pair, the residual stream at every layer and token, against one hooked pass a cell, and against one a
 layer with a row a token. Generation: 32 steered runs of 20 tokens, against `generate` under a hook, run by run. Results
@@ -10,7 +10,6 @@ are compared before times are. Demo model, float32.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor
 
 import hookdepth as hd
+from benchmarks.output import tell
 
 CLEAN = "When Mary and John went to the store, John gave a drink to"
 CORRUPTED = "When Mary and John went to the store, Mary gave a drink to"
@@ -122,7 +122,9 @@ def main() -> None:
     """Print JSON, once everything was run once to warm up."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    torch.set_num_threads(parser.parse_args().threads)
+    parser.add_argument("--out", help="a JSON file")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     model = hd.load("demo", dtype="float32", device="cpu")
     hd.patch_sweep(model, CLEAN, CORRUPTED, "resid_pre", METRIC, layers=[0, 20])
     record = {"patching": patching(model), "attribution": attribution(model), "generation": generation(model)}
@@ -132,7 +134,7 @@ def main() -> None:
         "batched by layer": ours["batched"] / ours["ours"],
         "generate": their["generate"] / their["ours"],
     }
-    print(json.dumps(record, indent=1))
+    tell(record, options.out)
 
 
 if __name__ == "__main__":

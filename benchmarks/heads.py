@@ -11,17 +11,11 @@ sides take turns, and each side's CPU time stands beside its wall time, since a 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from datetime import datetime, timezone
-from importlib.metadata import distributions
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -32,6 +26,7 @@ import torch
 from torch import Tensor
 
 import hookdepth as hd
+from benchmarks.output import tell
 from benchmarks.peers import twin
 from hookdepth.data import load_examples
 from hookdepth.engine.passes import measure
@@ -85,11 +80,7 @@ def main() -> None:
     record |= {"sides": {name: dict(zip(("seconds", "cpu_seconds"), own, strict=True)) for name, own in found.items()}}
     wall, cpu = found["hookdepth"]
     record["times_as_long"] = {n: {"wall": own[0] / wall, "cpu": own[1] / cpu} for n, own in found.items()}
-    record["made"] = made()
-    text = json.dumps(record, indent=2)
-    print(text)
-    if options.out:
-        Path(options.out).write_text(text + "\n", encoding="utf-8")
+    tell(record, options.out)
 
 
 @torch.no_grad()
@@ -177,25 +168,6 @@ def sight(model: hd.Decoder, ids: Tensor) -> Heads:
         return torch.cat(found)
 
     return run
-
-
-def made() -> dict[str, Any]:
-    """When, where and with what."""
-    installed = {one.metadata["Name"]: one.version for one in distributions()}
-    versions = {name: installed.get(name, "not installed") for name in ("torch", "transformers", *PEERS)}
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-    cpu = [
-        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    return {
-        "date": datetime.now(timezone.utc).date().isoformat(),
-        "commit": commit.stdout.strip(),
-        "cpu": cpu[0] if cpu else platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "load_average": round(os.getloadavg()[0], 1),
-        "versions": versions,
-    }
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
+from collections.abc import Mapping
 from datetime import date
 from importlib import metadata
 from pathlib import Path
@@ -122,6 +123,14 @@ def _ratio(record: dict[str, Any] | None) -> str:
     if "ratio" in record:
         return f"{record['ratio']:.2f}×"
     return "failed" if record["status"].startswith("FAILED") else "not installed"
+
+
+def tell(record: Mapping[str, Any], out: str | None) -> None:
+    """Print what was measured, with where and when; and write it: tell({"seconds": 1.3}, "results/heads-15.json")."""
+    text = json.dumps({**record, "made": environment(torch.device("cpu"))}, indent=1)
+    print(text)
+    if out:
+        Path(out).write_text(text + "\n", encoding="utf-8")
 
 
 def environment(device: torch.device) -> dict[str, Any]:

@@ -5,13 +5,12 @@
 
 Both give loss, KL and agreement of every path, and are compared before they are timed. The other side runs every path
 from layer 0, 32 at a time, and at each step all that visit the same layer in one call; both unembed with the same code,
-every token once. Prints what a plan of 80 layers takes, too. The last line is JSON.
+every token once. Prints what a plan of 80 layers takes, too. It prints JSON.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -26,6 +25,7 @@ import torch
 from torch import Tensor
 
 import hookdepth
+from benchmarks.output import tell
 from hookdepth import KL, Branch, Decoder, LayerPath, Loss, Top1
 from hookdepth.analyses.spans import rearranged
 from hookdepth.data import load_examples
@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=180)
     parser.add_argument("--every", type=int, default=1, help="only every n-th of the spans")
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--out", help="a JSON file")
     options = parser.parse_args()
     model = hookdepth.load("demo")
     texts = "\n".join(example.text for example in load_examples("demo").examples)
@@ -71,7 +72,7 @@ def main() -> None:
         "difference": difference.max().item(),
         "planning_80_layers_s": time.process_time() - begin,
     }
-    print(*(f"{name:22} {value:.4g}" for name, value in said.items()), json.dumps(said), sep="\n")
+    tell(said, options.out)
 
 
 def _paths(n: int) -> list[list[Any]]:

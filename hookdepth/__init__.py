@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from hookdepth.engine.ablation import Ablate, Clamp
     from hookdepth.engine.branches import Branch
     from hookdepth.engine.decoding import generate
-    from hookdepth.engine.interventions import AddVector, Erase, Identity, Intervention, Patch, Scale, Skip, Subtract
+    from hookdepth.engine.intervention import Intervention
+    from hookdepth.engine.interventions import AddVector, Erase, Identity, Patch, Scale, Skip, Subtract
     from hookdepth.engine.measurement import LayerMeasurement, OutputMeasurement
     from hookdepth.engine.measurements import (
         KL,

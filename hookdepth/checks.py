@@ -27,7 +27,8 @@ from hookdepth import metrics
 from hookdepth.engine.ablation import Ablate, Clamp
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.gradients import Given, differentiate
-from hookdepth.engine.interventions import AddVector, Intervention, Patch, Skip
+from hookdepth.engine.intervention import Intervention
+from hookdepth.engine.interventions import AddVector, Patch, Skip
 from hookdepth.engine.measurements import Custom, LayerEffect, OutputEffect
 from hookdepth.engine.passes import measure
 from hookdepth.engine.tokens import positions

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from hookdepth.engine import ablation, interventions
-from hookdepth.model import sending
+from hookdepth.model import devices
 
 DEVICE = "meta"
 _WAITS = {"_local_scalar_dense": "item", "nonzero": "nonzero", "masked_select": "masked_select", "equal": "equal"}
@@ -35,8 +35,8 @@ class AbsentGPU(TorchDispatchMode):
     def __init__(self, monkeypatch):
         super().__init__()
         self.waits, self.copies, self.held, self.pinned = Counter(), 0, {}, set()
-        monkeypatch.setattr(sending, "_WITH_A_QUEUE", {DEVICE})
-        monkeypatch.setattr(sending, "_pinned", self._pin)
+        monkeypatch.setattr(devices, "_WITH_A_QUEUE", {DEVICE})
+        monkeypatch.setattr(devices, "_pinned", self._pin)
         on_host = torch.tensor  # a number of the host becomes a meta tensor without anybody being asked
         monkeypatch.setattr(
             torch, "tensor", lambda given, device=None, **how: on_host(given, **how).to(device or "cpu")

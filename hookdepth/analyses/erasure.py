@@ -31,7 +31,7 @@ from hookdepth.engine.reading import LayerSites, each_layer
 from hookdepth.engine.work import Work, plain_work
 from hookdepth.errors import HookdepthError
 from hookdepth.model.decoder import Decoder
-from hookdepth.model.sending import send
+from hookdepth.model.devices import send
 from hookdepth.report.figures import TokenMap
 from hookdepth.results import Result
 

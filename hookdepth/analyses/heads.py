@@ -28,7 +28,7 @@ from hookdepth.engine.reading import capture
 from hookdepth.engine.work import Work, plain_work
 from hookdepth.errors import HookdepthError
 from hookdepth.model.decoder import Decoder
-from hookdepth.model.sending import send
+from hookdepth.model.devices import send
 from hookdepth.report.figures import Heatmap
 from hookdepth.results import Result
 

@@ -33,7 +33,7 @@ from hookdepth.engine.reading import capture
 from hookdepth.engine.work import Work, plain_work, work_of_plan
 from hookdepth.errors import HookdepthError
 from hookdepth.model.decoder import Decoder
-from hookdepth.model.sending import send
+from hookdepth.model.devices import send
 
 _SITES = {"layer": "resid_post", "attn": "attn_out", "mlp": "mlp_out"}
 _WINDOW = 8192  # nodes that are planned together: 256 steps at all of 30 layers are 7,680

@@ -24,7 +24,7 @@ from hookdepth.engine.reading import capture
 from hookdepth.engine.work import Work, plain_work
 from hookdepth.metrics import blocks, kl_divergence, topk_overlap
 from hookdepth.model.decoder import Decoder
-from hookdepth.model.sending import send
+from hookdepth.model.devices import send
 from hookdepth.model.unembedding import most_logits
 from hookdepth.report.figures import Bars, WordMap
 from hookdepth.results import Result

@@ -20,7 +20,7 @@ from torch import Tensor
 from hookdepth.engine.reading import LayerSites, each_layer
 from hookdepth.errors import HookdepthError
 from hookdepth.model.decoder import Decoder
-from hookdepth.model.sending import send
+from hookdepth.model.devices import send
 
 RIDGES = (*(10.0**power for power in range(-9, 2)), torch.inf)  # times the mean eigenvalue; the last is the mean alone
 TOKENS_A_FEATURE, SPLIT_SEED, BLOCK, TILE = 4, 123, 8192, 1 << 25

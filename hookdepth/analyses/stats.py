@@ -24,7 +24,7 @@ from hookdepth.engine.reading import LayerSites, each_layer
 from hookdepth.engine.work import Work, plain_work
 from hookdepth.metrics import EPS, cosine, relative_norm
 from hookdepth.model.decoder import Decoder
-from hookdepth.model.sending import send
+from hookdepth.model.devices import send
 from hookdepth.report.figures import Bars, Heatmap, Lines
 from hookdepth.results import Result
 

@@ -15,7 +15,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from hookdepth.engine.interventions import Intervention, Surroundings, check_shape, for_tokens, real_tensor
+from hookdepth.engine.intervention import Intervention, Surroundings
+from hookdepth.engine.interventions import check_shape, for_tokens, real_tensor
 from hookdepth.engine.tokens import Tokens, Where
 from hookdepth.errors import HookdepthError, shown, whole_number
 from hookdepth.model.decoder import Decoder

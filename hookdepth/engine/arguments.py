@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from hookdepth.engine.branches import Branch
-from hookdepth.engine.interventions import Intervention
+from hookdepth.engine.intervention import Intervention
 from hookdepth.engine.measurement import LayerMeasurement, Measurement, OutputMeasurement
 from hookdepth.engine.plan import ROWS_PER_PROMPT
 from hookdepth.engine.tokens import positions

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from hookdepth.engine.interventions import Intervention
+from hookdepth.engine.intervention import Intervention
 from hookdepth.engine.paths import LayerPath
 from hookdepth.engine.tokens import Tokens, as_tokens, positions
 from hookdepth.errors import HookdepthError, shown, whole_number

@@ -22,9 +22,11 @@ from torch import Tensor
 
 from hookdepth.engine.arguments import as_prompts, check_limit, listed_branches
 from hookdepth.engine.branches import Branch
-from hookdepth.engine.forward import PassResult, run_pass
-from hookdepth.engine.interventions import Identity, Intervention
+from hookdepth.engine.forward import run_pass
+from hookdepth.engine.intervention import Intervention
+from hookdepth.engine.interventions import Identity
 from hookdepth.engine.memory import Budget, default_row_tokens
+from hookdepth.engine.pass_result import PassResult
 from hookdepth.engine.passes import padded, plan_within, run_within
 from hookdepth.engine.paths import LayerPath
 from hookdepth.engine.plan import ForwardPass, Plan

@@ -12,59 +12,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from hookdepth.engine.branches import Branch
-from hookdepth.engine.interventions import Intervention
+from hookdepth.engine.intervention import Intervention
 from hookdepth.engine.measured import checked, measured_tokens, only_read
 from hookdepth.engine.measurement import LayerMeasurement, LayerView, Measurement, OutputMeasurement
 from hookdepth.engine.output import measure_output
+from hookdepth.engine.pass_result import PassResult
 from hookdepth.engine.rows import RowTable
 from hookdepth.engine.tokens import Where, locate
 from hookdepth.engine.travel import Travel
 from hookdepth.model.contributions import INNER_SITE
 from hookdepth.model.decoder import Decoder
-from hookdepth.model.kv_cache import KeysValues, PrefixCache
-from hookdepth.model.sending import send
+from hookdepth.model.devices import send
+from hookdepth.model.kv_cache import PrefixCache
 from hookdepth.model.sites import ORDER, middle_change, rescaled
 from hookdepth.model.turns import in_this_thread
 from hookdepth.model.unembedding import most_logits
-
-
-@dataclass
-class PassResult:
-    """What a pass measured, on the devices where it was measured.
-
-    Attributes:
-        table: its rows.
-        layer: measurement → [row, L]; before a branch is born, its clean run's value.
-        output: measurement → [row]; for branches that did not live to the end, their clean run's value.
-        clean_layer, clean_output: the clean run's, at the tokens at which each row is measured. All four are NaN where
-            a row is not measured in this pass; of a measurement without reduction they have an axis more, of tokens.
-        recorded: layer → keys and values, where suffix passes need them.
-    """
-
-    table: RowTable
-    layer: dict[str, Float[Tensor, "row layer"]]
-    clean_layer: dict[str, Float[Tensor, "row layer"]]
-    output: dict[str, Float[Tensor, " row"]]
-    clean_output: dict[str, Float[Tensor, " row"]]
-    recorded: dict[int, KeysValues] = field(default_factory=dict)
-
-    def of(self, name: str) -> tuple[Tensor, Tensor]:
-        """What a measurement gave, [row, …]: the rows' and their clean runs'."""
-        own, clean = (self.layer, self.clean_layer) if name in self.layer else (self.output, self.clean_output)
-        return own[name], clean[name]
-
-    def without_recorded(self) -> PassResult:
-        """The same, which holds on to no keys and values."""
-        return replace(self, recorded={})
 
 
 def run_pass(
@@ -97,7 +67,7 @@ def run_pass(
     """
     pass_ = table.pass_
     record = pass_.record or on_hidden is not None
-    cache = PrefixCache(pass_.start, _prefix(table, parent) if parent else None, record)
+    cache = PrefixCache(pass_.start, parent.prefix(table) if parent else None, record)
     none = cache if model.prefixes else None  # a mixer's state is in no cache of ours
     layered = [m for m in measurements if isinstance(m, LayerMeasurement) and table.observed_rows()]
     outputs = [m for m in measurements if isinstance(m, OutputMeasurement) and pass_.measured]
@@ -112,34 +82,11 @@ def run_pass(
     if on_hidden is not None:
         on_hidden(hidden)
     output = measure_output(model, hidden, token_ids, table, branches, lengths, outputs, most, forward.lenses)
-    return PassResult(table, *_own_and_clean(forward.layer_results()), *_own_and_clean(output), cache.recorded)
-
-
-def _own_and_clean(found: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    return {name: own for name, (own, _) in found.items()}, {name: clean for name, (_, clean) in found.items()}
-
-
-def _prefix(table: RowTable, parent: PassResult) -> Callable[[int], KeysValues]:
-    """Layer → the keys and values left of the pass, one row for each attending row."""
-    start = table.pass_.start
-    rows = [table.prefix_rows(layer, parent.table) for layer in range(table.n_layers)]
-
-    def prefix(layer: int) -> KeysValues:
-        keys, values = (states[:, :, :start] for states in parent.recorded[layer])
-        chosen = rows[layer]
-        if chosen == list(range(keys.shape[0])):
-            return keys, values
-        if len(set(chosen)) == 1:
-            row = slice(chosen[0], chosen[0] + 1)
-            return keys[row].expand(len(chosen), -1, -1, -1), values[row].expand(len(chosen), -1, -1, -1)
-        index = send(chosen, keys.device)
-        return keys.index_select(0, index), values.index_select(0, index)
-
-    return prefix
+    return PassResult.of_both(table, forward.layer_results(), output, cache.recorded)
 
 
 class _Around:
-    """What an intervention may read: see `interventions.Surroundings`."""
+    """What an intervention may read: see `intervention.Surroundings`."""
 
     def __init__(
         self, resid_pre: Tensor | None, clean: Tensor, contributions: dict[int, Tensor], slot: int, tokens: int

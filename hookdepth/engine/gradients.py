@@ -22,10 +22,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hookdepth.engine.branches import Branch
-from hookdepth.engine.forward import PassResult
-from hookdepth.engine.interventions import Intervention, Patch, Surroundings
+from hookdepth.engine.intervention import Intervention, Surroundings
+from hookdepth.engine.interventions import Patch
 from hookdepth.engine.measurement import Measurement
 from hookdepth.engine.memory import Budget
+from hookdepth.engine.pass_result import PassResult
 from hookdepth.engine.passes import plan_within, run_top, run_within
 from hookdepth.engine.plan import ForwardPass, Plan
 from hookdepth.engine.results import on_host

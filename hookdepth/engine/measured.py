@@ -24,7 +24,7 @@ from hookdepth.engine.measurement import LayerView, Measurement, OutputView
 from hookdepth.engine.rows import RowTable
 from hookdepth.errors import HookdepthError, shown
 from hookdepth.metrics import masked_reduce
-from hookdepth.model.sending import send
+from hookdepth.model.devices import send
 
 
 @dataclass

@@ -25,7 +25,7 @@ from hookdepth.engine.measured import MeasuredTokens, checked, measured_tokens
 from hookdepth.engine.measurement import OutputMeasurement, OutputView
 from hookdepth.engine.rows import RowTable
 from hookdepth.model.decoder import Decoder
-from hookdepth.model.sending import send
+from hookdepth.model.devices import send
 
 
 def measure_output(

@@ -24,9 +24,10 @@ from torch import Tensor
 
 from hookdepth.engine.arguments import as_branches, as_measurements, as_prompts, check_limit, check_targets
 from hookdepth.engine.branches import Branch
-from hookdepth.engine.forward import PassResult, run_pass
+from hookdepth.engine.forward import run_pass
 from hookdepth.engine.measurement import Measurement, zero_where_clean
 from hookdepth.engine.memory import Budget, default_row_tokens, fits
+from hookdepth.engine.pass_result import PassResult
 from hookdepth.engine.plan import ForwardPass, Plan
 from hookdepth.engine.planner import make_plan
 from hookdepth.engine.results import Gathered, Outcome
@@ -34,7 +35,7 @@ from hookdepth.engine.rows import RowTable
 from hookdepth.engine.travel import SweepTable, Travel
 from hookdepth.errors import HookdepthError, shown
 from hookdepth.model.decoder import Decoder
-from hookdepth.model.sending import send
+from hookdepth.model.devices import send
 
 T = TypeVar("T")
 

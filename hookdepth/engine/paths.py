@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from hookdepth.engine.interventions import Intervention, Surroundings
+from hookdepth.engine.intervention import Intervention, Surroundings
 from hookdepth.engine.stages import Piece, Stage, parsed, path_text, pieces_of, stages_of
 from hookdepth.engine.tokens import Tokens, Where  # noqa: F401 (pdoc resolves inherited fields here)
 from hookdepth.errors import HookdepthError, shown, whole_number

@@ -18,7 +18,7 @@ where they first differ from their clean run. There are three kinds of pass:
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 from hookdepth.engine.branches import Branch
@@ -27,15 +27,14 @@ from hookdepth.engine.plan import (
     ForwardPass,
     Plan,
     Span,
-    Sweep,
     family_of,
     pass_work,
     peak_rows,
     span_of,
 )
+from hookdepth.engine.sweeping import chains
 from hookdepth.engine.trie import Trie
 
-_HELD = 8  # states that wait for a later sweep, for each row that runs: one takes a tenth of its room or less
 _MIN_SAVING = 0.9  # starting right of token 0 must do at most this share of the whole pass's work
 
 
@@ -138,7 +137,7 @@ class _Builder:
     def passes(self, pack: dict[int, list[int]]) -> list[ForwardPass]:
         """All passes of a pack of prompts."""
         paths = [i for indices in pack.values() for i in indices if self.branches[i].path is not None]
-        found = list(self._sweeps(paths))
+        found = self._sweeps(paths)
         pack = {p: [i for i in indices if self.branches[i].path is None] for p, indices in pack.items()}
         if not any(pack.values()):
             return found
@@ -154,36 +153,18 @@ class _Builder:
             return found + self._whole(tied + free)
         return found + ([*self._whole(tied)] if tied else []) + [shared]
 
-    def _sweeps(self, indices: Sequence[int]) -> Iterator[ForwardPass]:
+    def _sweeps(self, indices: Sequence[int]) -> list[ForwardPass]:
         """Of branches with a path: the first sweep of as many as fit, with the later ones as its suffixes."""
         if not indices:
-            return
+            return []
         stop = max(self.spans[i].stop for i in indices)
         size = self.limits.branches(stop, len({self.branches[i].prompt for i in indices}))
         whole = Trie(self.n_layers)
         for index in indices:
             whole.add(index, self.branches[index])
-        # Paths of few sweeps first: the others then share their many.
-        order = sorted(indices, key=lambda i: (whole.ends[i][0].sweep, self.branches[i].prompt, i))
         for prompt, visits in whole.visits_by_prompt().items():
             self.on_paths += visits * max(self.spans[i].stop for i in indices if self.branches[i].prompt == prompt)
-        trie = whole if whole.most <= size and len(order) <= _HELD * size else Trie(self.n_layers)
-        for index in order if trie is not whole else ():
-            trie.add(index, self.branches[index])
-            if len(trie.ways) > 1 and (trie.most > size or len(trie.ways) > _HELD * size):
-                trie.remove(index)
-                yield self._chain(trie, stop)
-                trie = Trie(self.n_layers)
-                trie.add(index, self.branches[index])
-        yield self._chain(trie, stop)
-
-    def _chain(self, trie: Trie, stop: int) -> ForwardPass:
-        passes: list[ForwardPass] = []
-        for number in range(trie.n_sweeps):
-            rows = tuple(i for i, (run, _) in trie.ends.items() if run.sweep >= number)
-            ending = frozenset(i for i in rows if trie.ends[i][0].sweep == number)
-            passes.append(ForwardPass(self._prompts(rows), 0, stop, rows, ending, sweep=Sweep(trie, number)))
-        return replace(passes[0], suffixes=tuple(passes[1:]))
+        return list(chains(whole, self.branches, indices, size, stop))
 
     def _family(self, index: int) -> tuple[int, ...]:
         return self._every_family[index]

@@ -14,8 +14,8 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from hookdepth.engine.branches import Branch
-from hookdepth.engine.forward import PassResult
 from hookdepth.engine.measurement import LayerMeasurement, Measurement
+from hookdepth.engine.pass_result import PassResult
 from hookdepth.engine.plan import ForwardPass, Plan
 from hookdepth.errors import HookdepthError, NotFiniteError
 from hookdepth.model.decoder import Decoder

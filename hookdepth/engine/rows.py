@@ -19,9 +19,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from hookdepth.engine.branches import Branch
-from hookdepth.engine.interventions import Intervention
+from hookdepth.engine.intervention import Intervention
 from hookdepth.engine.plan import CLEAN, CONTROL, ForwardPass, Span, family_of
-from hookdepth.model.sending import send_together
+from hookdepth.model.devices import send_together
 from hookdepth.model.sites import AT_OUTPUT, ORDER
 
 Key = tuple[int, ...]

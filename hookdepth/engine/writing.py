@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from hookdepth.engine.branches import Branch
-from hookdepth.engine.forward import PassResult
-from hookdepth.engine.interventions import Intervention
+from hookdepth.engine.intervention import Intervention
 from hookdepth.engine.measurement import OutputMeasurement, OutputView
+from hookdepth.engine.pass_result import PassResult
 from hookdepth.engine.passes import measure
 from hookdepth.engine.rows import RowTable
 from hookdepth.engine.texts import CLOSE, Generated

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from hookdepth.errors import HookdepthError, shown
 from hookdepth.model.ambient import plain_state
 from hookdepth.model.contributions import INNER_SITE, find, width_read
+from hookdepth.model.devices import device_name, runs_on
 from hookdepth.model.families import Family, family_of
 from hookdepth.model.positions import LengthDependent
 from hookdepth.model.shape import described, said
@@ -125,7 +126,7 @@ class Decoder:
     @property
     def device(self) -> torch.device:
         """Where token ids go in: the device of the embedding."""
-        return _runs_on(self.hf.get_input_embeddings())
+        return runs_on(self.hf.get_input_embeddings())
 
     @property
     def device_name(self) -> str:
@@ -139,7 +140,7 @@ class Decoder:
 
     def layer_device(self, layer: int) -> torch.device:
         """Where a layer runs, also when a device map spreads or offloads the model."""
-        return _runs_on(self.layers[layer])
+        return runs_on(self.layers[layer])
 
     @property
     def dtype(self) -> torch.dtype:
@@ -291,20 +292,3 @@ class Decoder:
             "device": self.device_name,
             **described(self.hf.config),
         }
-
-
-def device_name(device: torch.device) -> str:
-    """A GPU by its name, all others by their kind."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def _runs_on(module: nn.Module) -> torch.device:
-    # accelerate's hooks know; they are on the module itself or, where weights are offloaded one by one, inside it.
-    own = next(module.parameters()).device
-    if own.type != "meta" and not hasattr(module, "_hf_hook"):
-        return own
-    for part in module.modules():
-        place = getattr(getattr(part, "_hf_hook", None), "execution_device", None)
-        if place is not None:
-            return torch.device(place)
-    return own

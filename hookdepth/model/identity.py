@@ -27,7 +27,8 @@ import torch
 from torch import Tensor, nn
 
 from hookdepth.errors import HookdepthError
-from hookdepth.model.decoder import Decoder, device_name
+from hookdepth.model.decoder import Decoder
+from hookdepth.model.devices import device_name
 from hookdepth.model.positions import depends_on_length
 
 _WORDS = 1 << 14  # of 8 bytes, in a block

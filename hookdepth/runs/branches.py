@@ -24,7 +24,7 @@ from hookdepth.analyses.sharing import Group
 from hookdepth.analyses.source import digest_of
 from hookdepth.analyses.stored import declaration_of
 from hookdepth.engine.branches import Branch
-from hookdepth.engine.interventions import Intervention
+from hookdepth.engine.intervention import Intervention
 from hookdepth.engine.measurement import LayerMeasurement, Measurement
 from hookdepth.engine.passes import measure
 from hookdepth.engine.paths import LayerPath

@@ -19,7 +19,8 @@ from torch import Tensor
 from hookdepth.engine.ablation import Ablate
 from hookdepth.engine.arguments import as_prompts, check_limit
 from hookdepth.engine.branches import Branch
-from hookdepth.engine.interventions import Identity, Intervention, Patch, Skip
+from hookdepth.engine.intervention import Intervention
+from hookdepth.engine.interventions import Identity, Patch, Skip
 from hookdepth.engine.measurement import OutputMeasurement, OutputView
 from hookdepth.engine.passes import measure
 from hookdepth.engine.reading import capture

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from problems import shapes
 from token_choices import some_tokens
 
-from hookdepth.engine.interventions import AddVector, Erase, Identity, Intervention, Patch, Scale, Skip, Subtract
+from hookdepth.engine.intervention import Intervention
+from hookdepth.engine.interventions import AddVector, Erase, Identity, Patch, Scale, Skip, Subtract
 from hookdepth.engine.tokens import locate, positions
 from hookdepth.errors import HookdepthError
 

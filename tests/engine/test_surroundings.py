@@ -11,7 +11,8 @@ from tiny_models import prompts, tiny_model
 from hookdepth import AddVector, Branch, LayerEffect, OutputEffect, Patch, Scale, Skip, wrap
 from hookdepth.analyses import Inputs, Settings, Subject, chosen, groups_of
 from hookdepth.data import Probe, sample_cuts
-from hookdepth.engine.interventions import Identity, Intervention, Subtract
+from hookdepth.engine.intervention import Intervention
+from hookdepth.engine.interventions import Identity, Subtract
 from hookdepth.engine.measurement import LayerMeasurement
 from hookdepth.engine.measurements import Custom
 from hookdepth.engine.passes import measure

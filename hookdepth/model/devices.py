@@ -1,4 +1,4 @@
-"""Whole numbers and masks from the host to a device, without waiting for what the device is doing.
+"""Where a model's parts lie; and numbers and masks from the host to there, without waiting for what is running.
 
     index = send([0, 4, 2], model.device)
     first, second = send_together([([0, 4, 2], model.device), ([1], model.device)])
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from itertools import chain
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _WITH_A_QUEUE = {"cuda"}
 
@@ -44,3 +44,21 @@ def send_together(wanted: Sequence[tuple[Sequence[int], torch.device]]) -> list[
 
 def _pinned(tensor: Tensor) -> Tensor:
     return tensor.pin_memory()
+
+
+def device_name(device: torch.device) -> str:
+    """A GPU by its name, all others by their kind: device_name(torch.device("cpu"))   # cpu"""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def runs_on(module: nn.Module) -> torch.device:
+    """Where a module computes: runs_on(model.layers[0])"""
+    # accelerate's hooks know; they are on the module itself or, where weights are offloaded one by one, inside it.
+    own = next(module.parameters()).device
+    if own.type != "meta" and not hasattr(module, "_hf_hook"):
+        return own
+    for part in module.modules():
+        place = getattr(getattr(part, "_hf_hook", None), "execution_device", None)
+        if place is not None:
+            return torch.device(place)
+    return own
