@@ -100,7 +100,7 @@ def analyse(
             found = run_of(kept, wanted, data, decoder, notes.append).execute(wanted)
     finally:
         for note in notes:
-            warnings.warn(note, stacklevel=2)  # here, so that it points at the caller
+            warnings.warn(note, stacklevel=3)  # here, so that it points at the caller; `plainly` stands between
     alone = isinstance(analyses, Analysis) or (isinstance(analyses, str) and analyses in [one.name for one in wanted])
     return found[0] if alone else {result.analysis: result for result in found}
 
@@ -176,7 +176,7 @@ def _kept(mine: Branches, ids: Sequence[Sequence[int]], out: Path, max_rows: int
         return work.execute([mine])[0]
     finally:
         for note in notes:
-            warnings.warn(note, stacklevel=3)  # at the caller of `run`
+            warnings.warn(note, stacklevel=4)  # at the caller of `run`; `plainly` stands between
 
 
 def plot(result: Result) -> dict[str, Figure]:

@@ -120,12 +120,12 @@ def test_residual_stats_are_means_over_tokens(tiny):
     model, _ = tiny
     several = prompts(3, (T, 7, 12))
     stats = naive.residual_stats(model, several)
-    assert len(stats) == 16
+    assert len(stats) == 23
     assert stats["norm.resid"].shape == (6,)
     single = [naive.residual_stats(model, [p]) for p in several]
     for name, value in stats.items():
         each = torch.stack([s[name] for s in single])
-        counts = [1 if name.endswith("last") else len(p) for p in several]
+        counts = [1 if name.endswith("last") or name.startswith("first_token.") else len(p) for p in several]
         weights = torch.tensor(counts).view(-1, *[1] * value.ndim)
         expected = each.amax(0) if "max" in name else (each * weights).sum(0) / weights.sum()
         torch.testing.assert_close(value, expected)

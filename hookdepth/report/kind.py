@@ -160,10 +160,8 @@ class Kind(ABC):
         return found
 
     def over_time(self, history: Mapping[int, Result], declaration: Declaration) -> tuple[str, dict[int, Tensor]]:
-        """What the places of a curve are, and the curve of each step; none for a kind that has no panel over training.
-
-        kind.over_time({0: result, 100: later}, declaration)
-        """
+        """What the places of a curve are, and the curve of each step; none for a kind that has no panel over training:
+        kind.over_time({0: result, 100: later}, declaration)."""
         return "", {}
 
     def _less(self, result: Result) -> Result:

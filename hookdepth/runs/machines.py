@@ -1,6 +1,6 @@
 """GPUs that one might rent, by their data sheets: what a run would take there, told by arithmetic alone.
 
-    MACHINES["h100"].seconds(outline, work, weight_bytes(outline))     # nothing is measured, and no GPU is needed
+    MACHINES["h100"].memory     # 79; and `seconds` says how long some work takes there: nothing is measured
 
 A run is bound by its matrix products, or by what all other kernels read and write, which come one after the other;
 or, where passes are small, by the host that launches them. What each of them takes was fitted to a simulation of the

@@ -145,7 +145,8 @@ def test_analyses_of_prompts_together_are_the_means_of_those_alone(kind):
                 elif tensor.startswith("per_prompt."):
                     expected = torch.cat([one[task][name][tensor] for one in alone])
                 elif name in ("residual-stats", "logit-lens") and "max" not in tensor:
-                    counts = [1 if tensor.endswith(".last") else len(text) for text in texts]
+                    alone_in_each = tensor.endswith(".last") or tensor.startswith("first_token.")
+                    counts = [1 if alone_in_each else len(text) for text in texts]
                     own = [one[task][name][tensor] * count for one, count in zip(alone, counts, strict=True)]
                     expected = sum(own) / sum(counts)
                 else:

@@ -172,7 +172,7 @@ def test_erasure_map_goes_upward_without_the_last_token():
     assert labels == ["BOS", "5", "_+", "_7", "_+"]
     assert {label.get_rotation() for label in axes.get_xticklabels()} == {45}
     assert [label.get_fontweight() for label in axes.get_xticklabels()] == ["normal"] * 4 + ["bold"]
-    assert figure.axes[1].get_ylabel() == "Probability Difference Norm"
+    assert figure.axes[1].get_ylabel().split() == ["Probability", "Difference", "Norm"]
 
 
 def gradient_figure(values, probe, tolerance=None):
@@ -309,7 +309,7 @@ class Mine:
     name, heading, question, paper, order = "mine", "Mine", "", "", 9.0
 
     def __init__(self, figures, tensors=None):
-        self.figures, self.tensors = figures, tensors or {}
+        self.figures, self.tensors, self.labels = figures, tensors or {}, {}
 
     def numbers(self, result):
         return {}
