@@ -97,6 +97,8 @@ RUNNABLE = [(name, number) for name, (value, _) in OWNED.items() for number in r
 NOT_RUN = {
     "hookdepth.engine.results.on_host": "a pass's result, which only the engine makes: tests/engine/test_gradients.py",
     "hookdepth.engine.forward": "the engine's own arguments: tests/engine/test_passes.py",
+    "hookdepth.engine.pass_result": "the engine's own arguments: tests/engine/test_passes.py",
+    "hookdepth.engine.sweeping": "the engine's own arguments: tests/engine/test_paths.py",
     "hookdepth.engine.output": "the engine's own arguments: tests/engine/test_passes.py",
     "hookdepth.model.kv_cache.GrowingCache": "the engine's own arguments: tests/engine/test_decoding.py",
     "hookdepth.engine.writing": "the engine's own arguments: tests/engine/test_decoding.py",
@@ -173,6 +175,8 @@ def test_snippets_run(name, number, words, folder, tmp_path, monkeypatch, caplog
             (tmp_path / file).write_text(HALF_MLP.replace("HalfMlp", "HalfSkip").replace("half-mlp", "half-skip"))
     if where in ("metrics", "training.reading"):
         tiny["resid_pre"] = words["resid_pre"][0]
+    if where in ("report.compare", "report.page"):  # a page of every figure takes long: tests/report/test_page.py
+        tiny["results"] = tiny["others"] = {"logit-lens": words["results"]["logit-lens"]}
     if name == "hookdepth.engine.passes":
         tiny["token_ids"] = words["ids"]
     code = snippets(value.__doc__)[number]
