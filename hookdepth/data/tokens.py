@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hookdepth.errors import HookdepthError
+from hookdepth.model.texts import refuse_second_beginning
 
 DEFAULT_PROBES = (("5 + 7 + 5 + 3 + 1 + 7 = ", "28"), ("The spouse of the performer of Imagine is", " Yoko Ono"))
 LONGEST_TOKEN = 32  # characters; nearly all are far shorter
@@ -51,6 +52,7 @@ def encode(tokenizer: Any, text: str, max_tokens: int | None = None) -> list[int
     """
     refuse_unusable(text, f"the prompt {text[:40]!r}")
     ids = list(_tokenise(tokenizer, text, max_tokens)["input_ids"])
+    refuse_second_beginning(tokenizer, text, ids)
     if set(ids) <= set(tokenizer.all_special_ids):
         raise HookdepthError(f"the prompt {text[:40]!r} has only special or unknown tokens", "give another prompt")
     return ids
@@ -91,6 +93,7 @@ def make_probe(tokenizer: Any, prompt: str, answer: str, max_tokens: int | None 
         raise HookdepthError(what, "use a model with a fast tokenizer, or leave out the analyses that take probes")
     encoding = _tokenise(tokenizer, prompt + answer, max_tokens, return_offsets_mapping=True)
     ids = tuple(encoding["input_ids"])
+    refuse_second_beginning(tokenizer, prompt, ids)
     tokens = readable_tokens(tokenizer, ids)
     return Probe(prompt, answer, ids, tokens, _locate(encoding["offset_mapping"], tokens, prompt, answer))
 

@@ -28,6 +28,7 @@ from hookdepth.model.families import Family, family_of
 from hookdepth.model.positions import LengthDependent
 from hookdepth.model.shape import described, said
 from hookdepth.model.sites import PARTS, Edit, Handles, Sites, part_of
+from hookdepth.model.texts import tokens_of
 from hookdepth.model.turns import turn_of
 from hookdepth.model.unembedding import product
 
@@ -159,7 +160,7 @@ class Decoder:
             raise HookdepthError("this model has no tokenizer", "give token ids, or wrap(model, tokenizer)")
         if not isinstance(text, str):
             raise HookdepthError(f"the text is {shown(text)}", "give one text; of several, one at a time")
-        return torch.tensor([self.tokenizer(text)["input_ids"]], device=self.device)
+        return torch.tensor([tokens_of(self.tokenizer, text)], device=self.device)
 
     def check_ids(self, token_ids: Any, what: str) -> None:
         """Refuse what the embedding has no row for; on a GPU that would end the process's use of it."""
