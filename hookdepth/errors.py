@@ -13,7 +13,7 @@ from __future__ import annotations
 import difflib
 import os
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from operator import index
 from pathlib import Path
 from typing import Any
@@ -174,3 +174,16 @@ def line_in(file: str | os.PathLike[str], error: BaseException) -> str:
     if isinstance(error, SyntaxError) and error.filename == file:
         lines = [error.lineno]
     return f" at line {lines[0]} of {file!r}" if lines else ""
+
+
+def refuse_second_beginning(tokenizer: Any, text: str, ids: Sequence[int]) -> None:
+    """Raise where a text made for another tokenizer, e.g. by a chat template, would begin with BOS twice.
+
+    refuse_second_beginning(tokenizer, "2 + 2 = 4", [5, 7, 5, 8, 9])     # None: it does not
+    """
+    word, bos = getattr(tokenizer, "bos_token", None), getattr(tokenizer, "bos_token_id", None)
+    if word and text.startswith(word) and not text.startswith(word + word) and list(ids[:2]) == [bos, bos]:
+        raise HookdepthError(
+            f"the text begins with {word!r}, and the tokenizer puts another before it",
+            f"leave {word!r} out of the text",
+        )

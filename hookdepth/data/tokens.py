@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hookdepth.errors import HookdepthError
-from hookdepth.model.texts import refuse_second_beginning
+from hookdepth.errors import HookdepthError, refuse_second_beginning
 
 DEFAULT_PROBES = (("5 + 7 + 5 + 3 + 1 + 7 = ", "28"), ("The spouse of the performer of Imagine is", " Yoko Ono"))
 LONGEST_TOKEN = 32  # characters; nearly all are far shorter

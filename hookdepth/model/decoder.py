@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from hookdepth.errors import HookdepthError, shown
+from hookdepth.errors import HookdepthError, refuse_second_beginning, shown
 from hookdepth.model.ambient import plain_state
 from hookdepth.model.contributions import INNER_SITE, find, width_read
 from hookdepth.model.devices import device_name, runs_on
@@ -28,7 +28,6 @@ from hookdepth.model.families import Family, family_of
 from hookdepth.model.positions import LengthDependent
 from hookdepth.model.shape import described, said
 from hookdepth.model.sites import PARTS, Edit, Handles, Sites, part_of
-from hookdepth.model.texts import tokens_of
 from hookdepth.model.turns import turn_of
 from hookdepth.model.unembedding import product
 
@@ -160,7 +159,9 @@ class Decoder:
             raise HookdepthError("this model has no tokenizer", "give token ids, or wrap(model, tokenizer)")
         if not isinstance(text, str):
             raise HookdepthError(f"the text is {shown(text)}", "give one text; of several, one at a time")
-        return torch.tensor([tokens_of(self.tokenizer, text)], device=self.device)
+        ids = self.tokenizer(text)["input_ids"]
+        refuse_second_beginning(self.tokenizer, text, ids)
+        return torch.tensor([ids], device=self.device)
 
     def check_ids(self, token_ids: Any, what: str) -> None:
         """Refuse what the embedding has no row for; on a GPU that would end the process's use of it."""
