@@ -24,6 +24,11 @@ if "OMP_NUM_THREADS" not in os.environ:
     torch.set_num_threads(1)  # tiny models gain nothing from more, and several runs beside each other lose a lot
 
 
+def pytest_collection_modifyitems(items):
+    """The files of few and long tests first, so that two processes that share the files end together."""
+    items.sort(key=lambda item: item.path.name not in ("test_readme.py", "test_docs.py", "test_demo.py"))
+
+
 @pytest.fixture(scope="session")
 def demo_model():
     """`hf_model, tokenizer = demo_model`: SmolLM2-135M-Instruct, dequantised to float32, in eval mode."""
