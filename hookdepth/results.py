@@ -133,7 +133,7 @@ class Result:
         """Tables and figures stand above results, and who only reads a file need not wait for them."""
         declared = import_module("hookdepth.analyses.registry").declared(self)
         function = getattr(import_module("hookdepth.report.notebook"), what)
-        return import_module("hookdepth.model.ambient").plainly(function)(self, declared, *arguments, **options)
+        return function(self, declared, *arguments, **options)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the result atomically and return its path.

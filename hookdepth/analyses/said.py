@@ -47,14 +47,14 @@ class Said:
             best, ids = here.float().topk(TOP_K)
             logs = torch.cat([here.gather(-1, final).float(), best], -1) - here.float().logsumexp(-1, keepdim=True)
             found.append(torch.cat([logs.exp(), ids.float()], dim=-1))
-        self.chunks.append(torch.stack(found).cpu())
+        self.chunks.append(torch.stack(found))
 
     @property
     def tensors(self) -> Tensors:
         """By name; none where nothing was kept."""
         if not self.chunks:
             return {}
-        final, probability, top = torch.cat(self.chunks, dim=1).split([1, TOP_K, TOP_K], dim=-1)
+        final, probability, top = torch.cat(self.chunks, dim=1).cpu().split([1, TOP_K, TOP_K], dim=-1)
         return dict(zip(NAMES, (final.squeeze(-1), top, probability), strict=True))
 
 

@@ -112,7 +112,7 @@ class _Builder:
     on_paths: int = 0  # token-layers of branches with a path, each stage that they share once
 
     @cached_property
-    def _every_family(self) -> list[tuple[int, ...]]:
+    def _family(self) -> list[tuple[int, ...]]:
         return [family_of(branch) for branch in self.branches]
 
     def packs(self, by_prompt: dict[int, list[int]]) -> Iterator[dict[int, list[int]]]:
@@ -143,9 +143,9 @@ class _Builder:
             return found
         cut_families = set()
         for indices in pack.values():
-            cut_families |= {self._family(i) for i in indices if self.branches[i].cut is not None}
-        free = [i for indices in pack.values() for i in indices if self._family(i) not in cut_families]
-        tied = [i for indices in pack.values() for i in indices if self._family(i) in cut_families]
+            cut_families |= {self._family[i] for i in indices if self.branches[i].cut is not None}
+        free = [i for indices in pack.values() for i in indices if self._family[i] not in cut_families]
+        tied = [i for indices in pack.values() for i in indices if self._family[i] in cut_families]
         # With gradients all passes are whole: keys and values handed on would hold on to the graph that made them.
         may_share = self.limits.kept_tokens is None and self.limits.prefixes
         shared = self._clean_prefixed(free) if free and may_share else None
@@ -166,16 +166,13 @@ class _Builder:
             self.on_paths += visits * max(self.spans[i].stop for i in indices if self.branches[i].prompt == prompt)
         return list(chains(whole, self.branches, indices, size, stop))
 
-    def _family(self, index: int) -> tuple[int, ...]:
-        return self._every_family[index]
-
     def _families(self, indices: Sequence[int]) -> dict[tuple[int, ...], list[int]]:
         """Branches that share a row: each of another cut. Equal ones (measured elsewhere) get rows of their own."""
         if not self.limits.prefixes:
             return {(index,): [index] for index in indices}
         families: dict[tuple[int, ...], list[int]] = {}
         for index in indices:
-            key, cut = self._family(index), self.branches[index].cut
+            key, cut = self._family[index], self.branches[index].cut
             while any(self.branches[other].cut == cut for other in families.get(key, ())):
                 key = (*key, 0)
             families.setdefault(key, []).append(index)

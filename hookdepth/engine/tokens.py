@@ -99,10 +99,8 @@ def locate(tokens: Tokens, length: int, start: int, stop: int) -> Where:
     locate(slice(1, None), 10, 4, 9).local   # slice(0, 5), and picked is slice(3, 8), positions slice(4, 9)
     """
     chosen = positions(tokens, length)
-    if chosen and list(chosen) == list(range(chosen[0], chosen[0] + len(chosen))):
-        chosen = range(
-            chosen[0], chosen[0] + len(chosen)
-        )  # side by side: a view then, where a list is copied to a device
+    if isinstance(chosen, list) and chosen and chosen == list(range(chosen[0], chosen[0] + len(chosen))):
+        chosen = range(chosen[0], chosen[-1] + 1)  # side by side: a view, where a list would be copied to the device
     if isinstance(chosen, range) and chosen.step == 1:
         low, high = max(chosen.start, start), max(min(chosen.stop, stop), start)
         low = min(low, high)

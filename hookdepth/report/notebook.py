@@ -21,6 +21,7 @@ import numpy as np
 
 from hookdepth.errors import HookdepthError, choose
 from hookdepth.metrics import over_prompts as reduce_prompts
+from hookdepth.model.ambient import plainly
 from hookdepth.report.figures import Bars, Heatmap, Kind
 from hookdepth.report.kind import Declaration, floor_of
 from hookdepth.report.patterns import PAGE, axes_of, match
@@ -44,6 +45,7 @@ def axes_of_result(result: Result, declaration: Declaration | None, name: str) -
     return tuple(found) if len(found) == wanted else tuple(f"axis {n}" for n in range(wanted))
 
 
+@plainly
 def summary(result: Result, declaration: Declaration | None) -> str:
     """A line and a row a tensor: print(summary(result, declaration))"""
     own = [name for name in result.tensors if not name.startswith((PER_PROMPT, PAGE))] or list(result.tensors)
@@ -60,6 +62,7 @@ def summary(result: Result, declaration: Declaration | None) -> str:
     return f"{head.removesuffix(': ')}\n{table(rows)}{rest}"
 
 
+@plainly
 def html(result: Result, declaration: Declaration | None) -> str:
     """The small table, and the first figure where there is one: html(result, declaration)"""
     said = f"<pre>{escaping.escape(summary(result, declaration))}</pre>"
@@ -71,6 +74,7 @@ def html(result: Result, declaration: Declaration | None) -> str:
     return f'{said}<img style="max-width: 100%" width="560" src="data:image/png;base64,{image}">'
 
 
+@plainly
 def over_prompts(result: Result, declaration: Declaration | None, how: str) -> Result:
     """A result with prompts reduced: over_prompts(result, declaration, "mean")["kl"]"""
     axes = {name: axes_of_result(result, declaration, name) for name in result.tensors}
@@ -93,6 +97,7 @@ def drawn(result: Result, declaration: Declaration | None) -> Result:
     return over_prompts(result, declaration, "mean") if beside else result
 
 
+@plainly
 def plot(result: Result, declaration: Declaration | None, name: str | None = None, **options: Any) -> Figure:
     """The figure of a tensor: plot(result, declaration, "kl", vmax=2.0)"""
     from hookdepth.report.drawing.options import drawn_with
@@ -165,6 +170,7 @@ def _of_tables(result: Result) -> list[str]:
     return [name for name in result.tensors if not name.startswith(PAGE)]
 
 
+@plainly
 def dataframe(result: Result, declaration: Declaration | None, name: str | None = None) -> Any:
     """A pandas frame with a row a value: dataframe(result, declaration, "kl")  # needs pandas"""
     try:

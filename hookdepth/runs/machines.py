@@ -3,8 +3,8 @@
     MACHINES["h100"].memory     # 79; and `seconds` says how long some work takes there: nothing is measured
 
 A run is bound by its matrix products, or by what all other kernels read and write, which come one after the other;
-or, where passes are small, by the host that launches them. What each of them takes was fitted to a simulation of the
-engine's kernels for Llama-3.1-8B (0.16 to 0.7 s an analysis, within a factor of 1.6). No GPU has confirmed it.
+or, where passes are small, by the host that launches them. In a simulation of the engine's kernels for Llama-3.1-8B on
+an H100 eight analyses took 0.8 to 2.1 times as long as said here (most of them longer). No GPU has confirmed it.
 """
 
 from __future__ import annotations
