@@ -45,7 +45,9 @@ def map_errors(
             x = [one[:, i].to(device).float() for one in source]
             if i in fits:
                 fits[i].take(x[0], x[1])
-            fit = fits.get(i) or fits.setdefault(i, Fit(x[0], x[1]))
+            else:
+                fits[i] = Fit(x[0], x[1])
+            fit = fits[i]
             test, flat = fit.scaled(x[2]), [one.flatten(1) for one in y[:2]]
             for order in ([], orders):
                 for j, weight in enumerate(fit.maps(flat[0], flat[1], y[0].shape[1], order)):

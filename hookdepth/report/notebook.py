@@ -104,9 +104,6 @@ def plot(result: Result, declaration: Declaration | None, name: str | None = Non
 
     if name is not None:
         choose("tensor", name, result.tensors)
-    for end in ("vmin", "vmax"):
-        if not isinstance(given := options.get(end), int | float | None) or given != given:
-            raise HookdepthError(f"{end} is {given!r}", "give a number")
     shown = drawn(result, declaration)
     kind, values = _kind(shown, declaration, name)
     limited = kind.limited(options.get("norm"), options.pop("vmin", None), options.pop("vmax", None))
