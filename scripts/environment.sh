@@ -80,10 +80,11 @@ print(hashlib.sha256(repr((extras, root, sys.version, files)).encode()).hexdiges
 PYTHON
 }
 
-# pip, silent unless it fails: then its errors, less addresses (an index may be private).
+# pip, silent unless it fails: then its errors, less addresses (an index may be private). Python compiles what it imports
+# when it does, a small part of what lies there; pip would compile all of it, for a minute.
 install() {
     local log="$venv/install.log"
-    if ! (cd "$root" && "$venv/bin/python" -m pip install --disable-pip-version-check --quiet "$@") >"$log" 2>&1; then
+    if ! (cd "$root" && "$venv/bin/python" -m pip install --disable-pip-version-check --no-compile --quiet "$@") >"$log" 2>&1; then
         sed -E -e "s#[a-z+]+://[^ '\")]*#(address)#g" -e "s#(host=)'[^']*'#\1(address)#g" -e "s#$root#.#g" "$log" |
             grep -E '^ *(ERROR|error)' >&2 || true
         die "pip could not install what hookdepth needs; the whole log is install.log in the virtual environment"

@@ -45,7 +45,7 @@ def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
     # In a process of its own: pdoc runs blocks that are for type checkers, and changes modules.
     command = [sys.executable, str(ROOT / "scripts" / "build_docs.py"), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=ROOT)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     # pdoc warns of what it cannot resolve. Libraries also log there what they lack: that is not about the site.
     assert "Warning: " not in done.stderr, done.stderr
@@ -124,7 +124,7 @@ def test_the_pages_examples_run(demo_model, name, tmp_path, monkeypatch, capsys)
     code = "\n".join(re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
     assert code
     code = "\n".join(map(held_to_its_shape, code.splitlines()))
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     monkeypatch.chdir(tmp_path)  # what reads the results that Python has kept there
     for command in re.findall(r"^hookdepth ((?:merge|export|report) .*)$", text, re.MULTILINE):

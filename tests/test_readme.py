@@ -43,7 +43,7 @@ def run(command, folder):
     work = folder / "work"
     work.mkdir()
     done = subprocess.run(
-        command, cwd=work, env=environment(folder), capture_output=True, text=True, timeout=300, check=False
+        command, cwd=work, env=environment(folder), capture_output=True, text=True, timeout=900, check=False
     )
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr

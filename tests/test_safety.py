@@ -176,7 +176,7 @@ def test_files_only_where_they_belong(tmp_path):
     environment = {**keep, "HOME": str(home), "TMPDIR": str(temporary), "PYTHONDONTWRITEBYTECODE": "1"}
     environment["PYTHONPATH"] = str(PACKAGE.parent)
     done = subprocess.run(
-        [sys.executable, "-c", code, str(model)], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", code, str(model)], cwd=cwd, env=environment, capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, done.stderr
     new = listing(tmp_path) - before
