@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.interventions import Identity
+from hookdepth.engine.machines import PassCost
 from hookdepth.model.sites import SITES
 
 
@@ -56,8 +57,11 @@ def problems(draw):
     limits = {
         "max_row_tokens": draw(st.integers(1, 1200)),
         "max_rows": draw(st.none() | st.integers(3, 30)),
-        "pack_row_tokens": draw(st.sampled_from([0, 200, 4096])),
-        "pass_cost": draw(st.sampled_from([0, 1, 8, 64])),
+        "cost": PassCost(
+            draw(st.sampled_from([0, 1, 8, 64])),
+            draw(st.sampled_from([0, 0, 40, 1000])),
+            draw(st.sampled_from([0, 200, 4096])),
+        ),
         "changes_only": draw(st.booleans()),
         "max_kept_tokens": draw(st.none() | st.integers(1, 2000)),
     }

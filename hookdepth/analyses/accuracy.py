@@ -22,7 +22,7 @@ from hookdepth.data.questions import is_right
 from hookdepth.engine.decoding import generate
 from hookdepth.engine.interventions import Skip
 from hookdepth.engine.paths import LayerPath
-from hookdepth.engine.work import Work
+from hookdepth.engine.work import Work, overhead_of
 from hookdepth.metrics import wilson_interval
 from hookdepth.report.figures import Bars
 from hookdepth.results import Result
@@ -118,7 +118,8 @@ class LayerAccuracy(Analysis):
             length, new, rows = len(asked.token_ids), asked.most_tokens, n_layers + 1
             skipped = (rows / 2 * length + rows * new) * n_layers
             paths = len(subject.settings.paths) * 3 * new * (length + new / 2) * n_layers
-            total += Work(1 + new, skipped + paths, rows * new, width=length + new)
+            overhead = overhead_of(subject.model, skipped + paths, 1 + new)
+            total += Work(1 + new, skipped + paths, rows * new, width=length + new, overhead=overhead)
         return total
 
     def sample(self, settings: Settings, times: int) -> Settings:

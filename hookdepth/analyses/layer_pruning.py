@@ -20,7 +20,7 @@ import torch
 from hookdepth.analyses.base import Analysis, OnPass, Partial, Subject, Tensors
 from hookdepth.analyses.settings import Settings
 from hookdepth.analyses.spans import Losses, magnitudes, rearranged, refuse_unpredicted, without
-from hookdepth.engine.work import Work, plain_work
+from hookdepth.engine.work import Work, overhead_of, plain_work
 from hookdepth.errors import HookdepthError
 from hookdepth.report.figures import Lines
 from hookdepth.results import Result
@@ -129,7 +129,8 @@ class LayerPruning(Analysis):
         n, steps = subject.model.n_layers, subject.model.n_layers - self.keep(subject)
         paths = 2 * sum(n - step for step in range(steps)) + (1 + _RANDOM) * (steps + 1)
         work = plain_work(subject.model, subject.inputs.prompts, unembedded=1).times(0.6 * paths)
-        return replace(work, passes=2 * steps + 12)
+        passes = 2 * steps + 12
+        return replace(work, passes=passes, overhead=overhead_of(subject.model, work.token_layers, passes))
 
     def numbers(self, result: Result) -> dict[str, Any]:
         """The order, and how many layers each rule takes out before the loss has risen by a tenth."""

@@ -25,6 +25,7 @@ from torch import Tensor
 from hookdepth.engine.arguments import as_branches, as_measurements, as_prompts, check_limit, check_targets
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.forward import run_pass
+from hookdepth.engine.machines import cost_of
 from hookdepth.engine.measurement import Measurement, zero_where_clean
 from hookdepth.engine.memory import Budget, default_row_tokens, fits
 from hookdepth.engine.pass_result import PassResult
@@ -204,7 +205,6 @@ def plan_for(
 
     print(plan_for(model, branches, [180]).table())
     """
-    on_gpu = model.device.type == "cuda"
     return make_plan(
         branches,
         lengths,
@@ -212,10 +212,7 @@ def plan_for(
         max_row_tokens=max_row_tokens or default_row_tokens(model),
         max_rows=max_rows,
         max_kept_tokens=max_kept_tokens,
-        # Below this many row-tokens a GPU waits for its weights and a CPU's matrix product runs short.
-        pack_row_tokens=16384 if on_gpu else 2048,
-        # What weights and calls cost in tokens; on a CPU seen in the rate of products with few rows (see benchmarks/).
-        pass_cost=256 if on_gpu else 10 if model.dtype.itemsize == 4 else 28,
+        cost=cost_of(model),
         changes_only=changes_only,
         only=only,
         keys=_keys(model, lengths),

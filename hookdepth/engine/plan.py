@@ -142,6 +142,7 @@ class Plan:
         work: token-layers computed (one token through one layer), null branches and clean runs included.
         least: token-layers in which a branch can differ from its clean run, plus each clean run once.
         spans: per branch.
+        cost: what all passes cost, in the time of a token through a layer: their work, and what each costs by itself.
     """
 
     passes: tuple[ForwardPass, ...]
@@ -149,6 +150,7 @@ class Plan:
     least: int
     n_layers: int
     spans: tuple[Span, ...] = field(repr=False)
+    cost: int
 
     def walk(self) -> Iterator[ForwardPass]:
         """All passes, in the order in which they run."""

@@ -12,16 +12,21 @@ where they first differ from their clean run. There are three kinds of pass:
 * *own prefix*: the tokens ≥ t of branches with a cut t. By causality their states left of t are those of the
   same branches without a cut, so a whole pass of the uncut branches serves every cut.
 * *clean prefix*: branches that change nothing left of some token start there, with the clean run's keys and
-  values in front. Which tokens share a pass is chosen by dynamic programming over the work done.
+  values in front. Which tokens share a pass is chosen by dynamic programming over what passes cost.
+
+What a pass costs is the machine's to say (`machines`). Where its tokens cost little beside it, as those of a small
+model on a GPU do, fewer passes do more work: prompts, tokens and cuts are then run together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from hookdepth.engine.branches import Branch
+from hookdepth.engine.grouping import cheapest_runs, sums
+from hookdepth.engine.machines import USUAL, PassCost
 from hookdepth.engine.plan import (
     ROWS_PER_PROMPT,
     ForwardPass,
@@ -35,7 +40,7 @@ from hookdepth.engine.plan import (
 from hookdepth.engine.sweeping import chains
 from hookdepth.engine.trie import Trie
 
-_MIN_SAVING = 0.9  # starting right of token 0 must do at most this share of the whole pass's work
+_MIN_SAVING = 0.9  # starting right of token 0, or leaving cuts to one pass, must cost at most this share
 
 
 def make_plan(
@@ -45,8 +50,7 @@ def make_plan(
     *,
     max_row_tokens: int = 1 << 15,
     max_rows: int | None = None,
-    pack_row_tokens: int = 4096,
-    pass_cost: int = 32,
+    cost: PassCost = USUAL,
     max_kept_tokens: int | None = None,
     changes_only: bool = True,
     only: Iterable[int] | None = None,
@@ -63,8 +67,7 @@ def make_plan(
         n_layers: L.
         max_row_tokens: most rows × tokens of a pass (a single branch with its clean run is always allowed).
         max_rows: most rows of a pass.
-        pack_row_tokens: prompts whose rows × tokens stay below this share a pass, padded on the right.
-        pass_cost: what one more pass costs, in tokens through all layers.
+        cost: what a pass costs; `machines.cost_of` a model says it.
         max_kept_tokens: where gradients flow, most tokens × layers of a pass's branches (one branch is always allowed).
         changes_only: what is measured is 0 left of the first token that a branch changes, so that these tokens
             need not be computed; otherwise all that is measured is.
@@ -75,24 +78,22 @@ def make_plan(
     """
     chosen = list(range(len(branches))) if only is None else sorted(only)
     spans = tuple(span_of(branch, lengths[branch.prompt], n_layers, changes_only) for branch in branches)
-    limits = _Limits(
-        max_row_tokens, max_rows or 1 << 30, pack_row_tokens, pass_cost * n_layers, max_kept_tokens, prefixes
-    )
+    limits = _Limits(max_row_tokens, max_rows or 1 << 30, cost, max_kept_tokens, prefixes)
     builder = _Builder(branches, lengths, spans, n_layers, limits, keys or [None] * len(lengths))
     by_prompt: dict[int, list[int]] = {}
     for index in chosen:
         by_prompt.setdefault(branches[index].prompt, []).append(index)
     passes = [pass_ for pack in builder.packs(by_prompt) for pass_ in builder.passes(pack)]
-    work = sum(pass_work(pass_, spans, n_layers) for top in passes for pass_ in top.walk())
-    return Plan(tuple(passes), work, builder.least(by_prompt), n_layers, spans)
+    works = [pass_work(pass_, spans, n_layers) for top in passes for pass_ in top.walk()]
+    costs = sum(cost(work, n_layers) for work in works)
+    return Plan(tuple(passes), sum(works), builder.least(by_prompt), n_layers, spans, costs)
 
 
 @dataclass(frozen=True)
 class _Limits:
     row_tokens: int
     rows: int
-    pack: int
-    pass_cost: int
+    cost: PassCost
     kept_tokens: int | None
     prefixes: bool = True
 
@@ -115,24 +116,34 @@ class _Builder:
     def _family(self) -> list[tuple[int, ...]]:
         return [family_of(branch) for branch in self.branches]
 
-    def packs(self, by_prompt: dict[int, list[int]]) -> Iterator[dict[int, list[int]]]:
-        """Group short prompts, of similar length and equal key, so that they fill a pass together."""
-        pack: dict[int, list[int]] = {}
-        rows, key = 0, None
-        most = min(self.limits.pack, self.limits.row_tokens)
-        for prompt in sorted(by_prompt, key=lambda p: (self.lengths[p], p)):
-            families = self._families(by_prompt[prompt])
-            mine = ROWS_PER_PROMPT + peak_rows(self.spans[group[0]] for group in families.values())
-            longest = self.lengths[prompt]
-            full = (rows + mine) * longest > most or rows + mine > self.limits.rows
-            if pack and (full or self.keys[prompt] != key):
-                yield pack
-                pack, rows = {}, 0
-            key = self.keys[prompt]
-            pack[prompt] = by_prompt[prompt]
-            rows += mine
-        if pack:
-            yield pack
+    def packs(self, by_prompt: dict[int, list[int]]) -> list[dict[int, list[int]]]:
+        """Group prompts, of similar length and equal key, that cost less in passes that they share."""
+        order = sorted(by_prompt, key=lambda p: (self.lengths[p], p))
+        lives = [[self.spans[group[0]] for group in self._families(by_prompt[p]).values()] for p in order]
+        rows = sums(ROWS_PER_PROMPT + peak_rows(own) for own in lives)
+        layers = sums(ROWS_PER_PROMPT * self.n_layers + sum(span.layers for span in own) for own in lives)
+        most = min(self.limits.cost.full, self.limits.row_tokens)
+        sweeping = any(self.branches[i].path is not None for indices in by_prompt.values() for i in indices)
+
+        def cost(begin: int, end: int) -> int | None:
+            together, longest = rows[end] - rows[begin], self.lengths[order[end - 1]]
+            if end - begin > 1 and (
+                together * longest > most
+                or together > self.limits.rows
+                or self.keys[order[begin]] != self.keys[order[end - 1]]
+            ):
+                return None
+            if sweeping:
+                return 1  # a pack takes many passes, one a sweep, so the fewest packs are best
+            return self._cost(longest * (layers[end] - layers[begin])) + self.limits.cost.top * self.n_layers
+
+        return [{p: by_prompt[p] for p in order[run]} for run in cheapest_runs(len(order), cost)[0]]
+
+    def _cost(self, token_layers: int, passes: int = 1) -> int:
+        return self.limits.cost(token_layers, self.n_layers, passes)
+
+    def _costs(self, tops: Iterable[ForwardPass]) -> int:
+        return sum(self._cost(pass_work(one, self.spans, self.n_layers)) for top in tops for one in top.walk())
 
     def passes(self, pack: dict[int, list[int]]) -> list[ForwardPass]:
         """All passes of a pack of prompts."""
@@ -141,6 +152,15 @@ class _Builder:
         pack = {p: [i for i in indices if self.branches[i].path is None] for p, indices in pack.items()}
         if not any(pack.values()):
             return found
+        passes = self._sharing(pack)
+        if any(pass_.prefix == "own" for top in passes for pass_ in top.suffixes):
+            alone = replace(self, limits=replace(self.limits, prefixes=False))._sharing(pack)
+            if self._costs(alone) <= _MIN_SAVING * self._costs(passes):
+                passes = alone
+        return found + passes
+
+    def _sharing(self, pack: dict[int, list[int]]) -> list[ForwardPass]:
+        """Passes of a pack's branches without a path, which hand on keys and values where they may."""
         cut_families = set()
         for indices in pack.values():
             cut_families |= {self._family[i] for i in indices if self.branches[i].cut is not None}
@@ -150,8 +170,8 @@ class _Builder:
         may_share = self.limits.kept_tokens is None and self.limits.prefixes
         shared = self._clean_prefixed(free) if free and may_share else None
         if shared is None:
-            return found + self._whole(tied + free)
-        return found + ([*self._whole(tied)] if tied else []) + [shared]
+            return self._whole(tied + free)
+        return ([*self._whole(tied)] if tied else []) + [shared]
 
     def _sweeps(self, indices: Sequence[int]) -> list[ForwardPass]:
         """Of branches with a path: the first sweep of as many as fit, with the later ones as its suffixes."""
@@ -254,8 +274,8 @@ class _Builder:
             by_token.setdefault(min(self.spans[index].token, max(stop - 1, 0)), []).append(index)
         groups, cost = self._group(by_token, stop, len(prompts))
         overhead = ROWS_PER_PROMPT * len(prompts) * self.n_layers
-        whole = stop * (overhead + sum(self.spans[i].layers for i in indices)) + self.limits.pass_cost
-        if cost + stop * overhead + self.limits.pass_cost > _MIN_SAVING * whole:
+        whole = self._cost(stop * (overhead + sum(self.spans[i].layers for i in indices)))
+        if cost + self._cost(stop * overhead) > _MIN_SAVING * whole:
             return None
         suffixes = []
         for start, members in groups:
@@ -272,27 +292,19 @@ class _Builder:
         """Split the first tokens into runs, a pass each, that cost least together (token-layers)."""
         tokens = sorted(by_token)
         overhead = ROWS_PER_PROMPT * prompts * self.n_layers
-        best = [0] + [1 << 62] * len(tokens)
-        previous = [0] * (len(tokens) + 1)
-        for end in range(1, len(tokens) + 1):
-            rows = layers = 0
-            for begin in range(end - 1, -1, -1):
-                members = by_token[tokens[begin]]
-                rows += len(members)
-                layers += sum(self.spans[i].layers for i in members)
-                width = stop - tokens[begin]
-                if begin < end - 1 and rows > self.limits.branches(width, prompts):
-                    break
-                passes = -(-rows // self.limits.branches(width, prompts))
-                cost = best[begin] + width * (layers + passes * overhead) + passes * self.limits.pass_cost
-                if cost < best[end]:
-                    best[end], previous[end] = cost, begin
-        runs, end = [], len(tokens)
-        while end:
-            begin = previous[end]
-            runs.append((tokens[begin], [i for token in tokens[begin:end] for i in by_token[token]]))
-            end = begin
-        return runs[::-1], best[-1]
+        rows = sums(len(by_token[token]) for token in tokens)
+        layers = sums(sum(self.spans[i].layers for i in by_token[token]) for token in tokens)
+
+        def price(begin: int, end: int) -> int | None:
+            together, width = rows[end] - rows[begin], stop - tokens[begin]
+            most = self.limits.branches(width, prompts)
+            if end - begin > 1 and together > most:
+                return None
+            passes = -(-together // most)
+            return self._cost(width * (layers[end] - layers[begin] + passes * overhead), passes)
+
+        runs, cost = cheapest_runs(len(tokens), price)
+        return [(tokens[run][0], [i for token in tokens[run] for i in by_token[token]]) for run in runs], cost
 
     def least(self, by_prompt: dict[int, list[int]]) -> int:
         """Token-layers in which states can differ from the clean run's, and each clean run once."""

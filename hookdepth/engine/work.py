@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from hookdepth.engine.branches import Branch
+from hookdepth.engine.machines import Machine, cost_of, matrices
 from hookdepth.engine.measurement import LayerMeasurement, Measurement, OutputMeasurement
 from hookdepth.engine.memory import bytes_per_row_token, kept_bytes
 from hookdepth.engine.plan import ROWS_PER_PROMPT, Plan, pass_work
 from hookdepth.model.decoder import Decoder
 from hookdepth.model.unembedding import most_logits
 
-_COUNTS = ("passes", "token_layers", "positions", "backward", "unread", "algebra")
+_COUNTS = ("passes", "token_layers", "positions", "backward", "overhead", "unread", "algebra")
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Work:
         bytes: at the peak, beside the weights.
         width: tokens of a typical pass, those handed in as keys and values included.
         backward: token-layers through which gradients flow back.
+        overhead: what passes cost beside their tokens (weights that are read, kernels that are launched), in
+            token-layers.
         unread: of `token_layers`, those of a last layer whose MLP is left out, since nobody reads it there.
         algebra: FLOPs beside those of the model, which take as long.
         notes: sentences on what was assumed.
@@ -43,6 +46,7 @@ class Work:
     bytes: float = 0
     width: float = 0
     backward: float = 0
+    overhead: float = 0
     unread: float = 0
     algebra: float = 0
     notes: tuple[str, ...] = ()
@@ -66,20 +70,30 @@ class Work:
         A layer's are its matrices', and attention's to half of all pairs of tokens. Parameters are frozen, so that
         the way back costs as much as the way there.
         """
-        layer = 2.0 * _matrices(model.layers[0]) + 2.0 * model.attention_width * self.width
-        ways = 1 + (self.backward / self.token_layers if self.token_layers else 0)
-        through = (self.token_layers * layer - self.unread * 2.0 * _mlp_matrices(model)) * ways
+        layer = 2.0 * matrices(model.layers[0]) + 2.0 * model.attention_width * self.width
+        through = (self.token_layers * layer - self.unread * 2.0 * _mlp_matrices(model)) * self._ways
         out = 2.0 * model.d_model * int(model.config.vocab_size) * self.positions
         return through + self.algebra, out * (2 if self.backward else 1)
 
+    @property
+    def _ways(self) -> float:
+        """1 forward; up to 2 with the way back."""
+        return 1 + (self.backward / self.token_layers if self.token_layers else 0)
 
-def _matrices(module: object) -> int:
-    return sum(one.numel() for one in module.parameters() if one.ndim == 2)  # type: ignore[attr-defined]
+    def seconds(self, model: Decoder, machine: Machine) -> float:
+        """What it takes in one process on a machine that need not be there: work.seconds(outline, MACHINES["h100"])"""
+        logits, ways = self.positions * int(model.config.vocab_size), self._ways
+        flops = sum(self.flops(model))
+        return machine.seconds(model, flops, ways * self.token_layers, ways * logits, ways * self.overhead)
+
+    def fits(self, model: Decoder, machine: Machine) -> bool:
+        """Whether the weights, and passes beside them, fit into its memory."""
+        return model.weight_bytes + self.bytes <= machine.memory * 2**30
 
 
 def _mlp_matrices(model: Decoder) -> int:
     own = model.sites.found.contributions[-1].get("mlp")
-    return 0 if own is None else sum(_matrices(module) for module in {own.reads, own.output})
+    return 0 if own is None else sum(matrices(module) for module in {own.reads, own.output})
 
 
 def logit_bytes(model: Decoder) -> float:
@@ -98,8 +112,14 @@ def plain_work(model: Decoder, prompts: Sequence[Sequence[int]], unembedded: int
     """
     tokens, longest = sum(map(len, prompts)), max(map(len, prompts), default=0)
     room = longest * model.d_model * model.dtype.itemsize * kept + (logit_bytes(model) if unembedded else 0)
-    width = tokens / max(1, len(prompts))
-    return Work(len(prompts), tokens * model.n_layers, tokens * unembedded, room, width)
+    width, layers = tokens / max(1, len(prompts)), tokens * model.n_layers
+    overhead = sum(overhead_of(model, len(prompt) * model.n_layers) for prompt in prompts)
+    return Work(len(prompts), layers, tokens * unembedded, room, width, overhead=overhead)
+
+
+def overhead_of(model: Decoder, token_layers: float, passes: int = 1) -> float:
+    """What passes cost beside the tokens that they share: overhead_of(model, 900)"""
+    return cost_of(model)(token_layers, model.n_layers, passes) - token_layers
 
 
 def work_of_plan(
@@ -116,7 +136,7 @@ def work_of_plan(
     """
     by_layer = any(isinstance(one, LayerMeasurement) for one in measurements)
     outputs = any(isinstance(one, OutputMeasurement) for one in measurements)
-    last, total = plan.n_layers - 1, Work()
+    last, total = plan.n_layers - 1, Work(overhead=plan.cost - plan.work)
     for pass_ in plan.walk():
         ending = pass_.measured if pass_.sweep else pass_.rows
         alive = [row for row in ending if plan.spans[row].last == last]

@@ -139,6 +139,11 @@ class Decoder:
         """Bytes of memory of its GPU."""
         return int(torch.cuda.get_device_properties(self.device).total_memory)
 
+    @property
+    def weight_bytes(self) -> int:
+        """What its weights take."""
+        return sum(parameter.numel() * parameter.element_size() for parameter in self.hf.parameters())
+
     def layer_device(self, layer: int) -> torch.device:
         """Where a layer runs, also when a device map spreads or offloads the model."""
         return runs_on(self.layers[layer])

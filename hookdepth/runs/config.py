@@ -13,9 +13,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from hookdepth.analyses.settings import Settings
+from hookdepth.engine.machines import MACHINES
 from hookdepth.errors import HookdepthError
 from hookdepth.options import flag_of, one_of, option, pairs, switch, text, whole
-from hookdepth.runs.machines import MACHINES
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 QUANTIZATIONS = ("none", "8bit", "4bit")

@@ -27,13 +27,13 @@ from hookdepth.analyses.base import Analysis, Inputs, Measured, Subject, Tensors
 from hookdepth.analyses.settings import Settings
 from hookdepth.analyses.sharing import Group, groups_of
 from hookdepth.data import Probe
+from hookdepth.engine.machines import Machine
 from hookdepth.engine.measurement import zero_where_clean
 from hookdepth.engine.passes import plan_for
 from hookdepth.engine.work import Work, work_of_plan
 from hookdepth.errors import HookdepthError
 from hookdepth.model.decoder import Decoder
-from hookdepth.runs.machines import Machine
-from hookdepth.runs.outline import Outline, miniature, weight_bytes, with_vocabulary
+from hookdepth.runs.outline import Outline, miniature, with_vocabulary
 
 LAYERS = 3  # of the miniature
 _PLANNED = 12  # chunks that are planned; the others are taken to be like them
@@ -76,7 +76,7 @@ def estimate(
     estimates = []
     for group in groups:
         work = work_of(group)
-        flops, seconds = work.flops(outline), machine.seconds(outline, work, weight_bytes(outline)) if machine else 0.0
+        flops, seconds = work.flops(outline), work.seconds(outline, machine) if machine else 0.0
         if small and sum(flops):
             try:
                 seconds = sum(f * rate for f, rate in zip(flops, _rates(group, small, clock), strict=True))
@@ -221,7 +221,7 @@ def describe(outline: Outline, estimates: Sequence[Estimate], notes: Sequence[st
         lines.append(f"{names:36} {cells} {work.bytes / 2**30:>6.1f} {_duration(one.seconds):>9}")
     most = max((one.work.bytes for one in estimates), default=0) / 2**30
     lines.append(
-        f"memory: {weight_bytes(outline) / 2**30:.1f} GiB of weights, and at most about {most:.1f} GiB beside them"
+        f"memory: {outline.weight_bytes / 2**30:.1f} GiB of weights, and at most about {most:.1f} GiB beside them"
     )
     flops, seconds = sum(one.flops for one in estimates if one.seconds), sum(one.seconds for one in estimates)
     if seconds:
@@ -230,7 +230,7 @@ def describe(outline: Outline, estimates: Sequence[Estimate], notes: Sequence[st
         if machine:
             how = f"{rate}, by the machine's data sheet; nothing was measured"
         lines.append(f"time: about {_duration(seconds)} in one process, without loading and figures ({how})")
-    if machine and not all(machine.holds(one.work, weight_bytes(outline)) for one in estimates):
+    if machine and not all(one.work.fits(outline, machine) for one in estimates):
         lines.append(f"it does not fit: {machine.label} has {machine.memory:.0f} GiB")
     assumed = dict.fromkeys(note for one in estimates for note in one.work.notes)
     return "\n".join([*lines, *assumed, *notes])
@@ -241,14 +241,14 @@ def compare(by_machine: Mapping[str, tuple[Outline, Sequence[Estimate]]], notes:
     outlines = [outline for outline, _ in by_machine.values()]
     first = outlines[0]
     lines = [
-        f"{first.name}, {first.n_layers} layers, {weight_bytes(first) / 2**30:.1f} GiB of weights in "
+        f"{first.name}, {first.n_layers} layers, {first.weight_bytes / 2**30:.1f} GiB of weights in "
         f"{str(first.dtype).removeprefix('torch.')}; times by data sheets, nothing was measured"
     ]
     lines.append(f"{'':10} {'GiB':>5} {'passes':>9} {'peak GiB':>9} {'time':>10}")
     for name, (outline, estimates) in by_machine.items():
         assert outline.machine is not None
-        most = (weight_bytes(outline) + max((one.work.bytes for one in estimates), default=0)) / 2**30
-        fits = all(outline.machine.holds(one.work, weight_bytes(outline)) for one in estimates)
+        most = (outline.weight_bytes + max((one.work.bytes for one in estimates), default=0)) / 2**30
+        fits = all(one.work.fits(outline, outline.machine) for one in estimates)
         time = _duration(sum(one.seconds for one in estimates)) if fits else "too small"
         passes = sum(one.work.passes for one in estimates)
         lines.append(f"{name:10} {outline.machine.memory:>5.0f} {passes:>9,.0f} {most:>9.1f} {time:>10}")

@@ -1,7 +1,7 @@
 """A model of which only the shape is known: its config, perhaps its tokenizer, no weights.
 
     outline = load_outline("folder/with/config", device="cpu")     # or a hub id: reads a few kilobytes
-    outline.n_layers, weight_bytes(outline)
+    outline.n_layers, outline.weight_bytes
     small = miniature(outline, 2)                                     # two of its layers, random weights
 
 An outline plans as the model would. A miniature runs as one slice of it would, on the same device, in the
@@ -21,6 +21,7 @@ import psutil
 import torch
 from torch import nn
 
+from hookdepth.engine.machines import Machine
 from hookdepth.errors import HookdepthError, choose
 from hookdepth.model.decoder import Decoder
 from hookdepth.model.demo import DEMO_NAME, demo_folder
@@ -35,7 +36,6 @@ from hookdepth.model.loading import (
     wanted_dtype,
 )
 from hookdepth.model.shape import read_config
-from hookdepth.runs.machines import Machine
 
 _BYTES = {"8bit": 1.0, "4bit": 0.5 + 4 / 64}  # 4 bit: and a scale for every 64 weights
 _VOCAB = 1 << 15  # a miniature's; what unembedding costs is proportional
@@ -72,6 +72,16 @@ class Outline(Decoder):
     def describe(self) -> dict[str, Any]:
         """As the model would say it, whose config may not tell yet how it will be quantised."""
         return super().describe() | {"quantization": self.quantize}
+
+    @property
+    def weight_bytes(self) -> int:
+        """What the weights would take; of a quantised model all matrices of its layers are."""
+        total = 0.0
+        layers = {id(parameter) for parameter in self.layers.parameters() if parameter.ndim == 2}
+        for parameter in self.hf.parameters():
+            small = self.quantize != "none" and id(parameter) in layers
+            total += parameter.numel() * (_BYTES[self.quantize] if small else parameter.element_size())
+        return int(total)
 
 
 class Miniature(Decoder):
@@ -165,16 +175,6 @@ def _bits(config: Any) -> str:
     if stored.get("load_in_4bit"):
         return "4bit"
     raise ValueError(f"a checkpoint quantised by {stored.get('quant_method')} cannot be planned for")
-
-
-def weight_bytes(outline: Outline) -> int:
-    """What the weights take; of a quantised model all matrices of its layers are."""
-    total = 0.0
-    layers = {id(parameter) for parameter in outline.layers.parameters() if parameter.ndim == 2}
-    for parameter in outline.hf.parameters():
-        small = outline.quantize != "none" and id(parameter) in layers
-        total += parameter.numel() * (_BYTES[outline.quantize] if small else parameter.element_size())
-    return int(total)
 
 
 def miniature(outline: Outline, n_layers: int) -> Decoder:

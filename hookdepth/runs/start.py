@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from hookdepth.analyses.base import BASELINE_PROMPTS, Analysis, Inputs, Subject
 from hookdepth.analyses.registry import chosen
 from hookdepth.data import Dataset, load_examples
+from hookdepth.engine.machines import MACHINES, Machine
 from hookdepth.errors import HookdepthError
 from hookdepth.model.decoder import Decoder
 from hookdepth.model.demo import demo_folder
@@ -21,7 +22,6 @@ from hookdepth.model.loading import load
 from hookdepth.results import Result
 from hookdepth.runs.config import Config, refuse_unread
 from hookdepth.runs.inputs import DEFAULT_LIMIT, DEFAULT_PER_LEVEL, make_inputs
-from hookdepth.runs.machines import MACHINES, Machine
 from hookdepth.runs.runner import Run
 from hookdepth.runs.workers import Workers
 

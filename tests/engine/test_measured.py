@@ -23,6 +23,7 @@ from hookdepth import (
     Skip,
     TargetProbability,
 )
+from hookdepth.engine.machines import PassCost
 from hookdepth.engine.passes import measure, plan_for, run_top
 from hookdepth.metrics import REDUCTIONS
 
@@ -177,8 +178,9 @@ def changes():
 
 
 @pytest.mark.parametrize("limits", [{}, {"max_rows": 9}, {"max_row_tokens": 150}])
-def test_changes_of_both_signs_in_passes_that_begin_late(llama, limits):
+def test_changes_of_both_signs_in_passes_that_begin_late(llama, limits, monkeypatch):
     _, model, ids, branches, rows = llama
+    monkeypatch.setattr("hookdepth.engine.passes.cost_of", lambda model: PassCost(0))
     results = measure(model, [ids], branches, changes(), **limits)
     late = [pass_ for pass_ in results.plan.walk() if pass_.prefix == "clean" and pass_.start > 2]
     assert late, "otherwise no token is left out, and this shows nothing"
@@ -229,9 +231,10 @@ def test_the_clean_run_of_several_prompts_is_measured_where_each_branch_is(llama
         close(results.clean_output["logit_difference"][number], run.logits[0, at, 5] - run.logits[0, at, 7])
 
 
-def test_a_pass_that_holds_too_little_for_a_measurement_is_refused(llama):
+def test_a_pass_that_holds_too_little_for_a_measurement_is_refused(llama, monkeypatch):
     """A plan made for changes leaves tokens out at which others have values."""
     _, model, ids, branches, _ = llama
+    monkeypatch.setattr("hookdepth.engine.passes.cost_of", lambda model: PassCost(0))
     plan = plan_for(model, branches, [T])
 
     def run_all():

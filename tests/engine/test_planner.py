@@ -10,7 +10,8 @@ from problems import problems
 
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.interventions import Identity, Patch, Skip, Subtract
-from hookdepth.engine.plan import kept_tokens, peak_rows, span_of
+from hookdepth.engine.machines import PassCost
+from hookdepth.engine.plan import kept_tokens, pass_work, peak_rows, span_of
 from hookdepth.engine.planner import make_plan
 from hookdepth.model.sites import ORDER, PARTS
 
@@ -98,7 +99,7 @@ def test_every_cut_is_one_suffix_of_the_uncut_skips(current):
 @pytest.mark.parametrize(
     "kind", ["current", "current+future", "all parts", "future", "local", "erasure", "erasure of a late answer"]
 )
-@pytest.mark.parametrize("limits", [{}, {"pack_row_tokens": 2048, "pass_cost": 8}])
+@pytest.mark.parametrize("limits", [{}, {"cost": PassCost(8, full=2048)}])
 def test_work_is_close_to_the_least_possible(length, kind, limits):
     cuts = CUTS[length]
     branches = {
@@ -175,7 +176,7 @@ def test_what_is_not_a_change_is_computed_wherever_it_is_measured():
 
 def test_erasure_groups_first_tokens():
     branches = erasures(40, [37, 38])
-    plan = make_plan(branches, [40], L, pass_cost=32)
+    plan = make_plan(branches, [40], L, cost=PassCost(32))
     (top,) = plan.passes
     assert top.rows == ()
     assert top.stop == max(suffix.start for suffix in top.suffixes)
@@ -185,8 +186,8 @@ def test_erasure_groups_first_tokens():
         assert suffix.stop == 39
         assert suffix.rows == tuple(sorted(suffix.rows, key=lambda i: (plan.spans[i].joins, i)))
     # A pass that costs nothing holds one token's branches; a dear one holds all.
-    assert len(make_plan(branches, [40], L, pass_cost=0).passes[0].suffixes) > len(top.suffixes)
-    assert make_plan(branches, [40], L, pass_cost=10_000, max_row_tokens=1 << 20).n_passes == 1
+    assert len(make_plan(branches, [40], L, cost=PassCost(0)).passes[0].suffixes) > len(top.suffixes)
+    assert make_plan(branches, [40], L, cost=PassCost(10_000), max_row_tokens=1 << 20).n_passes == 1
 
 
 @pytest.mark.parametrize("pass_cost", [0, 1, 3])
@@ -195,7 +196,7 @@ def test_erasure_groups_are_the_best(pass_cost, n_layers, max_row_tokens):
     """Against all 2¹¹ ways to divide twelve first tokens into runs; the last limit splits one token's branches."""
     length = 12
     branches = erasures(length, [length - 1], n_layers)
-    plan = make_plan(branches, [length], n_layers, pass_cost=pass_cost, max_row_tokens=max_row_tokens)
+    plan = make_plan(branches, [length], n_layers, cost=PassCost(pass_cost), max_row_tokens=max_row_tokens)
     suffixes = plan.passes[0].suffixes
     assert suffixes, "there is something to divide"
     layers = sum(len(layers_of(b, n_layers)) for b in branches) // length  # of the branches of one token
@@ -236,18 +237,62 @@ def test_short_prompts_share_launches():
         for skip in [Skip(layer)]
         for cut in (None, 4)
     ]
-    together = make_plan(branches, lengths, L, pack_row_tokens=4096)
+    together = make_plan(branches, lengths, L, cost=PassCost(200))
     assert len(together.passes) == 1
     assert together.passes[0].prompts == tuple(range(6))
     assert together.passes[0].stop == 12
     assert [s.prompts for s in together.passes[0].suffixes] == [tuple(range(6))]
-    alone = make_plan(branches, lengths, L, pack_row_tokens=1)
+    alone = make_plan(branches, lengths, L, cost=PassCost(32, full=1))
     assert [pass_.prompts for pass_ in alone.passes] == [(1,), (4,), (2,), (5,), (0,), (3,)]
     assert [pass_.stop for pass_ in alone.passes] == [5, 7, 9, 11, 12, 12]
-    some = make_plan(branches, lengths, L, pack_row_tokens=64 * 12)
+    some = make_plan(branches, lengths, L, cost=PassCost(60, full=64 * 12))
     assert all(len(pass_.prompts) <= 2 for pass_ in some.passes)
     assert len(some.passes) == 3
     assert all(plan.rows_of(la) * la.stop <= 64 * 12 for plan in [some] for la in some.passes)
+
+
+def test_where_a_pass_is_dear_there_are_fewer_of_them():
+    """Weights that take long to read are read less often, though more tokens are computed: prompts, tokens and cuts."""
+    lengths = [10, 14, 18, 22]
+    cases = {
+        "prompts": ([Branch((Skip(n),), prompt=p) for p in range(4) for n in range(0, L, 10)], lengths),
+        "tokens": (erasures(60, [58]), [60]),
+        "cuts": (skips((8, 30, 50)), [60]),
+    }
+    room = {"max_row_tokens": 1 << 20}
+    for name, (branches, own) in cases.items():
+        cheap, dear = (make_plan(branches, own, L, cost=PassCost(start, full=1 << 20), **room) for start in (1, 10_000))
+        assert (dear.n_passes, cheap.n_passes > 3) == (1, True), name
+        assert dear.work > cheap.work, name
+        assert times_measured(dear) == times_measured(cheap) == Counter(range(len(branches))), name
+
+
+def test_where_the_device_waits_for_the_host_tokens_are_free():
+    """Up to `least` tokens a layer a pass costs the same, so that what fits beneath it runs together."""
+    branches = skips((8, 30, 50))
+    apart = make_plan(branches, [60], L, cost=PassCost(0))
+    assert apart.n_passes == 4
+    assert apart.cost == apart.work
+    waiting = PassCost(0, least=10_000)
+    together = make_plan(branches, [60], L, cost=waiting)
+    assert together.n_passes == 1
+    assert together.work > 1.4 * apart.work
+    assert together.cost == 10_000 * L
+    # Of a twentieth of that every pass has its fill.
+    assert make_plan(branches, [60], L, cost=PassCost(0, least=500)).n_passes == 4
+
+
+def test_a_prompt_joins_others_only_where_padding_costs_less_than_a_pass():
+    branches = [Branch((Skip(3),), prompt=prompt) for prompt in range(3)]
+    assert [top.prompts for top in make_plan(branches, [5, 150, 6], L, cost=PassCost(10)).passes] == [(0, 2), (1,)]
+    assert [top.prompts for top in make_plan(branches, [5, 150, 6], L, cost=PassCost(1000)).passes] == [(0, 1, 2)]
+
+
+def test_a_plan_costs_what_its_passes_do():
+    for cost in (PassCost(7), PassCost(7, least=2000)):
+        plan = make_plan(skips((8,)), [20], L, cost=cost)
+        works = [pass_work(one, plan.spans, L) for one in plan.walk()]
+        assert plan.cost == sum(max(cost.least * L, work + 7 * L) for work in works)
 
 
 def test_equal_branches_are_all_measured():
@@ -341,7 +386,7 @@ def check_launch(pass_, top, branches, lengths, n_layers, changes_only):
                 for b in lenders
             )
         elif row in pass_.measured:
-            assert branch.cut is None
+            assert branch.cut is None or (pass_ is top and not pass_.suffixes), "it has a row of its own"
         if pass_.prefix == "clean":
             measured = branch.measured_positions(length)
             assert changed >= pass_.start or changed > max(measured), "left of it the branch is its clean run"

@@ -11,6 +11,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 from hookdepth import Branch, LayerEffect, OutputEffect, Patch, Skip, wrap
 from hookdepth.analyses import Inputs, Settings, Subject, chosen, groups_of
 from hookdepth.data import Probe, sample_cuts
+from hookdepth.engine.machines import PassCost
 from hookdepth.engine.passes import measure, plan_for
 from hookdepth.errors import HookdepthError
 from hookdepth.model.positions import LengthDependent
@@ -171,7 +172,8 @@ def test_what_the_users_own_calls_stretched_is_not_seen_and_stays(kind):
     assert {name: vars(used.model.rotary_emb)[name] for name in state} == state
 
 
-def test_prompts_of_equal_factors_still_share_passes():
+def test_prompts_of_equal_factors_still_share_passes(monkeypatch):
+    monkeypatch.setattr("hookdepth.engine.passes.cost_of", lambda model: PassCost(1000))
     model = wrap(make("phi3"))
     branches = [Branch((Skip(1),), prompt=n) for n in range(4)]
     plan = plan_for(model, branches, [10, 20, 12, 30])

@@ -12,7 +12,7 @@ from tiny_tokenizer import tiny_tokenizer
 import hookdepth
 from hookdepth.data import load_examples, make_probe
 from hookdepth.errors import HookdepthError
-from hookdepth.runs.outline import Words, load_outline, miniature, weight_bytes
+from hookdepth.runs.outline import Words, load_outline, miniature
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def test_an_outline_is_the_model_without_its_weights(family, tmp_path):
     outline, model = load_outline(str(tmp_path)), tiny_model(family)
     expected = {name: tensor.shape for name, tensor in model.named_parameters()}
     assert {name: tensor.shape for name, tensor in outline.hf.named_parameters()} == expected
-    assert weight_bytes(outline) == sum(4 * tensor.numel() for tensor in model.parameters())
+    assert outline.weight_bytes == sum(4 * tensor.numel() for tensor in model.parameters())
     small = miniature(outline, 2)
     assert (small.n_layers, small.device.type, small.dtype) == (2, "cpu", torch.float32)
     with torch.no_grad():
@@ -89,7 +89,7 @@ def test_a_miniature_that_does_not_fit_is_not_begun(folder, monkeypatch):
 
 
 def test_quantised_weights_are_smaller(folder):
-    sizes = [weight_bytes(load_outline(str(folder), dtype="bfloat16", quantize=q)) for q in ("none", "8bit", "4bit")]
+    sizes = [load_outline(str(folder), dtype="bfloat16", quantize=q).weight_bytes for q in ("none", "8bit", "4bit")]
     matrices = 5 * (4 * 64 * 64 + 3 * 64 * 128)
     assert sizes[0] - sizes[1] == matrices
     assert sizes[0] - sizes[2] == matrices * (2 - 0.5625)
@@ -139,4 +139,4 @@ def test_words_are_about_as_many_as_tokens(demo_model):
 def test_the_demo_models_outline_is_the_demo_model(demo_model):
     outline, model = load_outline("demo"), hookdepth.load("demo", device="cpu")
     assert outline.name == model.name
-    assert weight_bytes(outline) == sum(4 * tensor.numel() for tensor in model.hf.parameters())
+    assert outline.weight_bytes == sum(4 * tensor.numel() for tensor in model.hf.parameters())
