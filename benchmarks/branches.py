@@ -19,10 +19,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from torch import Tensor
 
 import hookdepth as hd
 from benchmarks.output import tell
+from benchmarks.peers.hooks import HookLoop, LayerLoop
 
 CLEAN = "When Mary and John went to the store, John gave a drink to"
 CORRUPTED = "When Mary and John went to the store, Mary gave a drink to"
@@ -36,45 +36,14 @@ def timed(body: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - begin, found
 
 
-@torch.no_grad()
-def patching_loop(model: hd.Decoder, clean: Tensor, corrupted: Tensor, batched: bool) -> Tensor:
-    """The score of every cell: one pass a cell, or one a layer with a row a token."""
-    mary, john = (model.tokenizer(word)["input_ids"][0] for word in (" Mary", " John"))
-    n_tokens = clean.shape[1]
-    seen: dict[int, Tensor] = {}
-    layers: Any = model.hf.model.layers
-    hooks = [
-        layer.register_forward_pre_hook(lambda _, args, n=n: seen.update({n: args[0]}))
-        for n, layer in enumerate(layers)
-    ]
-    first = model.hf(clean).logits[0, -1]
-    for hook in hooks:
-        hook.remove()
-    base = model.hf(corrupted).logits[0, -1]
-    low, high = (logits[mary] - logits[john] for logits in (base, first))
-    score = torch.zeros(len(layers), n_tokens)
-    for number, layer in enumerate(layers):
-        for tokens in [range(n_tokens)] if batched else [[token] for token in range(n_tokens)]:
-            rows, where = torch.arange(len(tokens)), torch.tensor(list(tokens))
-
-            def put(_: Any, args: tuple[Any, ...], rows: Any = rows, where: Any = where, n: int = number) -> Any:
-                hidden = args[0].clone()
-                hidden[rows, where] = seen[n][0, where]
-                return (hidden, *args[1:])
-
-            hook = layer.register_forward_pre_hook(put)
-            logits = model.hf(corrupted.expand(len(tokens), -1)).logits[:, -1]
-            hook.remove()
-            score[number, where] = (logits[:, mary] - logits[:, john] - low) / (high - low)
-    return score
-
-
 def patching(model: hd.Decoder) -> dict[str, float]:
     """Seconds of ours and of both loops, and how far the results are apart."""
     clean, corrupted = model.ids(CLEAN), model.ids(CORRUPTED)
+    words = [model.tokenizer(word)["input_ids"][0] for word in (" Mary", " John")]
+    layers = range(model.n_layers)
     ours, found = timed(lambda: hd.patch_sweep(model, CLEAN, CORRUPTED, "resid_pre", METRIC)["score"])
-    batched, second = timed(lambda: patching_loop(model, clean, corrupted, True))
-    plain, first = timed(lambda: patching_loop(model, clean, corrupted, False))
+    batched, second = timed(lambda: LayerLoop(model.hf).patching(corrupted, clean, words, layers))
+    plain, first = timed(lambda: HookLoop(model.hf).patching(corrupted, clean, words, layers))
     apart = max((found - other).abs().max().item() for other in (first, second))
     return {"ours": ours, "plain": plain, "batched": batched, "apart": apart, "cells": found.numel()}
 

@@ -22,6 +22,9 @@ from benchmarks.entries import Contestant, Outcome, Tensors, Workload
 from benchmarks.limits import Machine, floor, model_size, typical
 from benchmarks.measure import once, seconds
 from benchmarks.models import Subject
+from hookdepth import Decoder
+from hookdepth.engine.machines import of_model
+from hookdepth.engine.memory import memory_room
 
 OURS = "hookdepth"
 # float32: products of another shape sum in another order; a GPU has more orders to choose from, and an
@@ -59,17 +62,25 @@ def contest(
     effort: Effort,
     reference: Tensors | None = None,
     trusted: Collection[str] = (),
+    cold: Callable[[int], Callable[[], object]] | None = None,
 ) -> tuple[dict[str, Any], Tensors]:
     """Check and time; the record of the row, and what was compared (the reference of another dtype's row).
 
     Peers that gave our numbers in float32 are `trusted`: in bfloat16 their difference is shown, not judged. On a
     trained model the integrand of integrated gradients is so sharp that rounding alone moves whole attributions.
+    `cold` gives ours for prompts that are so many tokens shorter: a user meets a new length with every prompt, and
+    whatever is planned for a shape (kernels, buffers) is planned then.
     """
     device = subject.model.device
     begin = time.perf_counter()
     taken, peak, outcome = once(workload.ours, device)
     basis = workload.check().tensors if workload.check else outcome.tensors
-    ours: dict[str, Any] = {"peak_mib": _mib(peak), "from_float32": rms(basis, reference) if reference else None}
+    room = round(memory_room(subject.model) / 2**20)
+    ours: dict[str, Any] = {
+        "peak_mib": _mib(peak),
+        "room_mib": room,
+        "from_float32": rms(basis, reference) if reference else None,
+    }
     entries = {OURS: _Entry(workload.ours, ours, [taken])}
     records: dict[str, dict[str, Any]] = {OURS: ours}
     for contestant in workload.contestants:
@@ -79,6 +90,8 @@ def contest(
         if entry.taken:
             entries[name] = entry
     rounds, machine = _take_turns(entries, effort, begin, device, meter)
+    if cold:
+        ours["cold_seconds"] = statistics.median(seconds(cold(1 + number), device) for number in range(rounds))
     for entry in entries.values():
         entry.record["seconds"] = entry.scale * statistics.median(entry.taken)
         entry.record["runs"] = [round(entry.scale * value, 5) for value in entry.taken]
@@ -96,12 +109,20 @@ def contest(
         "gbytes_per_s": machine.bandwidth / 1e9,
         "least_flops": limit.flops,
         "of_floor": limit.seconds / ours["seconds"],
+        "mfu": limit.flops / ours["seconds"] / peak_rate(subject.model, machine),
+        "interventions_per_s": workload.interventions(outcome) / ours["seconds"],
         "null_effect": outcome.null_effect,
         "rounds": rounds,
         "targets": workload.targets,
         "contestants": records,
     }
     return row, basis
+
+
+def peak_rate(model: Decoder, machine: Machine) -> float:
+    """What the share of peak is of: a known GPU's data sheet, elsewhere what products reached beside the runs."""
+    known = of_model(model)
+    return machine.flops if known is None else known.rate(model)
 
 
 def _try(

@@ -57,6 +57,7 @@ class Workload:
         need: its least work, from what it gave (the adaptive integral decides its nodes as it goes).
         check: what peers are compared with, where that is not what `ours` gives.
         targets: by contestant the ratio to reach; `floor`: the share of the floor; `seconds`.
+        interventions: how many it makes, from what it gave; 0 where it only reads.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Workload:
     contestants: tuple[Contestant, ...]
     check: Callable[[], Outcome] | None = None
     targets: dict[str, float] = field(default_factory=dict)
+    interventions: Callable[[Outcome], int] = lambda _: 0
 
 
 def run_analyses(

@@ -18,6 +18,7 @@ _COLOURS = {
     OURS: "#000000",
     "hook loop": "#0072B2",
     "hook loop, frozen, blocks of 32": "#56B4E9",
+    "loop batched by layer": "#F0E442",
     "whole batch": "#009E73",
     "nnsight, a trace each": "#D55E00",
     "nnsight, one trace": "#E69F00",

@@ -91,7 +91,8 @@ def model_size(model: Decoder) -> Size:
     return Size(2 * layer, 2 * unembed, weights, model.d_model * itemsize)
 
 
-_FLOPS, _FLOPS_ON_GPU = 1e10, 2e12  # of a reading: long enough for a clock
+# Of a reading: long enough for a clock, and on a GPU to reach the clocks that it keeps under load, near half a second.
+_FLOPS, _FLOPS_ON_GPU = 1e10, {2: 3e14, 4: 2e13}
 
 
 class Meter:
@@ -109,14 +110,15 @@ class Meter:
         self.a = torch.randn(rows, d, device=model.device).to(model.dtype)
         self.b = torch.randn(inner, d, device=model.device).to(model.dtype)
         self.flops = 2 * rows * d * inner
-        self.repeats = max(1, int(_FLOPS_ON_GPU if on_gpu else _FLOPS) // self.flops)
+        self.repeats = max(1, int(_FLOPS_ON_GPU[model.dtype.itemsize] if on_gpu else _FLOPS) // self.flops)
         self.source = torch.ones((1 << 30) if on_gpu else (1 << 27), dtype=torch.uint8, device=model.device)
         self.target = torch.empty_like(self.source)
         self()
 
     def __call__(self) -> Machine:
         """The rates now."""
-        product = statistics.median(seconds(self._products, self.device) for _ in range(3))
+        times = 1 if self.device.type == "cuda" else 3
+        product = statistics.median(seconds(self._products, self.device) for _ in range(times))
         copy = statistics.median(seconds(self._copy, self.device) for _ in range(3))
         return Machine(self.flops * self.repeats / product, 2 * self.source.numel() / copy)
 

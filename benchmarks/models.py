@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -90,7 +90,7 @@ def make(name: str, dtype: str, device: torch.device) -> Subject:
     """
     if name == "demo":
         return _demo(dtype, device)
-    model = random_model(name, device, **SHAPES[name]).to(getattr(torch, dtype))
+    model = cast(random_model(name, device, **SHAPES[name]), getattr(torch, dtype))
     decoder = wrap(model, name=name)
     short = name == "tiny"
     prompts = random_prompts(decoder, (24, 16) if short else (180, 120))
@@ -118,7 +118,19 @@ def random_model(name: str, device: torch.device, **shape: Any) -> LlamaForCausa
                 if "down_proj" in parameter_name:
                     parameter.mul_((shape["hidden_size"] / shape["intermediate_size"]) ** 0.5)
     model.config._name_or_path = name
-    return model.to(torch.bfloat16).eval() if big else rounded(model).eval()
+    return model.eval() if big else rounded(model).eval()
+
+
+def cast(model: Any, dtype: torch.dtype) -> Any:
+    """Its parameters in a dtype; buffers stay as they are, as where a checkpoint is loaded: cast(model, torch.bfloat16)
+
+    `model.to` would round the rotary frequencies, too.
+    """
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(dtype)
+    model.config.dtype = dtype
+    return model
 
 
 def rounded(model: Any) -> Any:
@@ -143,9 +155,27 @@ def warm_up(subject: Subject) -> None:
 
 def in_float32(subject: Subject) -> Subject:
     """The same model and inputs in float32, with weights of its own: what bfloat16 results are compared with."""
-    hf = copy.deepcopy(subject.model.hf).float()
+    hf = cast(copy.deepcopy(subject.model.hf), torch.float32)
     model = wrap(hf, subject.model.tokenizer, name=subject.model.name)
     return Subject(subject.name, model, subject.inputs, subject.layers)
+
+
+def shorter(subject: Subject, tokens: int) -> Subject:
+    """The same with this many tokens less in every prompt: what has never run at this length is cold."""
+    inputs = subject.inputs
+    prompts = tuple(ids[: len(ids) - tokens] for ids in inputs.prompts)
+    pairs = zip(inputs.cuts, prompts, strict=True)
+    cuts = tuple(tuple(min(cut, len(ids) - 2) for cut in own) for own, ids in pairs)
+    probes = tuple(
+        replace(
+            probe,
+            token_ids=probe.token_ids[tokens:],
+            tokens=probe.tokens[tokens:],
+            answer_positions=tuple(position - tokens for position in probe.answer_positions),
+        )
+        for probe in inputs.probes
+    )
+    return replace(subject, inputs=replace(inputs, prompts=prompts, cuts=cuts, probes=probes))
 
 
 def random_prompts(model: Decoder, lengths: Sequence[int], seed: int = 0) -> tuple[tuple[int, ...], ...]:

@@ -58,7 +58,11 @@ def _title(row: dict[str, Any]) -> str:
     floor = f"floor {row['floor_s']:.3g} s (at {rate}), {row['of_floor']:.0%} of it reached"
     null = "" if row["null_effect"] is None else f"; noise floor {row['null_effect']:.2g}"
     runs = f"; median of {row['rounds']}" if row["rounds"] > 1 else "; one run"
-    return f"{row['workload']}: {floor}{null}{runs}{_targets(row)}"
+    many = f"; {row['interventions_per_s']:,.0f} interventions/s" if row["interventions_per_s"] else ""
+    ours = row["contestants"][OURS]
+    first = f"; {ours['cold_seconds']:.3g} s at a new length" if "cold_seconds" in ours else ""
+    held = "" if ours["peak_mib"] is None else f"; memory {ours['peak_mib'] / ours['room_mib']:.0%} of what it may take"
+    return f"{row['workload']}: {floor}; {row['mfu']:.0%} of peak{many}{first}{held}{null}{runs}{_targets(row)}"
 
 
 def _targets(row: dict[str, Any]) -> str:

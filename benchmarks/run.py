@@ -30,13 +30,13 @@ from benchmarks.contest import Effort, contest, reference_of
 from benchmarks.entries import Tensors, Workload
 from benchmarks.limits import Meter
 from benchmarks.measure import free
-from benchmarks.models import NAMES, Subject, in_float32, make, warm_up
+from benchmarks.models import NAMES, Subject, in_float32, make, shorter, warm_up
 from benchmarks.output import Log, environment, heading, sweeps_table, table_of
 from benchmarks.peers import Peers
 from benchmarks.sweeps import run_sweeps
 from benchmarks.workloads import WORKLOADS, six_experiments
 
-MODELS = {"cpu": "demo", "gpu": "llama-3.2-1b,llama-3.1-8b"}
+MODELS = {"cpu": "demo", "gpu": "llama-3.1-8b,llama-3.2-1b"}
 DTYPES = {"cpu": "float32,bfloat16", "gpu": "float32,bfloat16"}
 SWEPT = {"cpu": "small", "gpu": "llama-3.2-1b"}
 ROW_NAMES = tuple(make.__name__.replace("_", "-") for make in (*WORKLOADS, six_experiments))
@@ -127,7 +127,8 @@ def _rows(
         try:
             workload: Workload = make_workload(subject, peers)
             right = set() if dtype == "float32" else checked.get(name, set())
-            row, basis = contest(workload, subject, meter, effort(), references.get(name), right)
+            cold = _cold(make_workload, subject, peers) if options.suite == "gpu" else None
+            row, basis = contest(workload, subject, meter, effort(), references.get(name), right, cold)
         except Exception as error:  # noqa: BLE001 - a row that fails loses no other; the run exits 1
             yield _failure(log, subject.name, dtype, name, error)
             free(subject.model.device)
@@ -141,6 +142,16 @@ def _rows(
         done.append(row)
         log.say(table_of(row))
         yield row
+
+
+def _cold(make_workload: Any, subject: Subject, peers: Peers) -> Callable[[int], Callable[[], object]]:
+    """Of prompts that are so many tokens shorter, ours."""
+
+    def made(tokens: int) -> Callable[[], object]:
+        workload: Workload = make_workload(shorter(subject, tokens), peers)
+        return workload.ours
+
+    return made
 
 
 def _references(subject: Subject, options: argparse.Namespace, log: Log) -> dict[str, Tensors]:

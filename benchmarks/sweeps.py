@@ -18,7 +18,7 @@ from torch import Tensor
 
 from benchmarks.contest import OURS, RMS_IN_BFLOAT16, largest, rms
 from benchmarks.measure import seconds
-from benchmarks.models import SHAPES, random_model, random_prompts
+from benchmarks.models import SHAPES, cast, random_model, random_prompts
 from benchmarks.peers.hooks import HookLoop
 from hookdepth import Branch, Decoder, LayerEffect, OutputEffect, Skip, wrap
 from hookdepth.analyses import erasure
@@ -46,7 +46,7 @@ def run_sweeps(shape: str, dtype: str, device: torch.device, quick: bool = False
         if layers not in decoders:
             hf = random_model(shape, device, **{**SHAPES[shape], "num_hidden_layers": layers})
             decoders.clear()  # one at a time: the shapes of the GPU are large
-            decoders[layers] = wrap(hf.to(getattr(torch, dtype)), name=shape)
+            decoders[layers] = wrap(cast(hf, getattr(torch, dtype)), name=shape)
         return decoders[layers]
 
     usual = 4 if quick else 8

@@ -17,7 +17,7 @@ from benchmarks.entries import Outcome, Tensors, Workload, contestants_of, promp
 from benchmarks.limits import Need
 from benchmarks.models import Subject
 from benchmarks.peers import Peer, Peers
-from hookdepth import Decoder, OutputEffect
+from hookdepth import Branch, Decoder, LogitDifference, OutputEffect, Patch, patch_sweep
 from hookdepth.analyses import Settings, chosen, erasure, groups_of, integrals
 from hookdepth.analyses import Subject as On
 from hookdepth.engine.passes import measure, plan_for
@@ -110,7 +110,9 @@ def _effects(
 
     (task,) = groups_of(chosen(names), On(model, inputs, settings))
     assert task.branches is not None
-    layers = sum(plan_for(model, *task.branches(chunk)).least for chunk in range(task.n_chunks))
+    planned = [task.branches(chunk) for chunk in range(task.n_chunks)]
+    layers = sum(plan_for(model, *one).least for one in planned)
+    count = sum(len(branches) for branches, _ in planned)
     cuts = [cut for own in inputs.cuts for cut in own] if "future" in which else []
     positions = 0
     if outputs:
@@ -123,7 +125,8 @@ def _effects(
         peers, kind, run, units=tuple(range(model.n_layers)), passes=lambda n: clean + n * per_unit
     )
     need = Need(layers, positions)
-    return Workload("+".join(names), ours, lambda _: need, contestants, targets=targets.get(subject.name, {}))
+    own = targets.get(subject.name, {})
+    return Workload("+".join(names), ours, lambda _: need, contestants, targets=own, interventions=lambda _: count)
 
 
 def residual_erasure(subject: Subject, peers: Peers) -> Workload:
@@ -149,7 +152,50 @@ def residual_erasure(subject: Subject, peers: Peers) -> Workload:
         peers, "erasure", run, units=tuple(range(points)), passes=lambda n: 1 + n * tokens, unit="layer points"
     )
     targets = {"demo": {"hook loop": 10.0}, "llama-3.1-8b": {"floor": 0.5, "nnsight, a trace each": 40.0}}
-    return Workload("residual-erasure", ours, lambda _: need, contestants, targets=targets.get(subject.name, {}))
+    own = targets.get(subject.name, {})
+    return Workload(
+        "residual-erasure", ours, lambda _: need, contestants, targets=own, interventions=lambda _: len(branches)
+    )
+
+
+def patching(subject: Subject, peers: Peers) -> Workload:
+    """Activation patching, the field's daily bread: every layer and token of a pair that differs in one token."""
+    model = subject.model
+    source = list(subject.inputs.probes[0].token_ids[:-1])
+    base = list(source)
+    base[len(base) // 2] = (base[len(base) // 2] + 7) % int(model.config.vocab_size)
+    ids, other = (torch.tensor([one], device=model.device) for one in (base, source))
+    with torch.no_grad():
+        words = [int(model.hf(one, use_cache=False).logits[0, -1].argmax()) for one in (other, ids)]
+    if words[0] == words[1]:
+        words[1] = (words[0] + 1) % int(model.config.vocab_size)
+
+    def ours() -> Outcome:
+        found = patch_sweep(model, source, base, "resid_pre", LogitDifference(words[0], words[1]))
+        return Outcome({"score": found["score"]}, found.noise)
+
+    def run(peer: Peer, chunks: Sequence[int]) -> Tensors:
+        return {"score": peer.object.patching(ids, other, words, list(chunks)).cpu()}
+
+    nothing = torch.zeros(model.d_model)
+    cells = [
+        Branch((Patch("resid_pre", layer, nothing, [token]),), measured=[len(base) - 1])
+        for layer in range(model.n_layers)
+        for token in range(len(base))
+    ]
+    need = Need(plan_for(model, cells, [len(base)]).least, len(cells) + 2)
+    contestants = contestants_of(
+        peers, "patching", run, units=tuple(range(model.n_layers)), passes=lambda n: 2 + n * len(base)
+    )
+    targets = {"demo": {"hook loop": 15.0, "loop batched by layer": 3.5}}
+    return Workload(
+        "activation patching, every layer and token",
+        ours,
+        lambda _: need,
+        contestants,
+        targets=targets.get(subject.name, {}),
+        interventions=lambda _: len(cells),
+    )
 
 
 def gradients_riemann(subject: Subject, peers: Peers) -> Workload:
@@ -178,6 +224,7 @@ def gradients_riemann(subject: Subject, peers: Peers) -> Workload:
         lambda _: _gradient_need(subject, [steps] * len(subject.layers)),
         contestants,
         check=lambda: ours(steps // CHECKED),
+        interventions=lambda _: steps * len(subject.layers),
         targets=targets.get(subject.name, {}),
     )
 
@@ -198,6 +245,7 @@ def gradients_adaptive(subject: Subject, peers: Peers) -> Workload:
         ours,
         lambda outcome: _gradient_need(subject, outcome.tensors["evaluations"].int().tolist()),
         (),
+        interventions=lambda outcome: int(outcome.tensors["evaluations"].sum()),
     )
 
 
@@ -229,6 +277,7 @@ WORKLOADS = (
     skip_both,
     local_both,
     residual_erasure,
+    patching,
     gradients_riemann,
     gradients_adaptive,
 )

@@ -10,11 +10,12 @@ from benchmarks import run
 from benchmarks.contest import OURS, Effort, contest, spread
 from benchmarks.limits import Machine, Meter, Need, Size, floor, model_size, typical
 from benchmarks.measure import once
-from benchmarks.models import in_float32, make, twin
+from benchmarks.models import in_float32, make, shorter, twin
 from benchmarks.peers import LISTED, Peers
 from benchmarks.peers.hooks import HookLoop
 from benchmarks.sweeps import exponent, run_sweeps
 from benchmarks.workloads import residual_erasure, skip_both, skip_current
+from hookdepth import LogitDifference, patch_sweep
 
 CPU = torch.device("cpu")
 QUICK = Effort(rounds=1, row_seconds=0.0, peer_seconds=0.05)
@@ -72,6 +73,12 @@ def test_every_row_shows_what_the_issue_asks_for(suite):
         assert row["floor_s"] > 0
         assert row["of_floor"] > 0
         assert row["null_effect"] in (0.0, None)
+        assert row["mfu"] == pytest.approx(
+            row["least_flops"] / row["contestants"][OURS]["seconds"] / row["gflops"] / 1e9
+        )
+        assert row["contestants"][OURS]["cold_seconds"] > 0
+        read_only = row["row"] in ("residual-stats", "logit-lens", "six-experiments")
+        assert (row["interventions_per_s"] > 0) != read_only
         for name, record in row["contestants"].items():
             if "not installed" in record.get("status", ""):
                 continue
@@ -147,10 +154,10 @@ def test_a_peer_that_is_not_installed_keeps_its_line(tiny, monkeypatch):
 @pytest.mark.parametrize("listed", LISTED, ids=lambda listed: listed.name)
 def test_peers_do_what_they_are_listed_for(listed):
     module = pytest.importorskip(listed.module, exc_type=ImportError)
-    kinds = {"skip", "local", "erasure", "stats", "lens", "gradients"}
+    kinds = {"skip", "local", "erasure", "patching", "stats", "lens", "gradients"}
     does = {kind for kind in kinds if hasattr(getattr(module, listed.type), kind)}
     assert listed.does <= does
-    assert listed.does == does or listed.type == "FrozenLoop"
+    assert listed.does == does or listed.type in ("FrozenLoop", "LayerLoop")
 
 
 def test_a_floor_by_hand():
@@ -234,6 +241,35 @@ def test_the_peak_of_memory_is_that_of_the_call():
     assert 60 << 20 < peak < 90 << 20
     _, peak, _ = once(lambda: None, CPU)
     assert peak < 8 << 20
+
+
+@pytest.mark.parametrize("name", ["HookLoop", "LayerLoop"])
+def test_loops_patch_what_the_sweep_does(tiny, name):
+    loop = getattr(pytest.importorskip("benchmarks.peers.hooks"), name)(tiny.model.hf)
+    base, source = torch.tensor([[5, 6, 7, 8]]), torch.tensor([[5, 9, 7, 8]])
+    expected = patch_sweep(tiny.model, [5, 9, 7, 8], [5, 6, 7, 8], "resid_pre", LogitDifference(10, 11))["score"]
+    torch.testing.assert_close(loop.patching(base, source, [10, 11], [0, 2]), expected[[0, 2]], rtol=1e-3, atol=1e-4)
+
+
+def test_what_is_cold_is_shorter_and_asks_the_same(tiny):
+    less = shorter(tiny, 3)
+    assert [len(one) for one in less.inputs.prompts] == [len(one) - 3 for one in tiny.inputs.prompts]
+    ((before,), (after,)) = (one.inputs.probes for one in (tiny, less))
+    assert after.token_ids == before.token_ids[3:]
+    assert [after.token_ids[at] for at in after.answer_positions] == [
+        before.token_ids[at] for at in before.answer_positions
+    ]
+    assert all(
+        0 < cut < len(ids) for own, ids in zip(less.inputs.cuts, less.inputs.prompts, strict=True) for cut in own
+    )
+
+
+def test_a_cast_model_keeps_its_rotary_frequencies():
+    model = make("tiny", "bfloat16", CPU).model
+    assert model.dtype == torch.bfloat16
+    frequencies = model.hf.model.rotary_emb.inv_freq
+    assert frequencies.dtype == torch.float32
+    assert torch.equal(frequencies, make("tiny", "float32", CPU).model.hf.model.rotary_emb.inv_freq)
 
 
 def test_exponents_and_sweeps():

@@ -32,23 +32,24 @@ LISTED = (
         "hook loop",
         "benchmarks.peers.hooks",
         "HookLoop",
-        frozenset({"skip", "local", "erasure", "stats", "lens", "gradients"}),
+        frozenset({"skip", "local", "erasure", "patching", "stats", "lens", "gradients"}),
         False,
     ),
     Listed("hook loop, frozen, blocks of 32", "benchmarks.peers.hooks", "FrozenLoop", frozenset({"gradients"}), False),
+    Listed("loop batched by layer", "benchmarks.peers.hooks", "LayerLoop", frozenset({"patching"}), False),
     Listed("whole batch", "benchmarks.peers.batch", "WholeBatch", frozenset({"skip", "local", "erasure"}), False),
     Listed(
         "nnsight, a trace each",
         "benchmarks.peers.nnsight_",
         "TracePerIntervention",
-        frozenset({"skip", "erasure", "stats", "lens", "gradients"}),
+        frozenset({"skip", "erasure", "patching", "stats", "lens", "gradients"}),
     ),
     Listed("nnsight, one trace", "benchmarks.peers.nnsight_", "OneTrace", frozenset({"skip", "erasure"})),
     Listed(
         "TransformerLens",
         "benchmarks.peers.transformer_lens_",
         "Lens",
-        frozenset({"skip", "erasure", "stats", "lens", "gradients"}),
+        frozenset({"skip", "erasure", "patching", "stats", "lens", "gradients"}),
     ),
 )
 

@@ -87,7 +87,7 @@ class HookLoop:
     """One hooked pass per intervention; gradients in the notebook's way, in blocks of 16 steps: they reach the weights
     as well, and every position is unembedded."""
 
-    block, frozen = 16, False
+    block, frozen, together = 16, False, 1
 
     def __init__(self, hf: Any) -> None:
         self.hf = hf
@@ -177,6 +177,31 @@ class HookLoop:
         return effect
 
     @torch.no_grad()
+    def patching(self, ids: Tensor, source: Tensor, words: Sequence[int], layers: Sequence[int]) -> Tensor:
+        """Put every state of `source` into the run of `ids`, `together` tokens a pass: share of the gap, [S, T]."""
+        seen: list[Tensor] = []
+        with hooked(self.hf, before=lambda _layer, x: seen.append(x)):
+            high = gap(self.hf(input_ids=source, use_cache=False).logits, words)
+        low = gap(self.hf(input_ids=ids, use_cache=False).logits, words)
+        tokens = torch.arange(ids.shape[1], device=ids.device)
+        rows = []
+        for layer in layers:
+            for own in tokens.split(self.together):
+                where = torch.arange(len(own), device=ids.device)
+
+                def put(at: int, x: Tensor, layer: int = layer, own: Tensor = own, where: Tensor = where) -> Any:
+                    if at != layer:
+                        return None
+                    x = x.clone()
+                    x[where, own] = seen[layer][0, own]
+                    return x
+
+                with hooked(self.hf, before=put):
+                    logits = self.hf(input_ids=ids.expand(len(own), -1), use_cache=False).logits
+                rows.append((gap(logits, words) - low) / (high - low))
+        return torch.cat(rows).view(len(layers), -1)
+
+    @torch.no_grad()
     def stats(self, ids: Tensor) -> Tensor:
         """Sums over tokens of ‖a‖/‖h‖, ‖m‖/‖h+a‖, ‖c‖/‖h‖ and the three cosines: [6, L]."""
         attention: list[Tensor] = []
@@ -252,6 +277,18 @@ class FrozenLoop(HookLoop):
     """The best loop of its kind for gradients: weights frozen, answer positions alone unembedded, larger blocks."""
 
     block, frozen = 32, True
+
+
+class LayerLoop(HookLoop):
+    """The best loop of its kind for patching: a pass a layer, with a row a token."""
+
+    together = 1 << 20
+
+
+def gap(logits: Tensor, words: Sequence[int]) -> Tensor:
+    """By how much one word is ahead of another after the last token, a number a row."""
+    last = logits[:, -1].float()
+    return last[:, words[0]] - last[:, words[1]]
 
 
 def all_logits_lens(logits: Sequence[Tensor], final: Tensor, k: int = 5) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedTokenizerFast
 
-from benchmarks.peers.hooks import FRONT, all_logits_lens
+from benchmarks.peers.hooks import FRONT, all_logits_lens, gap
 
 
 def merge_io(intervened: Tensor, orig: Tensor, t: int | None) -> Tensor:
@@ -98,6 +98,25 @@ class TracePerIntervention(_Traced):
                         ts.append((outs - changed).norm(dim=-1).max(dim=1).values.cpu())
                 ls.append(torch.cat(ts, 0))
             result = nnsight.save(torch.stack(ls, dim=0))
+        return result
+
+    @torch.no_grad()
+    def patching(self, ids: Tensor, source: Tensor, words: Sequence[int], layers: Sequence[int]) -> Tensor:
+        """A trace a layer and token, in the manner of measure_token_skip: share of the gap, [S, T]."""
+        llm = self.llm
+        with llm.session():
+            with llm.trace(source):
+                seen = [layer.inputs[0][0] for layer in llm.model.layers]
+                high = gap(llm.output.logits, words)
+            with llm.trace(ids):
+                low = gap(llm.output.logits, words)
+            rows = []
+            for layer in layers:
+                for t in range(ids.shape[1]):
+                    with llm.trace(ids):
+                        llm.model.layers[layer].inputs[0][0][:, t] = seen[layer][:, t]
+                        rows.append((gap(llm.output.logits, words) - low) / (high - low))
+            result = nnsight.save(torch.cat(rows).view(len(layers), -1))
         return result
 
     @torch.no_grad()

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 
-from benchmarks.peers.hooks import FRONT, all_logits_lens, relative_change
+from benchmarks.peers.hooks import FRONT, all_logits_lens, gap, relative_change
 
 
 class Lens:
@@ -96,6 +96,25 @@ class Lens:
                 logits = self.bridge.run_with_hooks(ids, return_type="logits", fwd_hooks=[(site, erase)])
                 effect[place, token] = (logits[0, predicting].float().softmax(-1) - clean).norm(dim=-1).max()
         return effect
+
+    @torch.no_grad()
+    def patching(self, ids: Tensor, source: Tensor, words: Sequence[int], layers: Sequence[int]) -> Tensor:
+        """A hooked pass a layer and token: share of the gap, [S, T]."""
+        names = [self._pre(n) for n in range(self.n_layers)]
+        first, cache = self.bridge.run_with_cache(source, names_filter=names)
+        low = gap(self.bridge(ids, return_type="logits"), words)
+        rows = []
+        for layer in layers:
+            for token in range(ids.shape[1]):
+
+                def put(value: Tensor, hook: Any, layer: int = layer, token: int = token) -> Tensor:
+                    value = value.clone()
+                    value[:, token] = cache[self._pre(layer)][:, token]
+                    return value
+
+                logits = self.bridge.run_with_hooks(ids, return_type="logits", fwd_hooks=[(self._pre(layer), put)])
+                rows.append((gap(logits, words) - low) / (gap(first, words) - low))
+        return torch.cat(rows).view(len(layers), -1)
 
     @torch.no_grad()
     def stats(self, ids: Tensor) -> Tensor:

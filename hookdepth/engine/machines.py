@@ -93,19 +93,20 @@ class Machine:
             overhead: of passes beside their tokens, in token-layers.
         """
         moved = model.dtype.itemsize * (_values(model) * token_layers + _LOGITS * logits) / self._bytes
-        return flops / self._rate(model) + moved + overhead * self._token(model)
+        return flops / (_REACHED * self.rate(model)) + moved + overhead * self._token(model)
 
     @property
     def _bytes(self) -> float:
         return 0.9e9 * self.bandwidth
 
-    def _rate(self, model: Decoder) -> float:
-        return (self.halves if model.dtype.itemsize == 2 else self.floats) * 1e12 * _REACHED
+    def rate(self, model: Decoder) -> float:
+        """FLOP/s of its products by the data sheet, in the model's dtype."""
+        return (self.halves if model.dtype.itemsize == 2 else self.floats) * 1e12
 
     def _token(self, model: Decoder) -> float:
         """Seconds of one token in one layer, where there are many."""
         moved = model.dtype.itemsize * _values(model) / self._bytes
-        return 2.0 * matrices(model.layers[0]) / self._rate(model) + moved
+        return 2.0 * matrices(model.layers[0]) / (_REACHED * self.rate(model)) + moved
 
 
 MACHINES = {
@@ -128,9 +129,13 @@ def cost_of(model: Decoder) -> PassCost:
     """
     if model.device.type != "cuda":
         return _CPU.get(model.dtype.itemsize, _CPU[2])
+    return (of_model(model) or MACHINES["a100"]).cost(model)
+
+
+def of_model(model: Decoder) -> Machine | None:
+    """The GPU of the table that a model is on, by its name: of_model(load("demo"))     # None"""
     name = model.device_name
-    known = (machine for machine in MACHINES.values() if re.search(rf"{machine.label}\b", name))
-    return next(known, MACHINES["a100"]).cost(model)
+    return next((one for one in MACHINES.values() if re.search(rf"{one.label}\b", name)), None)
 
 
 def matrices(module: object) -> int:
