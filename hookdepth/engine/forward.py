@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.intervention import Intervention
+from hookdepth.engine.interventions import is_patch, patched_rows
 from hookdepth.engine.measured import checked, measured_tokens, only_read
 from hookdepth.engine.measurement import LayerMeasurement, LayerView, Measurement, OutputMeasurement
 from hookdepth.engine.output import measure_output
@@ -135,7 +137,7 @@ class _Pass:
         self.through_lens: set[int] = set()
         self.lenses: dict[int, Tensor] = {}
         self.sources = {
-            source for edits in table.edits.values() for _, own in edits for i in own for source in i.sources()
+            source for edits in table.edits.values() for own in edits.values() for i in own for source in i.sources()
         }
 
     def register(self, hooks: ExitStack) -> None:
@@ -165,8 +167,8 @@ class _Pass:
         """The last layer's MLP runs only at tokens that are unembedded: nothing else reads it. In erasure and
         integrated gradients, where few are, this saves some 5 % of all products."""
         last = self.table.n_layers - 1
-        edits = [self.table.edits.get((last, site), []) for site in ("mlp_out", "resid_post")]
-        tokenwise = all(i.tokenwise for site in edits for _, own in site for i in own)
+        edits = [self.table.edits.get((last, site), {}) for site in ("mlp_out", "resid_post")]
+        tokenwise = all(i.tokenwise for site in edits for own in site.values() for i in own)
         read = self.measured.mask.any(0)
         held = self.travel.holds_at(last) or (last, "neurons") in self.table.edits
         if self.measurements or not tokenwise or read.all() or held:
@@ -179,9 +181,9 @@ class _Pass:
         rows = self.table.layers[layer]
         self.travel.before(layer, hidden)
         edited = self._edit_rows(layer, "resid_pre", hidden)
-        born = [self._born(layer, "resid_pre", hidden, id_) for id_ in rows.born["resid_pre"]]
-        inside = rows.inside[hidden.shape[0] + len(born) :]
-        self.pre = _append(edited, born + [self._clean(layer, hidden, id_) for id_ in inside])
+        born = self._born(layer, "resid_pre", hidden, rows.born["resid_pre"])
+        inside = rows.inside[hidden.shape[0] + len(rows.born["resid_pre"]) :]
+        self.pre = _append(edited, born + [self._clean(layer, hidden, id_)[None] for id_ in inside])
         self.beside = None
         if layer in self.through_lens:  # the one thing of a row and token that outlives its layer
             place = {id_: n for n, id_ in enumerate(rows.inside)}
@@ -191,15 +193,15 @@ class _Pass:
 
     def inner(self, layer: int, site: str, value: Tensor) -> Tensor:
         """What a projection reads: branches born here join, and run through the projection."""
-        born = [self._born(layer, site, value, id_) for id_ in self.table.layers[layer].born[site]]
+        born = self._born(layer, site, value, self.table.layers[layer].born[site])
         return _append(self._edit_rows(layer, site, value), born)
 
     def output(self, layer: int, part: str, value: Tensor) -> Tensor | None:
         """What a contribution adds, before the family's factor, for every row of the layer."""
         rows, site = self.table.layers[layer], f"{part}_out"
         scale = self.model.sites.found.contributions[layer][part].scale
-        born = [self._born(layer, site, value, id_, scale) for id_ in rows.born[site]]
-        later = [self._clean(layer, value, id_) for id_ in rows.inside[value.shape[0] + len(born) :]]
+        born = self._born(layer, site, value, rows.born[site], scale)
+        later = [self._clean(layer, value, id_)[None] for id_ in rows.inside[value.shape[0] + len(rows.born[site]) :]]
         out = _append(self._edit_rows(layer, site, value, scale), born + later)
         if part == "mixer":
             self.beside = out * scale
@@ -212,7 +214,7 @@ class _Pass:
         before = self.pre if self.beside is None else self.pre + self.beside
         mid, changed = before + attn * scale, attn.clone()
         edited = self._edit_rows(layer, "resid_mid", mid)
-        for id_, _ in self.table.edits[layer, "resid_mid"]:
+        for id_ in self.table.edits[layer, "resid_mid"]:
             n = self.table.layers[layer].inside.index(id_)
             new = middle_change(before[n], attn[n] * scale, mid[n], edited[n])
             changed[n] = rescaled(partial(_instead, new), attn[n], scale)
@@ -226,10 +228,10 @@ class _Pass:
             self.contributions[layer] = hidden[rows.clean].float() - self.pre[rows.clean].float()
         edited = self._edit_rows(layer, "resid_post", hidden)
         states = self.travel.after(layer, self.pre, edited)
-        born = [self._born(layer, "resid_post", hidden, id_) for id_ in late]
+        born = self._born(layer, "resid_post", hidden, late)
         after = _append(edited, born)
         if self.measurements:
-            before = _append(self.pre, [self._clean(layer, self.pre, id_) for id_ in late])
+            before = _append(self.pre, [self._clean(layer, self.pre, id_)[None] for id_ in late])
             view = LayerView(layer, before, after, rows.slots, rows.clean)
             for measurement in self.measurements:
                 values = checked(measurement, view, (after.shape[0], after.shape[1]))
@@ -241,18 +243,40 @@ class _Pass:
             after = after.index_select(0, rows.keep)
         return None if after is hidden else after
 
-    def _born(self, layer: int, site: str, values: Tensor, id_: int, scale: float = 1.0) -> Tensor:
-        """A new row: its clean run's, or a state of its path, with what its branch changes here."""
+    def _born(self, layer: int, site: str, values: Tensor, ids: list[int], scale: float = 1.0) -> list[Tensor]:
+        """New rows, [row, token, …] each: their clean runs', or states of their paths, with what branches change."""
+        edits, at_once = self.table.edits.get((layer, site), {}), scale == 1.0 and not self.travel.on_paths
+        found: list[Tensor] = []
+        for patched, own in groupby(ids, lambda id_: at_once and is_patch(edits.get(id_))):
+            group = list(own)
+            if patched and len(group) > 1:
+                found.append(self._patched(layer, values, group, [edits[id_][0] for id_ in group]))
+            else:
+                found += [self._one_born(layer, site, values, id_, edits.get(id_), scale)[None] for id_ in group]
+        return found
+
+    def _one_born(
+        self, layer: int, site: str, values: Tensor, id_: int, own: list[Intervention] | None, scale: float
+    ) -> Tensor:
         clean = row = self._clean(layer, values, id_)
         if site in ("resid_pre", "resid_post"):
             row = self.travel.arrival(layer, ORDER.index(site), id_, clean)
-        own = next((own for owner, own in self.table.edits.get((layer, site), ()) if owner == id_), None)
         pre = self._clean(layer, self.pre, id_) if site != "resid_pre" else None
         return row if own is None else self._change(row, own, id_, pre, clean, scale)
 
+    def _patched(self, layer: int, values: Tensor, ids: list[int], patches: list[Intervention]) -> Tensor:
+        """New rows that are patched and nothing else: a few operations for all, where there may be hundreds of them."""
+        wheres = [self._where(patch, id_) for patch, id_ in zip(patches, ids, strict=True)]
+        rows = [self.table.layers[layer].clean_place(self.table.slot[id_]) for id_ in ids]
+        return patched_rows(values.detach(), rows, patches, wheres)
+
     def _clean(self, layer: int, values: Tensor, id_: int) -> Tensor:
-        """What the layer's values are on a row's clean run."""
-        return values[self.table.layers[layer].clean_place(self.table.slot[id_])]
+        """What the layer's values are on a row's clean run: of a branch no gradient flows there, nor is any wanted."""
+        return values[self.table.layers[layer].clean_place(self.table.slot[id_])].detach()
+
+    def _where(self, one: Intervention, id_: int) -> Where:
+        pass_, until = self.table.pass_, self.table.edited_until[id_]
+        return locate(one.tokens, self.lengths[self.table.slot[id_]], pass_.start, until or pass_.stop)
 
     def _edit_rows(self, layer: int, site: str, values: Tensor, scale: float = 1.0) -> Tensor:
         """Apply what branches change here that have joined before: the first of the layer's rows."""
@@ -261,7 +285,7 @@ class _Pass:
             return values
         place = {id_: n for n, id_ in enumerate(self.table.layers[layer].inside[: values.shape[0]])}
         changed = values
-        for id_, own in edits:
+        for id_, own in edits.items():
             if id_ in place:
                 changed = values.clone() if changed is values else changed
                 n = place[id_]
@@ -273,14 +297,13 @@ class _Pass:
         self, raw: Tensor, own: list[Intervention], id_: int, pre: Tensor | None, clean: Tensor, scale: float
     ) -> Tensor:
         pass_, slot = self.table.pass_, self.table.slot[id_]
-        length, until = self.lengths[slot], self.table.edited_until[id_]
-        tokens = min(length, pass_.stop) - pass_.start  # of the prompt: an intervention sees no padding
+        tokens = min(self.lengths[slot], pass_.stop) - pass_.start  # of the prompt: an intervention sees no padding
         clean = clean if scale == 1.0 else clean * scale
 
         def change(row: Tensor) -> Tensor:
             row = row.clone()
             for one in own:
-                where: Where = locate(one.tokens, length, pass_.start, pass_.stop if until is None else until)
+                where = self._where(one, id_)
                 seen = (slice(tokens),) if one.head is None else (slice(tokens), one.head)
                 around = _Around(pre, clean[seen], self.contributions, slot, tokens)
                 with only_read(f"the intervention {type(one).__name__}", around.lent()):
@@ -302,4 +325,4 @@ def _instead(new: Tensor, _old: Tensor) -> Tensor:
 
 
 def _append(rows: Tensor, born: list[Tensor]) -> Tensor:
-    return torch.cat([rows, *(row[None] for row in born)]) if born else rows
+    return torch.cat([rows, *born]) if born else rows

@@ -27,7 +27,7 @@ from hookdepth.engine.interventions import Patch
 from hookdepth.engine.measurement import Measurement
 from hookdepth.engine.memory import Budget
 from hookdepth.engine.pass_result import PassResult
-from hookdepth.engine.passes import plan_within, run_top, run_within
+from hookdepth.engine.passes import one_behind, plan_within, run_top, run_within
 from hookdepth.engine.plan import ForwardPass, Plan
 from hookdepth.engine.results import on_host
 from hookdepth.engine.tokens import Tokens, Where  # noqa: F401 (pdoc resolves inherited fields here)
@@ -109,7 +109,7 @@ def differentiate(
     budget = budget or Budget.of(model, gradients=True)
     plan = partial(plan_within, model, branches, [len(token_ids)], [measurement], budget)
 
-    def run(plan: Plan, top: ForwardPass) -> Iterator[tuple[frozenset[int], Derivatives]]:
+    def run(plan: Plan, top: ForwardPass) -> Iterator[tuple[frozenset[int], tuple[PassResult, Tensor]]]:
         with model.evaluating(grad=True):
             # A clone: what was computed in inference mode can never carry a gradient.
             leaf = points(top.rows).detach().clone().requires_grad_()
@@ -120,9 +120,11 @@ def differentiate(
                 bound[row] = replace(branches[row], interventions=(Patch(given.site, given.layer, value),))
             (result,) = run_top(model, [token_ids], bound, plan, top, [measurement])
             (gradient,) = torch.autograd.grad(_sum_of_branches(result, measurement.name), leaf)
-        yield top.measured, _derivatives(result, measurement.name, reduce(top.rows, gradient.float()).cpu())
+        yield top.measured, (result.settled(), reduce(top.rows, gradient.float()))
 
-    return run_within(budget, plan(), plan, run, on_pass)
+    # What a pass gave is read when the next one is on its way: so a device with a queue never waits for the host.
+    for result, reduced in one_behind(run_within(budget, plan(), plan, run, on_pass)):
+        yield _derivatives(result, measurement.name, reduced.cpu())
 
 
 def _sum_of_branches(result: PassResult, name: str) -> Tensor:

@@ -12,6 +12,7 @@ and `hookdepth.run` runs any list of branches in shared passes. Heads, neurons, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from numbers import Real
@@ -24,6 +25,7 @@ from hookdepth.engine.intervention import Intervention, Surroundings
 from hookdepth.engine.tokens import Tokens, Where, positions
 from hookdepth.errors import HookdepthError, choose, shown, whole_number
 from hookdepth.model.decoder import Decoder
+from hookdepth.model.devices import send
 from hookdepth.model.sites import PARTS, part_site
 
 
@@ -210,6 +212,46 @@ class Subtract(Intervention):
             raise HookdepthError(
                 f"Subtract(source={self.source}, layer={self.layer})", "give a source before the layer, from 0"
             )
+
+
+def is_patch(own: Sequence[Intervention] | None) -> bool:
+    """Whether a branch does nothing at a site but to replace tokens by a tensor: is_patch([Patch("z", 1, value)])"""
+    return own is not None and [type(one) for one in own] == [Patch] and own[0].head is None
+
+
+def patched_rows(
+    values: Tensor, rows: Sequence[int], patches: Sequence[Intervention], wheres: Sequence[Where]
+) -> Tensor:
+    """Copies of rows, each with its own patch, in the same few operations however many they are.
+
+        patched_rows(resid, [0, 0], [patch, other], [where, other_where])    # [2, token, width]
+
+    Args:
+        values: [row, token, …] of a pass.
+        rows: which of them.
+        patches, wheres: what each is patched with, and where that lies in the pass.
+    """
+    n_tokens = values.shape[1]
+    given, places = [], []
+    for number, (patch, where) in enumerate(zip(patches, wheres, strict=True)):
+        assert isinstance(patch, WithValue)
+        local = where.local
+        tokens = range(*local.indices(n_tokens)) if isinstance(local, slice) else local
+        own, shape = patch.at(where), values.shape[2:]
+        given.append(own if own.ndim > len(shape) else own.expand(len(tokens), *shape))
+        places += [number * n_tokens + token for token in tokens]
+    alike = len({one.dtype for one in given}) == 1  # else `cat` would choose a dtype of its own
+    new = torch.cat([one.to(values.device, one.dtype if alike else values.dtype) for one in given]).to(values.dtype)
+    if places == list(range(len(rows) * n_tokens)):  # all of every row
+        return new.unflatten(0, (len(rows), n_tokens))
+    one_run = len(set(rows)) == 1
+    copies = values[rows[0]].expand(len(rows), *values.shape[1:]) if one_run else values[_index(rows, values)]
+    flat = copies.contiguous().flatten(0, 1).index_copy_(0, _index(places, values), new)
+    return flat.unflatten(0, (len(rows), n_tokens))
+
+
+def _index(numbers: Sequence[int], like: Tensor) -> Tensor:
+    return send(numbers, like.device)
 
 
 def real_tensor(who: str, given: Any) -> Tensor:

@@ -7,7 +7,7 @@ own, of_clean = result.of("effect")     # [rows of the pass, L] each
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from jaxtyping import Float
 from torch import Tensor
@@ -50,9 +50,10 @@ class PassResult:
         own, clean = (self.layer, self.clean_layer) if name in self.layer else (self.output, self.clean_output)
         return own[name], clean[name]
 
-    def without_recorded(self) -> PassResult:
-        """The same, which holds on to no keys and values."""
-        return replace(self, recorded={})
+    def settled(self) -> PassResult:
+        """The same, which holds on to no keys and values, and to no graph."""
+        kinds = (self.layer, self.clean_layer, self.output, self.clean_output)
+        return PassResult(self.table, *({name: own.detach() for name, own in kind.items()} for kind in kinds))
 
     def prefix(self, table: RowTable) -> Callable[[int], KeysValues]:
         """Layer → the keys and values left of a pass that starts from this one, a row for each attending row."""

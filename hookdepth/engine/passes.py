@@ -83,7 +83,7 @@ def measure(
 
     def run(plan: Plan, top: ForwardPass) -> Iterator[tuple[frozenset[int], PassResult]]:
         for result in run_top(model, prompts, branches, plan, top, measurements):
-            yield result.table.pass_.measured, result.without_recorded()
+            yield result.table.pass_.measured, result.settled()
 
     with model.evaluating():
         first = plan()
@@ -122,6 +122,15 @@ def run_within(
             return
         budget.halve(plan)
         plan = replan(pending)
+
+
+def one_behind(results: Iterable[T]) -> Iterator[T]:
+    """Each result when the next has been made, and the last at the end: list(one_behind([1, 2])) is [1, 2]."""
+    waiting: list[T] = []
+    for result in results:
+        yield from waiting
+        waiting = [result]
+    yield from waiting
 
 
 def _run_one(

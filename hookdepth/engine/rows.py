@@ -25,7 +25,7 @@ from hookdepth.model.devices import send_together
 from hookdepth.model.sites import AT_OUTPUT, ORDER
 
 Key = tuple[int, ...]
-Edits = list[tuple[int, list[Intervention]]]
+Edits = dict[int, list[Intervention]]
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class RowTable:
 
         table = RowTable(pass_, branches, spans, n_layers, device)
         table.slot[table.branch_ids[0]]     # which of the pass's prompts a row belongs to
-        table.edits[3, "attn_out"]   # [(id_, interventions)]
+        table.edits[3, "attn_out"]   # id → its interventions there
 
     Args:
         pass_: what to run.
@@ -177,11 +177,7 @@ class RowTable:
             for intervention in branches[row].interventions:
                 if not self._visits(id_, intervention.layer):
                     continue
-                site = edits.setdefault((intervention.layer, intervention.site), [])
-                if site and site[-1][0] == id_:
-                    site[-1][1].append(intervention)
-                else:
-                    site.append((id_, [intervention]))
+                edits.setdefault((intervention.layer, intervention.site), {}).setdefault(id_, []).append(intervention)
         return edits
 
     def _control_joins(self) -> tuple[int, int]:

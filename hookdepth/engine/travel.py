@@ -97,6 +97,11 @@ class Travel:
             run, layer = cast(State, key)
             self.needed.setdefault((run.sweep, layer), []).append((run, layer))
 
+    @property
+    def on_paths(self) -> bool:
+        """Whether rows join with states of their own, and not as their clean runs."""
+        return self.table is not None
+
     def begin(self, table: SweepTable) -> SweepTable:
         """The next sweep."""
         before, self.table = self.table, table

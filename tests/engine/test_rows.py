@@ -109,7 +109,7 @@ def test_edits_are_listed_where_they_happen():
     branches = [Branch((first, second)), Branch((third, second))]
     plan = make_plan(branches, [8], 3)
     table = table_of(plan.passes[0], branches, plan)
-    assert table.edits == {(1, "resid_pre"): [(2, [first])], (1, "attn_out"): [(2, [second]), (3, [third, second])]}
+    assert table.edits == {(1, "resid_pre"): {2: [first]}, (1, "attn_out"): {2: [second], 3: [third, second]}}
 
 
 def test_nothing_is_changed_right_of_a_cut():
