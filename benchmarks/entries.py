@@ -14,8 +14,9 @@ from torch import Tensor
 from benchmarks.limits import Need
 from benchmarks.models import Subject
 from benchmarks.peers import Peer, Peers
-from hookdepth.analyses import Settings, chosen, groups_of
+from hookdepth.analyses import Settings, chosen
 from hookdepth.analyses import Subject as On
+from hookdepth.runs.sharing import groups_of
 
 Tensors = dict[str, Tensor]
 

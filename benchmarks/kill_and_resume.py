@@ -24,8 +24,8 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from hookdepth.analyses.contract import load_folder
 from hookdepth.data import load_examples
+from hookdepth.runs.contract import load_folder
 
 UNITS = "*.safetensors"
 ALONE = [sys.executable, "-m", "hookdepth"]

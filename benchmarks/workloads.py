@@ -18,9 +18,10 @@ from benchmarks.limits import Need
 from benchmarks.models import Subject
 from benchmarks.peers import Peer, Peers
 from hookdepth import Branch, Decoder, LogitDifference, OutputEffect, Patch, patch_sweep
-from hookdepth.analyses import Settings, chosen, erasure, groups_of, integrals
+from hookdepth.analyses import Settings, chosen, erasure, integrals
 from hookdepth.analyses import Subject as On
 from hookdepth.engine.passes import measure, plan_for
+from hookdepth.runs.sharing import groups_of
 
 CHECKED = 8  # one in so many steps of integrated gradients is what peers are checked on and timed with
 

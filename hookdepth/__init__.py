@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from hookdepth._version import __version__
 from hookdepth.errors import HookdepthError
+from hookdepth.showing import shown_by
 
 if TYPE_CHECKING:
     from hookdepth.analyses.base import Analysis
-    from hookdepth.analyses.contract import load_folder
     from hookdepth.analyses.jacobian import load_lens
     from hookdepth.api import analyse, plot, run
     from hookdepth.checks import verify
@@ -48,12 +48,13 @@ if TYPE_CHECKING:
     from hookdepth.model.families import Family
     from hookdepth.model.loading import load
     from hookdepth.results import Result
+    from hookdepth.runs.contract import load_folder
     from hookdepth.sweeps.attribution import attribute
     from hookdepth.sweeps.patching import ablate_sweep, patch_sweep, skip_sweep
 
 _HOME = {
     "analyses.base": "Analysis",
-    "analyses.contract": "load_folder",
+    "runs.contract": "load_folder",
     "analyses.jacobian": "load_lens",
     "api": "analyse plot run",
     "engine.branches": "Branch",
@@ -76,6 +77,17 @@ _HOME = {
     "sweeps.attribution": "attribute",
     "sweeps.patching": "ablate_sweep patch_sweep skip_sweep",
 }
+
+
+def _shown(result: "Result", what: str, *arguments: Any, **options: Any) -> Any:
+    """Who only makes or reads results need not wait for figures."""
+    from hookdepth.analyses.registry import declared
+    from hookdepth.report import notebook
+
+    return getattr(notebook, what)(result, declared(result), *arguments, **options)
+
+
+shown_by(_shown)
 
 
 def __getattr__(name: str) -> Any:

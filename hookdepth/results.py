@@ -21,7 +21,6 @@ import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from hookdepth.errors import DamagedError, HookdepthError, as_path, choose
+from hookdepth.showing import show
 
 SCHEMA = 2
 SUFFIX = ".safetensors"
@@ -83,7 +83,7 @@ class Result:
     def axes(self, name: str) -> tuple[str, ...]:
         """What the axes of a tensor are: Result("logit-lens", {"kl": kl}).axes("kl")   # ('point',)"""
         self[name]
-        found: tuple[str, ...] = self._late("axes_of_result", name)
+        found: tuple[str, ...] = show(self, "axes_of_result", name)
         return found
 
     def over_prompts(self, how: str) -> Result:
@@ -95,7 +95,7 @@ class Result:
         Raises:
             HookdepthError: another reduction, or a result that has no prompt's own values.
         """
-        found: Result = self._late("over_prompts", how)
+        found: Result = show(self, "over_prompts", how)
         return found
 
     def plot(self, name: str | None = None, **options: Any) -> Any:
@@ -110,7 +110,7 @@ class Result:
         Raises:
             HookdepthError: no such tensor, one that has too many axes, or an option that the figure does not take.
         """
-        return self._late("plot", name, **options)
+        return show(self, "plot", name, **options)
 
     def to_dataframe(self, name: str | None = None) -> Any:
         """A pandas frame with a row a value: the places along the axes, their labels, and the value.
@@ -121,19 +121,13 @@ class Result:
         Raises:
             HookdepthError: no such tensor, or pandas is not there.
         """
-        return self._late("dataframe", name)
+        return show(self, "dataframe", name)
 
     def __repr__(self) -> str:
-        return str(self._late("summary"))
+        return str(show(self, "summary"))
 
     def _repr_html_(self) -> str:
-        return str(self._late("html"))
-
-    def _late(self, what: str, *arguments: Any, **options: Any) -> Any:
-        """Tables and figures stand above results, and who only reads a file need not wait for them."""
-        declared = import_module("hookdepth.analyses.registry").declared(self)
-        function = getattr(import_module("hookdepth.report.notebook"), what)
-        return function(self, declared, *arguments, **options)
+        return str(show(self, "html"))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the result atomically and return its path.

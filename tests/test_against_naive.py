@@ -11,9 +11,10 @@ import torch
 from tiny_models import FAMILIES, prompts, tiny_model
 
 import hookdepth
-from hookdepth.analyses import Inputs, Settings, Subject, chosen, groups_of
+from hookdepth.analyses import Inputs, Settings, Subject, chosen
 from hookdepth.data import Probe
 from hookdepth.errors import HookdepthError
+from hookdepth.runs.sharing import groups_of
 
 PARTS = ("layer", "attn", "mlp")
 LENGTHS = (20, 14, 9)

@@ -18,13 +18,13 @@ from tiny_tokenizer import tiny_tokenizer
 
 import hookdepth
 from hookdepth import Branch, LayerEffect, Patch, Skip, results
-from hookdepth.analyses.contract import load_folder
 from hookdepth.cli import main
 from hookdepth.engine.passes import measure
 from hookdepth.errors import HookdepthError
 from hookdepth.model import hub
 from hookdepth.report.drawing import style as plots_base
 from hookdepth.results import Result
+from hookdepth.runs.contract import load_folder
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ from tiny_tokenizer import tiny_tokenizer
 import hookdepth
 import hookdepth.training
 from hookdepth import analyses, cli
-from hookdepth.analyses import Inputs, Subject, chosen, depth, groups_of
+from hookdepth.analyses import Inputs, Subject, chosen, depth
 from hookdepth.analyses.base import Measured
 from hookdepth.analyses.registry import checked, find, known
 from hookdepth.analyses.registry import declared as lookup
@@ -38,6 +38,7 @@ from hookdepth.engine.planner import make_plan
 from hookdepth.report.figures import Bars, Heatmap, Lines, TokenMap, pictures_of
 from hookdepth.results import Result
 from hookdepth.runs.outline import load_outline
+from hookdepth.runs.sharing import groups_of
 from hookdepth.runs.workers import Workers
 from hookdepth.training.reading import Reader
 from hookdepth.training.wrapping import gather, unwrap
@@ -121,7 +122,7 @@ NOT_RUN = {
 READS_HISTORY = ["report.drawing.over_training", "training.history"]
 HALF_MLP = next(code for code in snippets_of_page("analyses") if "class HalfMlp" in code)
 READS_RESULTS = [
-    "analyses.contract",
+    "runs.contract",
     "runs.reporting",
     "cli",
     "report.compare",

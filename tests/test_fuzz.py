@@ -11,12 +11,12 @@ from safetensors.torch import save
 from synthetic_results import synthetic_results
 from tiny_tokenizer import tiny_tokenizer
 
-from hookdepth.analyses.contract import load_folder, violation
 from hookdepth.data import encode, load_examples, make_probe
 from hookdepth.errors import HookdepthError, choose, suggestion
 from hookdepth.report.drawing import style as plots_base
 from hookdepth.report.tables import describe
 from hookdepth.results import Result, digest_of, write_atomic
+from hookdepth.runs.contract import load_folder, violation
 from hookdepth.runs.reporting import report
 
 # The same file is written again and again: no fixture need be made anew.

@@ -50,9 +50,21 @@ def imported(node_tree):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def own(name):
+def named(node_tree):
+    """Every module that a string names, as `import_module` takes it: `f"hookdepth.data.{name}"` may be any of these."""
+    docstrings = {id(node.value) for node in ast.walk(node_tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(node_tree):
+        if isinstance(node, ast.JoinedStr) and isinstance(node.values[0], ast.Constant):
+            begins = node.values[0].value
+            yield from (full for name in FILES if (full := f"hookdepth.{name}").startswith(begins))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+            yield node.value
+
+
+def own(name, node_tree=None):
     """Modules of the package that a module imports; that a folder's own __init__ runs first is no import of it."""
-    for full in imported(tree(name)):
+    node_tree = node_tree or tree(name)
+    for full in (*imported(node_tree), *named(node_tree)):
         inner = full.removeprefix("hookdepth.")
         if full != inner and inner in FILES and inner != name and not name.startswith(f"{inner}."):
             yield inner
@@ -85,6 +97,15 @@ def test_no_imports_go_in_circles_and_floors_are_few():
 def test_a_circle_would_be_seen():
     with pytest.raises(ValueError, match="cycle"):
         floors({"a": {"b"}, "b": {"a"}})
+
+
+def test_a_module_that_a_string_names_is_imported():
+    late = ast.parse(
+        """"hookdepth.data.lines"; f(import_module("hookdepth.report.page"), f"hookdepth.sweeps.{name}")"""
+    )
+    found = set(own("results", late))
+    assert {"report.page", "sweeps.grid", "sweeps.patching"} <= found
+    assert "data.lines" not in found, "a docstring imports nothing"
 
 
 def test_few_modules_lie_directly_in_the_package():

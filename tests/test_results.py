@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from hookdepth import results
-from hookdepth.analyses.contract import load_folder
 from hookdepth.errors import HookdepthError
 from hookdepth.results import Result, read_metadata, write_atomic, write_json
+from hookdepth.runs.contract import load_folder
 from hookdepth.training.history import load_history
 
 

@@ -170,12 +170,12 @@ def test_over_prompts(model):
 
 
 def test_a_run_in_a_folder_goes_on_where_it_stopped(model, tmp_path, monkeypatch):
-    from hookdepth.analyses.sharing import Group
+    from hookdepth.runs.sharing import Group
 
     branches = [*skips(), hd.AddVector("resid_post", 1, torch.ones(model.d_model))]
     measurements = [hd.KL(), hd.Custom("top", lambda view: view.probabilities.amax(-1))]
     alone = [range(number, number + 1) for number in range(3)]
-    monkeypatch.setattr("hookdepth.analyses.sharing._consecutive", lambda lengths, rows: alone)
+    monkeypatch.setattr("hookdepth.runs.sharing._consecutive", lambda lengths, rows: alone)
     run, done = Group.run, []
 
     def stops(self, chunk, on_pass):

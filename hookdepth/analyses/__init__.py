@@ -1,6 +1,6 @@
 """The analyses: one class each, which declares what it measures, what it depends on, and how it is drawn.
 
-    from hookdepth.analyses import find, groups_of
+    from hookdepth.analyses import find
 
     find("skip-current").question              # 'which later layers notice that a layer is skipped'
     find("my_analyses.py:HalfSkip")            # a class in a file of one's own
@@ -15,13 +15,11 @@ if TYPE_CHECKING:
     from hookdepth.analyses.base import BASELINE_PROMPTS, Analysis, Inputs, Partial, Subject, noise_floor
     from hookdepth.analyses.registry import chosen, declared, find, known
     from hookdepth.analyses.settings import Settings
-    from hookdepth.analyses.sharing import Group, groups_of
 
 _HOME = {
     "base": "BASELINE_PROMPTS Analysis Inputs Partial Subject noise_floor",
     "registry": "chosen declared find known",
     "settings": "Settings",
-    "sharing": "Group groups_of",
 }
 
 
@@ -35,7 +33,6 @@ def __getattr__(name: str) -> Any:
 __all__ = [
     "BASELINE_PROMPTS",
     "Analysis",
-    "Group",
     "Inputs",
     "Partial",
     "Settings",
@@ -43,7 +40,6 @@ __all__ = [
     "chosen",
     "declared",
     "find",
-    "groups_of",
     "known",
     "noise_floor",
 ]

@@ -175,12 +175,11 @@ def declared(result: Result) -> Analysis | None:
     """
     if result.analysis in known():
         return known()[result.analysis]()
+    from hookdepth.analyses.stored import read, written
+
     stored, met = result.metadata.get("declaration"), _SEEN.get(result.analysis)
     # A class that was changed since declares something else than this file, which knows best what is in it.
-    if stored is None or (met is not None and import_module("hookdepth.analyses.stored").written(met) == stored):
-        return met
-    found: Analysis = import_module("hookdepth.analyses.stored").read(stored)
-    return found
+    return met if stored is None or (met is not None and written(met) == stored) else read(stored)
 
 
 def chosen(wanted: Any) -> list[Analysis]:

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from hookdepth.analyses.base import Analysis, Inputs, Measured, Subject, Tensors, noise_floor
 from hookdepth.analyses.settings import Settings
-from hookdepth.analyses.sharing import Group
 from hookdepth.analyses.source import digest_of
 from hookdepth.analyses.stored import declaration_of
 from hookdepth.engine.branches import Branch
@@ -32,6 +31,7 @@ from hookdepth.model.decoder import Decoder
 from hookdepth.report.figures import Bars, Heatmap, Kind
 from hookdepth.results import CLEAN, Result
 from hookdepth.runs.saying import bar_over
+from hookdepth.runs.sharing import Group
 
 LAYOUTS = ("one", "every", "own")
 _LONGEST_LABEL = 40

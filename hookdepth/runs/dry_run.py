@@ -25,7 +25,6 @@ import torch
 
 from hookdepth.analyses.base import Analysis, Inputs, Measured, Subject, Tensors
 from hookdepth.analyses.settings import Settings
-from hookdepth.analyses.sharing import Group, groups_of
 from hookdepth.data import Probe
 from hookdepth.engine.machines import Machine
 from hookdepth.engine.measurement import zero_where_clean
@@ -34,6 +33,7 @@ from hookdepth.engine.work import Work, work_of_plan
 from hookdepth.errors import HookdepthError
 from hookdepth.model.decoder import Decoder
 from hookdepth.runs.outline import Outline, miniature, with_vocabulary
+from hookdepth.runs.sharing import Group, groups_of
 
 LAYERS = 3  # of the miniature
 _PLANNED = 12  # chunks that are planned; the others are taken to be like them

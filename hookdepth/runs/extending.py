@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from hookdepth.analyses.base import Analysis, Inputs, Partial, Subject, Tensors, noise_floor
-from hookdepth.analyses.contract import load_folder
 from hookdepth.analyses.registry import declared
 from hookdepth.analyses.settings import Settings
 from hookdepth.errors import HookdepthError
 from hookdepth.model.decoder import Decoder
 from hookdepth.results import SUFFIX, Result, check_folder_name
+from hookdepth.runs.contract import load_folder
 from hookdepth.runs.store import refuse_other
 
 _OF_PROMPTS = ("prompts", "cuts")

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hookdepth.analyses.base import Analysis
-from hookdepth.analyses.contract import load_folder
 from hookdepth.analyses.registry import declared, known
 from hookdepth.errors import HookdepthError
 from hookdepth.report.compare import write_comparison
@@ -19,6 +18,7 @@ from hookdepth.report.explore import write_explorer
 from hookdepth.report.notebook import drawn
 from hookdepth.report.page import write_report
 from hookdepth.results import Result, read_log
+from hookdepth.runs.contract import load_folder
 
 
 def report(folder: str | os.PathLike[str]) -> Path:

@@ -27,10 +27,8 @@ import torch
 
 from hookdepth._version import __version__
 from hookdepth.analyses.base import Analysis, Inputs, Partial, Subject, Tensors, noise_floor
-from hookdepth.analyses.contract import check_contents, wrong_tensors
 from hookdepth.analyses.registry import chosen
 from hookdepth.analyses.settings import Settings
-from hookdepth.analyses.sharing import Group, groups_of
 from hookdepth.analyses.stored import declaration_of
 from hookdepth.engine.reading import first_not_finite
 from hookdepth.errors import DamagedError, HookdepthError, NotFiniteError
@@ -39,8 +37,10 @@ from hookdepth.model.identity import identity_of
 from hookdepth.model.rounding import rounding_of
 from hookdepth.model.rounding import threads as so_many_threads
 from hookdepth.results import SUFFIX, Result, add_to_log, check_folder_name, read_log, sweep
+from hookdepth.runs.contract import check_contents, wrong_tensors
 from hookdepth.runs.extending import beginning, items_of
 from hookdepth.runs.saying import announce_floor, bar_over
+from hookdepth.runs.sharing import Group, groups_of
 from hookdepth.runs.store import LOCK, VISIBLE_S, Chunks, appears, forget, locked, refuse_other
 from hookdepth.runs.threads import threads_of
 from hookdepth.runs.workers import Workers

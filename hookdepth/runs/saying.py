@@ -7,8 +7,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from hookdepth.analyses.sharing import Group
 from hookdepth.engine.passes import plan_for
+from hookdepth.runs.sharing import Group
 
 _PLANNED = 16  # chunks whose passes are counted for the bar; it takes the others to be like them
 

@@ -17,9 +17,9 @@ from typing import Any
 import psutil
 import torch
 
-from hookdepth.analyses.contract import check_contents
 from hookdepth.errors import HookdepthError, environment_number
 from hookdepth.results import SUFFIX, Result
+from hookdepth.runs.contract import check_contents
 from hookdepth.runs.store import stored_identities
 
 _MOST = 4096  # that any machine has

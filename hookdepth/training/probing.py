@@ -19,11 +19,11 @@ from torch import Tensor
 from hookdepth.analyses.base import BASELINE_PROMPTS, Analysis, Inputs, Subject, noise_floor
 from hookdepth.analyses.registry import chosen
 from hookdepth.analyses.settings import Settings
-from hookdepth.analyses.sharing import groups_of
 from hookdepth.analyses.stored import declaration_of
 from hookdepth.data import Probe, encode, make_probe, sample_cuts
 from hookdepth.errors import HookdepthError
 from hookdepth.model.decoder import Decoder
+from hookdepth.runs.sharing import groups_of
 from hookdepth.training.wrapping import Target, autocast_without_memory, run_eagerly, same_randomness, whole_weights
 
 Prompt = str | Sequence[int] | Tensor | tuple[str, str] | Probe

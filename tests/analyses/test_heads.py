@@ -7,8 +7,9 @@ from tiny_models import prompts, tiny_model
 from tiny_tokenizer import tiny_tokenizer
 
 import hookdepth
-from hookdepth.analyses import Inputs, Settings, Subject, chosen, groups_of
+from hookdepth.analyses import Inputs, Settings, Subject, chosen
 from hookdepth.errors import HookdepthError
+from hookdepth.runs.sharing import groups_of
 
 
 def found_on(model, inputs, **settings):

@@ -7,11 +7,12 @@ from tiny_models import FAMILIES, prompts, tiny_model
 
 import hookdepth
 from hookdepth import HookdepthError
-from hookdepth.analyses import Inputs, Settings, Subject, chosen, groups_of, integrals
+from hookdepth.analyses import Inputs, Settings, Subject, chosen, integrals
 from hookdepth.analyses.integrals import Path, attribute, check_gradients
 from hookdepth.data import DEFAULT_PROBES, Probe, make_probe
 from hookdepth.engine import gradients
 from hookdepth.engine.gradients import differentiate
+from hookdepth.runs.sharing import groups_of
 
 PARTS = ("layer", "attn", "mlp")
 

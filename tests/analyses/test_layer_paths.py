@@ -11,12 +11,13 @@ from tiny_models import prompts, tiny_model
 
 import hookdepth
 from hookdepth import HookdepthError
-from hookdepth.analyses import Inputs, Settings, Subject, find, groups_of
+from hookdepth.analyses import Inputs, Settings, Subject, find
 from hookdepth.analyses.layer_paths import PAIRS, SPANS
 from hookdepth.analyses.spans import rearranged
 from hookdepth.metrics import rank_correlation
 from hookdepth.report.figures import pictures_of
 from hookdepth.results import Result
+from hookdepth.runs.sharing import groups_of
 
 L = 5
 IDS = tuple(map(tuple, prompts(2, (20, 13))))

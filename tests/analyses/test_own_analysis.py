@@ -18,11 +18,12 @@ from tiny_tokenizer import tiny_tokenizer
 
 import hookdepth
 from hookdepth import Branch, OutputEffect, Scale, cli
-from hookdepth.analyses import registry, sharing
+from hookdepth.analyses import registry
 from hookdepth.data import encode
 from hookdepth.engine import forward
 from hookdepth.engine.passes import measure
 from hookdepth.errors import HookdepthError
+from hookdepth.runs import sharing
 from hookdepth.training import DepthMonitor
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,7 +9,7 @@ import torch
 from tiny_models import prompts, tiny_model
 
 from hookdepth import AddVector, Branch, LayerEffect, OutputEffect, Patch, Scale, Skip, wrap
-from hookdepth.analyses import Inputs, Settings, Subject, chosen, groups_of
+from hookdepth.analyses import Inputs, Settings, Subject, chosen
 from hookdepth.data import Probe, sample_cuts
 from hookdepth.engine.intervention import Intervention
 from hookdepth.engine.interventions import Identity, Subtract
@@ -19,6 +19,7 @@ from hookdepth.engine.passes import measure
 from hookdepth.engine.reading import capture
 from hookdepth.errors import HookdepthError
 from hookdepth.model.checking import check
+from hookdepth.runs.sharing import groups_of
 
 LENGTHS = (20, 33)
 

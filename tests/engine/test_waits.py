@@ -5,9 +5,10 @@ import torch
 from absent_gpu import AbsentGPU
 from tiny_models import prompts, tiny_model
 
-from hookdepth.analyses import Inputs, Settings, Subject, chosen, groups_of
+from hookdepth.analyses import Inputs, Settings, Subject, chosen
 from hookdepth.data import Probe
 from hookdepth.model.decoder import Decoder
+from hookdepth.runs.sharing import groups_of
 
 IDS = tuple(tuple(ids) for ids in prompts(4, lengths=(14, 11, 14, 11)))
 PROBE = Probe("", "", IDS[0], tuple(map(str, IDS[0])), (13,))

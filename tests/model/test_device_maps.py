@@ -11,9 +11,10 @@ from tiny_tokenizer import tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
 import hookdepth
-from hookdepth.analyses import Inputs, Settings, Subject, chosen, groups_of, known
+from hookdepth.analyses import Inputs, Settings, Subject, chosen, known
 from hookdepth.data import Probe
 from hookdepth.errors import HookdepthError
+from hookdepth.runs.sharing import groups_of
 
 NAMES = tuple(name for name, kind in known().items() if kind.in_all)
 

@@ -9,12 +9,13 @@ from tiny_models import COMMON, prompts, tiny_config, tiny_model
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
 from hookdepth import Branch, LayerEffect, OutputEffect, Patch, Skip, wrap
-from hookdepth.analyses import Inputs, Settings, Subject, chosen, groups_of
+from hookdepth.analyses import Inputs, Settings, Subject, chosen
 from hookdepth.data import Probe, sample_cuts
 from hookdepth.engine.machines import PassCost
 from hookdepth.engine.passes import measure, plan_for
 from hookdepth.errors import HookdepthError
 from hookdepth.model.positions import LengthDependent
+from hookdepth.runs.sharing import groups_of
 
 LENGTHS = (12, 90, 16, 17, 40, 33)
 LONGROPE = {

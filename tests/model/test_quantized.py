@@ -7,10 +7,10 @@ from tiny_tokenizer import tiny_tokenizer
 
 import hookdepth
 from hookdepth import Branch, LayerEffect, OutputEffect, Skip
-from hookdepth.analyses.contract import load_folder
 from hookdepth.cli import main
 from hookdepth.engine.passes import measure
 from hookdepth.errors import HookdepthError
+from hookdepth.runs.contract import load_folder
 
 pytest.importorskip("bitsandbytes")
 

@@ -10,7 +10,7 @@ from tiny_tokenizer import tiny_tokenizer
 from torch.utils.flop_counter import FlopCounterMode
 
 import hookdepth
-from hookdepth.analyses import Inputs, Settings, Subject, chosen, groups_of, known
+from hookdepth.analyses import Inputs, Settings, Subject, chosen, known
 from hookdepth.analyses.base import Analysis, Partial
 from hookdepth.cli import main
 from hookdepth.data import Probe
@@ -25,6 +25,7 @@ from hookdepth.runs import start
 from hookdepth.runs.config import Config
 from hookdepth.runs.dry_run import LAYERS, describe, estimate, work_of
 from hookdepth.runs.outline import Words, load_outline, miniature, with_vocabulary
+from hookdepth.runs.sharing import groups_of
 
 NAMES = tuple(name for name, kind in known().items() if kind.in_all)
 

@@ -9,12 +9,12 @@ from tiny_models import prompts, tiny_model
 
 import hookdepth
 from hookdepth.analyses import Inputs, Settings, find
-from hookdepth.analyses.sharing import Group
 from hookdepth.cli import main
 from hookdepth.errors import HookdepthError
 from hookdepth.results import Result, read_log
 from hookdepth.runs import runner
 from hookdepth.runs.extending import merge
+from hookdepth.runs.sharing import Group
 
 NAMES = ("residual-stats", "logit-lens", "skip-current", "skip-future", "local-current")
 PROMPTS = tuple(tuple(ids) for ids in prompts(4, (30, 41, 20, 35), seed=2))
@@ -34,7 +34,7 @@ def alone(monkeypatch):
     def one_each(lengths, rows):
         return [range(n, n + 1) for n in range(len(lengths))]
 
-    monkeypatch.setattr("hookdepth.analyses.sharing._consecutive", one_each)
+    monkeypatch.setattr("hookdepth.runs.sharing._consecutive", one_each)
 
 
 @pytest.fixture

@@ -13,12 +13,12 @@ from tiny_models import prompts, tiny_model
 
 import hookdepth
 from hookdepth.analyses import Inputs, Settings, find, known
-from hookdepth.analyses.sharing import Group
 from hookdepth.data import Probe
 from hookdepth.errors import HookdepthError
 from hookdepth.results import LOG, Result, read_log
 from hookdepth.runs import runner
 from hookdepth.runs.runner import UNITS
+from hookdepth.runs.sharing import Group
 
 NAMES = tuple(name for name, kind in known().items() if kind.in_all)
 

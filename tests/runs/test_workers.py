@@ -14,12 +14,12 @@ import torch
 from tiny_models import tiny_model
 from tiny_tokenizer import CORPUS, tiny_tokenizer
 
-from hookdepth.analyses.contract import load_folder
 from hookdepth.cli import main
 from hookdepth.errors import HookdepthError
 from hookdepth.model.loading import own_gpu
 from hookdepth.results import read_log
 from hookdepth.runs import workers as processes
+from hookdepth.runs.contract import load_folder
 from hookdepth.runs.workers import Workers, joined
 
 # Children of a process that has imported everything and started no threads: they begin at once.

@@ -17,10 +17,10 @@ from training_runs import (
     train,
 )
 
-from hookdepth.analyses.contract import load_folder
 from hookdepth.cli import main
 from hookdepth.errors import HookdepthError
 from hookdepth.results import Result, read_log
+from hookdepth.runs.contract import load_folder
 from hookdepth.training import DepthMonitor, load_history, padding_mask, save_picture
 from hookdepth.training.metrics import metrics_of
 from hookdepth.training.reading import adds_up, products, statistics

@@ -13,12 +13,12 @@ from functools import cached_property
 
 from torch import Tensor
 
-from hookdepth.analyses.asking import branches_of, collected, measured_by, reduced
 from hookdepth.analyses.base import Analysis, Measured, OnPass, Partial, Subject, Tensors, stacked
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.measurement import Measurement
 from hookdepth.engine.passes import measure
 from hookdepth.engine.plan import family_of, peak_rows, span_of
+from hookdepth.runs.asking import branches_of, collected, measured_by, reduced
 
 _SHORT = 4096  # rows × tokens up to which short prompts share a chunk
 

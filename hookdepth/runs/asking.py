@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from hookdepth.analyses.base import Analysis, Measured, OnPass, Partial, Subject, Tensors
-from hookdepth.analyses.contract import wrong_tensors
 from hookdepth.analyses.registry import known
 from hookdepth.engine.branches import Branch
 from hookdepth.errors import HookdepthError, line_in, shown
+from hookdepth.runs.contract import wrong_tensors
 
 
 def branches_of(analysis: Analysis, subject: Subject, item: int, *, planned: bool = False) -> list[Branch]:
