@@ -170,7 +170,7 @@ def test_snippets_run(name, number, words, folder, tmp_path, monkeypatch, caplog
     tiny = {name: words[name] for name in ("Settings", "load", "demo_folder")}
     if where.startswith("training") or where in READS_HISTORY:
         tiny |= request.getfixturevalue("training")
-    if where.startswith("analyses"):
+    if where.startswith("analyses") or where in ("runs.asking", "runs.sharing"):
         tiny["measured"] = words["measured_of_branches"]
         for file in ("half-skip.py", "my_analyses.py"):
             (tmp_path / file).write_text(HALF_MLP.replace("HalfMlp", "HalfSkip").replace("half-mlp", "half-skip"))
