@@ -53,7 +53,8 @@ class PassResult:
     def settled(self) -> PassResult:
         """The same, which holds on to no keys and values, and to no graph."""
         kinds = (self.layer, self.clean_layer, self.output, self.clean_output)
-        return PassResult(self.table, *({name: own.detach() for name, own in kind.items()} for kind in kinds))
+        layer, clean_layer, output, clean_output = ({n: own.detach() for n, own in kind.items()} for kind in kinds)
+        return PassResult(self.table, layer, clean_layer, output, clean_output)
 
     def prefix(self, table: RowTable) -> Callable[[int], KeysValues]:
         """Layer → the keys and values left of a pass that starts from this one, a row for each attending row."""
