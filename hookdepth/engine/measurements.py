@@ -104,9 +104,8 @@ class KL(OutputMeasurement):
     def values(self, view: OutputView) -> Float[Tensor, "row position"]:
         """The divergence from the clean run, row by row."""
         logs = view.log_probabilities
-        clean = logs[:1].exp()
         rows_of = metrics.blocks(logs.shape[0], logs[0].numel(), logs.device)
-        return torch.cat([(clean * (logs[:1] - logs[rows])).sum(-1) for rows in rows_of])  # `metrics.kl_divergence`
+        return torch.cat([metrics.kl_divergence(logs[:1], logs[rows]) for rows in rows_of])
 
 
 @dataclass

@@ -4,8 +4,7 @@
     own, clean = output["output"]     # [row] each
 
 Logits are the largest thing that a pass makes: rows × tokens × vocabulary. So they are made a prompt at a time, only
-at tokens at which the prompt is measured, and no more of them at once than `logit_elements`: all rows at a few tokens
-or, where there are very many, some of the rows at one.
+at tokens at which the prompt is measured, and no more of them at once than `logit_elements`.
 
 Four kinds of index meet here. A *row id* is the row's everywhere in the pass; a *place* is where it stands in the batch
 that came out of the last layer, and then among the rows of one prompt, whose clean run comes first; a *column* is a
@@ -15,7 +14,7 @@ token of the pass, counted from its start; a *position* is a token of the prompt
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -92,20 +91,6 @@ class _PromptRows:
     hidden: Float[Tensor, "here token width"]
     lenses: Mapping[int, Tensor]
 
-    def blocks(self, most: int) -> Iterator[_PromptRows]:
-        """At most so many of `hidden` at a time, the clean run first each time: one block, where all may be."""
-        n_here, size = self.hidden.shape[0], max(1, most - 1)
-        if n_here <= size + 1:
-            yield self
-            return
-        for begin in range(1, n_here, size):
-
-            def chosen(values: Tensor, others: slice = slice(begin, begin + size)) -> Tensor:
-                return torch.cat([values[:1], values[others]])
-
-            lenses = {layer: chosen(values) for layer, values in self.lenses.items()}
-            yield replace(self, hidden=chosen(self.hidden), lenses=lenses)
-
 
 def _rows_of(table: RowTable, slot: int, hidden: Tensor, lenses: Mapping[int, Tensor]) -> _PromptRows:
     clean = table.clean_ids[slot]
@@ -132,35 +117,10 @@ def _prompt(
     tokens_of: dict[bool, MeasuredTokens],
     logit_elements: int,
 ) -> Iterator[tuple[OutputMeasurement, Float[Tensor, "2 row"]]]:
-    hidden = rows.hidden
+    hidden, n_here = rows.hidden, rows.hidden.shape[0]
     # The rows of a prompt are not all measured at the same tokens. Each is unembedded wherever one of them is, which
     # keeps the product one dense matrix; `MeasuredTokens.reduce` leaves out what is not a row's own.
     columns = {kind: tokens.mask[rows.ids].any(0).nonzero().flatten().tolist() for kind, tokens in tokens_of.items()}
-    blocks = [
-        _values(model, some, token_ids, measurements, columns, logit_elements)
-        for some in rows.blocks(logit_elements // int(model.config.vocab_size))
-    ]
-    for measurement in measurements:
-        parts = [block[measurement.name] for block in blocks]
-        found = torch.cat([parts[0], *(part[1:] for part in parts[1:])])  # the clean run is the first of every block
-        own = tokens_of[measurement.needs_target].of(rows.ids, columns[measurement.needs_target])
-        reduced = own.reduce(measurement, found, rows.places)
-        if measurement.reduce is None:  # a value a token of the pass, as layer measurements give them
-            every = reduced.new_zeros(*reduced.shape[:-1], hidden.shape[1])
-            reduced = every.index_copy_(-1, send(columns[measurement.needs_target], every.device), reduced)
-        yield measurement, reduced
-
-
-def _values(
-    model: Decoder,
-    rows: _PromptRows,
-    token_ids: Int[Tensor, " token"],
-    measurements: Sequence[OutputMeasurement],
-    columns: Mapping[bool, list[int]],
-    logit_elements: int,
-) -> dict[str, Float[Tensor, "here position"]]:
-    """Measurement → what it gives, a few positions after the other."""
-    hidden, n_here = rows.hidden, rows.hidden.shape[0]
     widest = max(columns.values(), key=len)  # one holds the other: they differ by the prompt's last token
     followed = set(columns.get(True, ()))
     values: dict[str, list[Tensor]] = {m.name: [hidden.new_zeros(n_here, 0).float()] for m in measurements}
@@ -185,4 +145,11 @@ def _values(
             if view.positions:
                 values[measurement.name].append(checked(measurement, view, (n_here, len(view.positions))))
         del view, whole, views, logits
-    return {name: torch.cat([one.to(hidden.device) for one in own], dim=1) for name, own in values.items()}
+    for measurement in measurements:
+        found = torch.cat([one.to(hidden.device) for one in values[measurement.name]], dim=1)
+        own = tokens_of[measurement.needs_target].of(rows.ids, columns[measurement.needs_target])
+        reduced = own.reduce(measurement, found, rows.places)
+        if measurement.reduce is None:  # a value a token of the pass, as layer measurements give them
+            every = reduced.new_zeros(*reduced.shape[:-1], hidden.shape[1])
+            reduced = every.index_copy_(-1, send(columns[measurement.needs_target], every.device), reduced)
+        yield measurement, reduced

@@ -25,7 +25,6 @@ from hookdepth.model.ambient import plain_state
 from hookdepth.model.contributions import INNER_SITE, find, width_read
 from hookdepth.model.devices import device_name, runs_on
 from hookdepth.model.families import Family, family_of
-from hookdepth.model.portions import in_portions
 from hookdepth.model.positions import LengthDependent
 from hookdepth.model.shape import described, said
 from hookdepth.model.sites import PARTS, Edit, Handles, Sites, part_of
@@ -199,8 +198,7 @@ class Decoder:
         if cache is not None:  # models without attention do not know the words
             options |= {"past_key_values": cache, "output_attentions": False}
         start = 0 if cache is None else cache.get_seq_length()
-        mlps = (own["mlp"].reads for own in self.sites.found.contributions if "mlp" in own)
-        with self.rotary.of_length(length or start + token_ids.shape[1]), in_portions(mlps):
+        with self.rotary.of_length(length or start + token_ids.shape[1]):
             return self.base(input_ids=token_ids, **options, **more)[0]
 
     def norm(self, resid: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:

@@ -26,15 +26,12 @@ from hookdepth import (
     LayerEffect,
     LayerMeasurement,
     LogitDifference,
-    LogitLens,
-    Loss,
     OutputEffect,
     Patch,
     Scale,
     Skip,
     Subtract,
     TargetProbability,
-    Top1,
 )
 from hookdepth.engine import forward as launching
 from hookdepth.engine import passes as branching
@@ -469,27 +466,6 @@ def test_logits_never_exist_at_once(monkeypatch, llama, cuts):
     held.clear()
     run(model, ids, [Branch((Skip(2),), measured=[4, -1])])
     assert [shape[1] for shape in held] == [2], "only where something is measured"
-
-
-def test_of_many_rows_some_are_unembedded_at_once(monkeypatch, llama):
-    _, model, ids = llama
-    vocab, held, plain = model.config.vocab_size, [], model.unembed
-    measurements = [OutputEffect(), Loss(), LogitLens(1), Top1(reduce=None)]
-    branches = [Branch((skip,)) for skip in map(Skip, range(L))]
-    whole = measure(model, [ids], branches, measurements)
-    monkeypatch.setattr(model, "unembed", lambda hidden: (held.append(tuple(hidden.shape)), plain(hidden))[1])
-
-    def small(*args, **kwargs):
-        return launching.run_pass(*args, **{**kwargs, "logit_elements": 3 * vocab})
-
-    monkeypatch.setattr(branching, "run_pass", small)
-    some = measure(model, [ids], branches, measurements)
-    assert {shape[1] for shape in held} == {1}
-    assert {shape[0] for shape in held} <= {2, 3}
-    assert some.null_effect == 0, "control and clean run stand in the same block, or give the same bits"
-    for name, values in whole.output.items():
-        agree(some.output[name], values, 1e-5)
-        torch.testing.assert_close(some.clean_output[name], whole.clean_output[name], rtol=1e-5, atol=1e-6)
 
 
 # Memory.
