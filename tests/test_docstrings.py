@@ -97,6 +97,8 @@ RUNNABLE = [(name, number) for name, (value, _) in OWNED.items() for number in r
 # a GPU or a launcher of several processes. A module stands for what is in it.
 NOT_RUN = {
     "hookdepth.engine.results.on_host": "a pass's result, which only the engine makes: tests/engine/test_gradients.py",
+    "hookdepth.engine.interventions.patched_rows": "the engine's own arguments: tests/engine/test_interventions.py",
+    "hookdepth.kernels": "needs a GPU: tests/kernels/test_fused.py",
     "hookdepth.engine.forward": "the engine's own arguments: tests/engine/test_passes.py",
     "hookdepth.engine.pass_result": "the engine's own arguments: tests/engine/test_passes.py",
     "hookdepth.engine.sweeping": "the engine's own arguments: tests/engine/test_paths.py",

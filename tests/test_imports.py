@@ -25,6 +25,8 @@ HEAVY = {
     | {"model.kv_cache", "runs.runner", "runs.outline", "training.callback"},
     "accelerate": {"model.decoder", "model.loading", "engine.memory"},
     "bitsandbytes": {"model.loading"},
+    "triton": {"kernels._reductions"},
+    "liger_kernel": {"kernels._modules"},
     "datasets": {"data.hub"},
     "gguf": {"model.demo"},
     "huggingface_hub": {"model.hub"},

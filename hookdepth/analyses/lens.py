@@ -164,7 +164,8 @@ def stream_sums(
     sums = []
     for number, chunk in enumerate(resid.split(size, dim=1)):
         logits = model.unembed(model.norm(chunk))
-        sums.append(_kl_and_overlap(logits))
+        fused = model.fused_now
+        sums.append(_kl_and_overlap(logits) if fused is None else fused.lens(logits, said.TOP_K).sum(-1))
         if look is not None:
             look(number * size, logits)
     return sum(sums[1:], sums[0])

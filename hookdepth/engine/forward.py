@@ -232,7 +232,7 @@ class _Pass:
         after = _append(edited, born)
         if self.measurements:
             before = _append(self.pre, [self._clean(layer, self.pre, id_)[None] for id_ in late])
-            view = LayerView(layer, before, after, rows.slots, rows.clean)
+            view = LayerView(layer, before, after, rows.slots, rows.clean, self.model.fused_now)
             for measurement in self.measurements:
                 values = checked(measurement, view, (after.shape[0], after.shape[1]))
                 self.values[measurement.name].append(self.measured_here.reduce(measurement, values, rows.places))

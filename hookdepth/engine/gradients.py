@@ -13,6 +13,7 @@ Parameters are frozen: gradients flow to the given values and end there.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar
@@ -110,7 +111,8 @@ def differentiate(
     plan = partial(plan_within, model, branches, [len(token_ids)], [measurement], budget)
 
     def run(plan: Plan, top: ForwardPass) -> Iterator[tuple[frozenset[int], tuple[PassResult, Tensor]]]:
-        with model.evaluating(grad=True):
+        # A graph is used once here, so fused kernels may work in place.
+        with model.evaluating(grad=True), model.fused.in_use(True) if model.fused else nullcontext():
             # A clone: what was computed in inference mode can never carry a gradient.
             leaf = points(top.rows).detach().clone().requires_grad_()
             bound = list(branches)

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
@@ -21,6 +22,9 @@ from torch import Tensor
 
 from hookdepth.errors import HookdepthError
 from hookdepth.model.decoder import Decoder
+
+if TYPE_CHECKING:
+    from hookdepth.kernels.fused import Fused
 
 
 @dataclass
@@ -32,6 +36,7 @@ class LayerView:
         resid_pre, resid_post: [row, token, width], the model's dtype.
         slots: [row], which of the clean runs is a row's own; None where there is only one.
         clean_runs: the rows that are clean runs.
+        fused: kernels that may be used, where the user asked for them.
     """
 
     layer: int
@@ -39,6 +44,7 @@ class LayerView:
     resid_post: Tensor
     slots: Tensor | None
     clean_runs: slice = field(default_factory=lambda: slice(0, 1))
+    fused: Fused | None = None
 
     @cached_property
     def contribution(self) -> Float[Tensor, "row token width"]:
@@ -71,6 +77,7 @@ class OutputView:
     ) -> None:
         self.logits, self.positions, self.prompt = logits, positions, prompt
         self._next_tokens, self._whole, self._lens = next_tokens, whole, lens
+        self.fused: Fused | None = None if whole is None else whole.fused
 
     def followed_by(self, next_tokens: Tensor) -> OutputView:
         """The first positions, with the tokens that follow them; what is derived from logits is not computed again."""

@@ -35,6 +35,8 @@ class LayerEffect(LayerMeasurement):
     def values(self, view: LayerView) -> Float[Tensor, "row token"]:
         """Relative change of the layer's contribution against the clean run's."""
         pre, post = view.resid_pre, view.resid_post
+        if view.fused is not None:
+            return view.fused.layer_change(pre, post, view.clean_runs, view.slots)
         clean = post[view.clean_runs].float() - pre[view.clean_runs].float()
         sizes = clean.norm(dim=-1)
         changes = []
@@ -79,6 +81,8 @@ class OutputEffect(OutputMeasurement):
     def values(self, view: OutputView) -> Float[Tensor, "row position"]:
         """Distance of the next-token distributions from the clean run's."""
         logits = view.logits
+        if view.fused is not None:
+            return view.fused.output_change(logits)
         n_rows, n_positions, vocab = logits.shape
         distances = []
         for positions in metrics.blocks(n_positions, vocab, logits.device):

@@ -139,6 +139,7 @@ def _prompt(
 
         positions = [rows.start + column for column in chunk]
         whole = OutputView(logits, positions, None, rows.prompt, lens=lens if rows.lenses else None)
+        whole.fused = model.fused_now
         views = {False: whole, True: whole.followed_by(targets)}
         for measurement in measurements:
             view = views[measurement.needs_target]

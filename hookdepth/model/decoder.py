@@ -14,13 +14,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from numbers import Integral
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from hookdepth.errors import HookdepthError, refuse_second_beginning, shown
+from hookdepth.errors import HookdepthError, choose, refuse_second_beginning, shown
 from hookdepth.model.ambient import plain_state
 from hookdepth.model.contributions import INNER_SITE, find, width_read
 from hookdepth.model.devices import device_name, runs_on
@@ -31,6 +31,10 @@ from hookdepth.model.sites import PARTS, Edit, Handles, Sites, part_of
 from hookdepth.model.turns import turn_of
 from hookdepth.model.unembedding import product
 
+if TYPE_CHECKING:
+    from hookdepth.kernels.fused import Fused
+
+KERNELS = ("plain", "fused")
 LOAD = "load it with from_pretrained, or give hookdepth the folder"
 
 
@@ -76,6 +80,7 @@ class Decoder:
         self.rotary = LengthDependent(self.base)
         # What passes may do, as far as the structure says; the self-check tries it (`trials`).
         self.prefixes, self.shares = not found.recurrent, True
+        self.fused: Fused | None = None  # kernels that a user asked for (`load(kernels="fused")`)
 
     @property
     def n_layers(self) -> int:
@@ -284,7 +289,20 @@ class Decoder:
                     stack.callback(parameter.requires_grad_, True)
                     parameter.requires_grad_(False)
             self.hf.eval()
+            if self.fused is not None:  # with gradients only where a graph is used once: some work in place
+                stack.enter_context(self.fused.in_use(not grad))
             yield self
+
+    def use_kernels(self, kernels: str) -> None:
+        """From now on "plain" kernels, or "fused" ones, on a GPU (see `hookdepth.kernels.fused`)."""
+        from hookdepth.kernels.fused import Fused
+
+        self.fused = Fused(self.hf, self.device) if choose("kernels", kernels, KERNELS) == "fused" else None
+
+    @property
+    def fused_now(self) -> Fused | None:
+        """The fused kernels while they are in use."""
+        return self.fused if self.fused is not None and self.fused.on else None
 
     def describe(self) -> dict[str, Any]:
         """What a model is called and made like; quick, and without its weights: JSON-able."""
@@ -298,4 +316,5 @@ class Decoder:
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": self.device_name,
             **described(self.hf.config),
+            **({} if self.fused is None else {"kernels": self.fused.describe()}),
         }

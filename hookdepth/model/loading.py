@@ -21,7 +21,7 @@ import torch
 
 from hookdepth.errors import DoesNotRunError, HookdepthError, choose, clipped, environment_number, shown, suggestion
 from hookdepth.model.checking import wrap
-from hookdepth.model.decoder import Decoder
+from hookdepth.model.decoder import KERNELS, Decoder
 from hookdepth.model.demo import DEMO_NAME, demo_folder
 from hookdepth.model.hub import NOT_THERE, check_source, hub_or_cache, is_folder, one_line, quiet
 from hookdepth.model.shape import read_config
@@ -42,6 +42,7 @@ def load(
     quantize: str = "none",
     attn_implementation: str | None = None,
     revision: str | None = None,
+    kernels: str = "plain",
 ) -> Decoder:
     """Load a model and wrap it.
 
@@ -56,6 +57,7 @@ def load(
         quantize: none, 8bit or 4bit, through bitsandbytes.
         attn_implementation: as transformers names them (sdpa, eager, …); default transformers' choice.
         revision: of a hub id.
+        kernels: plain, or fused: liger-kernel's and our own, on one GPU; results say so, and by how much they differ.
 
     Raises:
         HookdepthError: unknown option, no such model, hub unreachable, no such device, unsupported family.
@@ -65,6 +67,7 @@ def load(
     name = os.fspath(name)
     choose("dtype", dtype, DTYPES, ALSO_DTYPE)
     choose("quantisation", quantize, QUANTIZATIONS, ALSO_BITS)
+    choose("kernels", kernels, KERNELS)
     if revision is not None and (name == "demo" or is_folder(name)):
         raise HookdepthError(f"--revision {revision!r} is of a hub id, and {name!r} is none", "leave it out")
     if device_map is not None and device != "auto":
@@ -81,7 +84,9 @@ def load(
     options |= {key: value for key, value in given.items() if value is not None}
     hf, tokenizer = _from_pretrained(name, source, revision, options)
     try:
-        return wrap(hf, tokenizer, name=DEMO_NAME if name == "demo" else name, revision=revision)
+        model = wrap(hf, tokenizer, name=DEMO_NAME if name == "demo" else name, revision=revision)
+        model.use_kernels(kernels)
+        return model
     except (RuntimeError, KeyError, DoesNotRunError) as error:
         # A kernel that does not take these shapes, a map that parts tied weights.
         raise HookdepthError(

@@ -286,7 +286,7 @@ def _projected(edit: Edit, size: int, cut: tuple[str, int, bool] | None, value: 
         each = (
             each.unflatten(-2, (heads, 3))[..., which, :] if by_head else each.split([heads, others, others], -2)[which]
         )
-    edit(each)
+    edit(each.clone())  # a fused kernel applies positions in place
 
 
 def _by_head(edit: Edit, heads: int) -> Edit:

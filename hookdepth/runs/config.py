@@ -68,6 +68,9 @@ class Config(Settings):
     attn_implementation: str | None = option(
         None, "sdpa, eager, … (default: transformers' choice)", text, "NAME", group="how"
     )
+    kernels: str = option(
+        "plain", "plain, or fused (a GPU, hookdepth[gpu])", one_of("kernels", "plain", "fused"), "NAME", group="how"
+    )
     revision: str | None = option(None, "of a hub id", text, "NAME", group="how")
     out: str | None = option(None, "folder for results, figures and report.html", text, "DIR", group="where")
     overwrite: bool = option(False, "replace results of other settings", switch, group="where", action="store_true")
@@ -98,7 +101,7 @@ class Config(Settings):
     @property
     def of_model(self) -> dict[str, Any]:
         """Those that say how a model is loaded."""
-        names = ("dtype", "device", "quantize", "attn_implementation", "revision")
+        names = ("dtype", "device", "quantize", "attn_implementation", "revision", "kernels")
         return {name: getattr(self, name) for name in names}
 
 

@@ -154,7 +154,8 @@ def _plan(
     from hookdepth.runs.dry_run import estimate
     from hookdepth.runs.outline import Words, load_outline
 
-    outline = load_outline(config.model, **config.of_model, machine=machine)
+    how = {name: value for name, value in config.of_model.items() if name != "kernels"}  # it runs none
+    outline = load_outline(config.model, **how, machine=machine)
     notes: list[str] = []
     dataset = read_dataset(config, analyses, lambda line: notes.append(f"note: {line}"))
     analyses = met(config, analyses, dataset, outline, lambda line: notes.append(f"note: {line}"))
