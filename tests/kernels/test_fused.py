@@ -8,11 +8,12 @@ from tiny_models import prompts, tiny_model
 
 import hookdepth
 from hookdepth import metrics
-from hookdepth.analyses import Inputs, Settings, Subject, chosen, groups_of
+from hookdepth.analyses import Inputs, Settings, Subject, chosen
 from hookdepth.analyses.lens import _kl_and_overlap
 from hookdepth.data import Probe
 from hookdepth.errors import HookdepthError
 from hookdepth.model.decoder import Decoder
+from hookdepth.runs.sharing import groups_of
 
 IDS = tuple(tuple(ids) for ids in prompts(2, lengths=(9, 7)))
 INPUTS = Inputs(IDS, ((4,), (3,)), IDS, (Probe("", "", IDS[0], tuple(map(str, IDS[0])), (8,)),))
