@@ -3,7 +3,7 @@
     hookdepth run --model demo --dataset demo --out out/demo
     hookdepth report out/demo
     hookdepth compare out/demo out/other
-    hookdepth info out/demo/skip-current.safetensors
+    hookdepth info out/demo/ANALYSIS.safetensors
 
 Exit status: 0 done, 1 the run failed, 2 what was given is unusable (one line on stderr, no traceback).
 """

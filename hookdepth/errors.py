@@ -70,8 +70,8 @@ def environment_number(name: str, default: int | None, least: int, most: int | N
 def choose(what: str, given: Any, allowed: Iterable[str], also: Mapping[str, str] | None = None) -> str:
     """Return `given` if it is allowed; else raise with the nearest word that is.
 
-        choose("analysis", "skip-curent", ["skip-current", "logit-lens"])
-        # HookdepthError: unknown analysis 'skip-curent'; did you mean skip-current? (skip-current, logit-lens)
+        choose("reduction", "meen", ["max", "mean"])
+        # HookdepthError: unknown reduction 'meen'; did you mean mean? (max, mean)
 
     Args:
         also: what people call it elsewhere → the word that is meant; suggested, never accepted.
@@ -135,7 +135,7 @@ def clipped(text: str, most: int = 60) -> str:
 def suggestion(given: str, allowed: Iterable[str], also: Mapping[str, str] | None = None) -> str | None:
     """The allowed word that was probably meant: one written otherwise, known by another name, a part, or a near miss.
 
-    suggestion("Logit_Lens", ["skip-current", "logit-lens"])   # 'logit-lens'
+    suggestion("Resid_Pre", ["z", "resid-pre"])   # 'resid-pre'
     suggestion("bf16", ["float32", "bfloat16"], {"bf16": "bfloat16"})   # 'bfloat16'
     """
     options = list(allowed)

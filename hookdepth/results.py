@@ -1,8 +1,8 @@
 """Results on disk: float32 safetensors plus one JSON object of metadata, written atomically.
 
-    result = Result("logit-lens", {"kl": kl, "topk_overlap": overlap}, {"seed": 123})
-    result.save("out/logit-lens.safetensors")
-    Result.load("out/logit-lens.safetensors").tensors["kl"]   # [L+1]
+    result = Result("mine", {"kl": kl, "topk_overlap": overlap}, {"seed": 123})
+    result.save("out/mine.safetensors")
+    Result.load("out/mine.safetensors").tensors["kl"]   # [L+1]
 
 A file names its own content by a digest of everything in it, which is checked whenever it is read: a flipped bit or
 a page of zeros is noticed. What differs from run to run (times, counts of passes, hosts) is not in it but in
@@ -47,7 +47,7 @@ RERUN = "give a file that `hookdepth run` wrote, or run the analysis again with 
 class Result:
     """The tensors of one analysis with everything needed to know what they are.
 
-        Result("skip-current", {"layer.effect": effect}, {"null_effect": 0.0}).save("skip-current.safetensors")
+        Result("mine", {"layer.effect": effect}, {"null_effect": 0.0}).save("mine.safetensors")
 
     Attributes:
         analysis: name of the analysis, as on the command line.
@@ -62,7 +62,7 @@ class Result:
     def __getitem__(self, name: str) -> Tensor:
         """A tensor by its name.
 
-            Result("logit-lens", {"kl": kl})["kl"]
+            Result("mine", {"kl": kl})["kl"]
 
         Raises:
             HookdepthError: there is no such tensor.
@@ -81,7 +81,7 @@ class Result:
         return self.metadata.get("null_effect")
 
     def axes(self, name: str) -> tuple[str, ...]:
-        """What the axes of a tensor are: Result("logit-lens", {"kl": kl}).axes("kl")   # ('point',)"""
+        """What the axes of a tensor are: result.axes("kl")   # ('point',)"""
         self[name]
         found: tuple[str, ...] = show(self, "axes_of_result", name)
         return found
@@ -89,7 +89,7 @@ class Result:
     def over_prompts(self, how: str) -> Result:
         """The same with prompts reduced by max, mean or median; each prompt's own values are `per_prompt.…`.
 
-            per_prompt = Result("logit-lens", {"kl": kl, "per_prompt.kl": torch.stack([kl, kl])})
+            per_prompt = Result(name, {"kl": kl, "per_prompt.kl": torch.stack([kl, kl])})
             per_prompt.over_prompts("median")["kl"]     # [L+1]
 
         Raises:
@@ -101,7 +101,7 @@ class Result:
     def plot(self, name: str | None = None, **options: Any) -> Any:
         """The matplotlib figure of a tensor; by default the first that the analysis declares.
 
-            Result("logit-lens", {"kl": kl, "topk_overlap": kl}).plot("kl", figsize=(3.3, 2.0))
+            result.plot("kl", figsize=(3.3, 2.0))
 
         Args:
             options: cmap, norm, vmin, vmax, figsize; look="lines" or "groups" for bars that would hide each other;
@@ -132,7 +132,7 @@ class Result:
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the result atomically and return its path.
 
-            Result("logit-lens", {"kl": kl}).save("out/logit-lens.safetensors")
+            Result("mine", {"kl": kl}).save("out/mine.safetensors")
 
         Raises:
             HookdepthError: the folder cannot be written or the disk is full (exit status 1).
@@ -150,7 +150,7 @@ class Result:
     def load(cls, path: str | os.PathLike[str]) -> Result:
         """Read a result file.
 
-            Result.load("out/logit-lens.safetensors").metadata["model"]["id"]
+            Result.load(path).metadata["model"]["id"]
 
         Raises:
             DamagedError: not a safetensors file, cut short, or not what was written.
@@ -184,7 +184,7 @@ def digest_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The metadata of a result file, without reading its tensors.
 
-        read_metadata("out/logit-lens.safetensors")["analysis"]   # 'logit-lens'
+        read_metadata(path)["analysis"]   # its name
 
     Raises:
         HookdepthError: as `Result.load`.
@@ -216,7 +216,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
 def read_log(folder: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
     """What differs from run to run of the same settings: analysis → what is known of how it was computed.
 
-        read_log("out")     # {"logit-lens": {"wall_time_s": 1.5, "passes": 10, "hosts": ["here"]}, …}
+        read_log("out")     # {"mine": {"wall_time_s": 1.5, "passes": 10, "hosts": ["here"]}, …}
 
     `wall_time_s` is the sum over all chunks, whichever process measured them, `passes` the forward calls, `hosts` the
     machines. An analysis of which nothing is known, or nothing that could be read, is not there: no number of a

@@ -117,9 +117,7 @@ NOT_RUN = {
     "hookdepth.model.contributions": "a family's own modules: tests/model/test_families.py",
     "hookdepth.model.sites": "a family's own modules: tests/model/test_families.py",
     "hookdepth.report.scatter": "summaries of several models: tests/report/test_scatter.py",
-    "hookdepth.runs.extending.merge": "two folders of results: tests/runs/test_extending.py",
     "hookdepth.model.hub": "asks the model hub: tests/test_bad_input.py",
-    "hookdepth.training.wrapping.unwrap": "DDP needs a process group: tests/test_training_processes.py",
 }
 READS_HISTORY = ["report.drawing.over_training", "training.history"]
 HALF_MLP = next(code for code in snippets_of_page("analyses") if "class HalfMlp" in code)
@@ -258,8 +256,8 @@ def words(tmp_path_factory):
 
     shape = tmp_path_factory.mktemp("config")
     hf_model.config.save_pretrained(shape)
-    outline, names, workers = load_outline(str(shape), device="cpu"), ["skip-current"], Workers()
-    identities = {name: {"seed": 123} for name in analyses.known()}
+    outline, names, workers = load_outline(str(shape), device="cpu"), ["logit-lens"], Workers()
+    identities = {name: {"seed": 123} for name in ("first", "second")}
 
     with hookdepth.capture(model, "resid_pre", "attn_out", "mlp_out", "resid_post") as acts, model.evaluating():
         logits = lens = final = lens_logits = final_logits = model.unembed(model.forward(token_ids))
@@ -277,6 +275,7 @@ def words(tmp_path_factory):
     tensors = {key: value for one in results.values() for key, value in one.tensors.items()}
     result = Result("logit-lens", tensors, results["logit-lens"].metadata)
     runs, values, others = {"one": results, "two": results}, kl, results
+    path, name = "out/logit-lens.safetensors", "logit-lens"
     figure, page = hookdepth.plot(results["logit-lens"])["logit-lens-kl"], "page"
     stats, effects = results["residual-stats"].tensors, results["skip-current"].tensors
     declaration = known()["logit-lens"]()

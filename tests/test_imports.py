@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import hookdepth
+from hookdepth.analyses.registry import known
 
 PACKAGE = Path(hookdepth.__file__).parent
 MOST_FLOORS, MOST_MODULES = 9, 12
@@ -33,6 +34,7 @@ HEAVY = {
     "tqdm": {"runs.saying"},
     "argparse": {"cli"},
 }
+EXAMPLES = ("__init__", "api")  # of what a user types
 FOR_THE_COMMAND_LINE = {"print", "exit", "quit", "breakpoint", "sys.exit", "os._exit"}
 FOR_THE_COMMAND_LINE |= {"sys.stdout.write", "sys.stderr.write", "tqdm.write"}
 
@@ -170,3 +172,12 @@ def test_the_package_gives_every_name_it_promises():
     typed = next(node for node in tree("__init__").body if isinstance(node, ast.If))
     for_types = {alias.name for node in typed.body for alias in node.names}
     assert for_types | {"__version__", "HookdepthError"} == set(hookdepth.__all__), "type checkers see the same names"
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name not in EXAMPLES])
+def test_an_analysis_is_named_in_its_own_module_alone(name):
+    """Whoever else speaks of analyses reads what they declare; so do the examples in docstrings."""
+    text = FILES[name].read_text(encoding="utf-8")
+    for other, kind in known().items():
+        if "-" in other and kind.__module__ != f"hookdepth.{name}":  # `lenses` is a word besides
+            assert other not in text

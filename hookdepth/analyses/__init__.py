@@ -1,9 +1,9 @@
 """The analyses: one class each, which declares what it measures, what it depends on, and how it is drawn.
 
-    from hookdepth.analyses import find
+    from hookdepth.analyses import find, known
 
-    find("skip-current").question              # 'which later layers notice that a layer is skipped'
-    find("my_analyses.py:HalfSkip")            # a class in a file of one's own
+    [one.question for one in known().values()]     # of all of ours
+    find("my_analyses.py:HalfSkip")                # a class in a file of one's own
 
 A module in this folder that holds a subclass of `Analysis` is all that it takes to add one.
 """

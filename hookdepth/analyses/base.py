@@ -126,7 +126,7 @@ class Measured:
 class Analysis:
     """Base of all analyses. See the module for an example of one's own.
 
-        find("logit-lens").question     # 'when the prediction is there'
+        HalfMlp().question     # 'which layers could do with half of their MLP?'
 
     A subclass gives `branches` and `collect`, and the engine runs them; or, where nothing branches, `measure`.
 

@@ -21,8 +21,6 @@ _TEXTS = ("question", "heading", "paper", "together")
 def check_declaration(analysis: Any, needs: tuple[str, ...]) -> None:
     """Raise where a declaration cannot be used.
 
-        check_declaration(HalfMlp(), ("prompts", "cuts", "probes"))
-
     Raises:
         HookdepthError: no usable name; texts, tensors, measurements, figures, needs or options that are none.
     """

@@ -66,7 +66,7 @@ def later_effect(effect: Float[Tensor, "skipped measured"]) -> Float[Tensor, " s
     """e_s = Σ_i effect[s, i] / max(L − 1 − s, 1): the summed effect of layer s per later layer.
 
     The sum runs over every i, as in the authors' code. Where the skipped tokens themselves are measured
-    (skip-current), the diagonal, 1 for part `layer`, is in it; in skip-future it is 0.
+    (not only right of a cut), the diagonal, 1 for part `layer`, is in it; with cuts it is 0.
 
         later_effect(result.tensors["layer.effect"])   # [L]
     """
@@ -154,7 +154,7 @@ def _lens_depth(
 def depth_scores_of(effects: Mapping[str, Tensor]) -> dict[str, dict[str, float | None]]:
     """Depth scores by part, from the effect on layers and on the output.
 
-    depth_scores_of(results["skip-current"].tensors)["layer"]   # {"effect": 9.1, "output": 12.3}
+    depth_scores_of(effects)["layer"]   # {"effect": 9.1, "output": 12.3}
     """
     scores: dict[str, dict[str, float | None]] = {}
     for part in PARTS:
@@ -170,7 +170,7 @@ def depth_scores_of(effects: Mapping[str, Tensor]) -> dict[str, dict[str, float 
 def largest_effect(tensors: Mapping[str, Tensor]) -> float | None:
     """The largest value of the tensors called effect or output, which a noise floor is to be compared with.
 
-    largest_effect(results["skip-current"].tensors)   # 1.37
+    largest_effect(effects)   # 1.37
     """
     names = [
         name for name in tensors if {"effect", "output"} & set(name.split(".")) and not name.startswith("per_prompt.")
@@ -190,7 +190,7 @@ def f_change(tensors: Mapping[str, Tensor], f_baseline: str) -> Float[Tensor, " 
 def largest_f_change(tensors: Mapping[str, Tensor]) -> float | None:
     """The largest |f(x) − f(baseline)|, which a noise floor of f is to be compared with; None where there is none.
 
-    largest_f_change(results["integrated-gradients"].tensors)   # 0.52
+    largest_f_change(result.tensors)   # 0.52
     """
     changes = [f_change(tensors, name) for name in tensors if "f_baseline" in name.split(".")]
     return _finite(max(change.max().item() for change in changes)) if changes else None

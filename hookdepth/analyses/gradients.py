@@ -137,7 +137,7 @@ class IntegratedGradients(Analysis):
         for part in settings.parts:
             path = Path(subject.model, subject.inputs.probes[item], part, settings.max_rows, on_pass)
             if subject.model.describe()["quantization"] != "none":
-                check_gradients(path)
+                check_gradients(path, self.name)
             prefix = "" if part == "layer" else f"{part}."
             tensors |= {f"{prefix}{name}": value for name, value in attribute(path, settings).items()}
             partials.append(Partial({}, path.passes, path.null_effect, path.null_where))

@@ -1,4 +1,4 @@
-"""Integrals of gradients along the paths of a probe, at any nodes of any layers: what integrated-gradients is made of.
+"""Integrals of gradients along the paths of a probe, at any nodes of any layers.
 
     path = Path(model, probe, "layer")
     attribute(path, Settings(ig_method="riemann", ig_steps=256))["attribution"]      # [L, T]
@@ -45,9 +45,6 @@ Node = tuple[int, float]
 
 class Path:
     """f and its derivative along the paths of one probe, at any nodes of any layers.
-
-        path = Path(model, probe, "layer")
-        for (layer, alpha), f, gradient in path.evaluate([(0, 0.0), (0, 1.0), (3, 0.5)]): ...
 
     Attributes:
         activation: [L, T, d], what the paths end at, in float32; baseline: [L, d], what they start from: the prompt's
@@ -200,10 +197,7 @@ def _adaptive(path: Path, layers: list[int], tolerance: float, most_evaluations:
 
 
 def path_work(model: Decoder, probe: Probe, part: str, nodes: int, max_rows: int | None) -> Work:
-    """What all layers of one `Path` take, each with as many nodes; an outline will do for the model.
-
-    path_work(model, probe, "layer", 256, None).passes
-    """
+    """What all layers of one `Path` take, each with as many nodes; an outline will do for the model."""
     listed = [layer for layer in range(model.n_layers) for _ in range(nodes)]
     calls = [listed[begin : begin + _WINDOW] for begin in range(0, len(listed), _WINDOW)]
     if model.describe()["quantization"] != "none":
@@ -227,7 +221,7 @@ def _checked_layers(model: Decoder) -> list[int]:
     return sorted({0, model.n_layers // 2, model.n_layers - 1})
 
 
-def check_gradients(path: Path) -> None:
+def check_gradients(path: Path, name: str = "what needs them") -> None:
     """Compare gradients with finite differences: some quantised kernels give wrong ones, with only a warning.
 
     A step along the gradient changes f by the gradient's norm, if it is the gradient. Steps of several sizes
@@ -252,6 +246,6 @@ def check_gradients(path: Path) -> None:
             raise HookdepthError(
                 f"the gradient at layer {layer} promises a slope of {slope:.3g}, finite differences find {nearest:.3g}:"
                 f" this model's {path.model.describe()['quantization']} kernels are not differentiable as they are",
-                "leave integrated-gradients out, or use --quantize none",
+                f"leave {name} out, or use --quantize none",
                 1,
             )

@@ -41,8 +41,6 @@ def mean_jacobian(
 ) -> tuple[Float[Tensor, "point width width"], Float[Tensor, " layer"]]:
     """J, whose last is the identity, and the standard error of each over prompts, relative to its size.
 
-        mean_jacobian(model, prompts, front=0, samples=2, longest=64)[0][3] @ resid_pre[3, 0, 5]
-
     Args:
         front: first tokens that are no sources.
         samples: how many prompts each row is measured on; all, where there are fewer. An error needs two.

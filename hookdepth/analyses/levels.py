@@ -2,7 +2,7 @@
 
     hookdepth.analyse("demo", "depth-by-level", dataset="demo-levels", limit=2)["score.layer.max"]     # [levels]
 
-Skips as in skip-future, with cuts inside the answer. D[l, m]: max over measured tokens and cuts; e_l = Σ_m D[l, m] /
+Skips as right of a cut, with cuts inside the answer. D[l, m]: max over measured tokens and cuts; e_l = Σ_m D[l, m] /
 max(1, L−1−l); score: Σ l·e_l / Σ e_l, likewise from the output. Of a level D is the maximum over its examples (the
 paper's) or the mean; intervals: 95 % of so many bootstrap samples of the level's examples.
 

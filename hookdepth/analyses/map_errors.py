@@ -21,8 +21,6 @@ def map_errors(
 ) -> Tensors:
     """Relative error, R² and the floor of every pair, and each test prompt's, from states [token, point, width].
 
-        map_errors(source, target, [12, 15], device)["relative_error"]
-
     Args:
         source, target: the states that train, that choose the ridge and that test.
         counts: tokens of each prompt that tests.

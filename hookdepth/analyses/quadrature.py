@@ -50,10 +50,7 @@ def check_steps(method: str, steps: int) -> None:
 
 
 def riemann(steps: int) -> tuple[list[float], list[float]]:
-    """The paper's left Riemann sum: nodes k/steps, k = 0 … steps−1, equal weights.
-
-    riemann(256)
-    """
+    """The paper's left Riemann sum: nodes k/steps, k = 0 … steps−1, equal weights."""
     check_steps("riemann", steps)
     return [k / steps for k in range(steps)], [1 / steps] * steps
 

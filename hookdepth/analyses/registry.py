@@ -1,8 +1,8 @@
 """Which analyses there are: ours, those of installed packages, and a class in a file of the user's own.
 
     list(questions())                      # names, in their order, without waiting for torch
-    find("skip-current")                   # an analysis
-    find("my_analyses.py:HalfSkip")
+    find(name)                             # an analysis
+    find("my_analyses.py:HalfSkip")        # in a file of one's own
 
 A package offers its analyses through the entry-point group `hookdepth.analyses`: name → class.
 """
@@ -37,7 +37,7 @@ _SEEN: dict[str, Analysis] = {}  # those of somebody else's that this process ha
 def questions() -> dict[str, dict[str, Any]]:
     """Name → what a help text needs of each of our analyses, read off the source: importing it would import torch.
 
-    questions()["logit-lens"]["question"]      # 'when the prediction is there'
+    questions()[name]["question"]
     """
     found = []
     for path in sorted(_FOLDER.glob("*.py")):
@@ -57,7 +57,7 @@ def _constants(node: ast.ClassDef) -> dict[str, Any]:
 def known() -> dict[str, type[Analysis]]:
     """Our analyses by name, in their order.
 
-    list(known())     # ['residual-stats', 'logit-lens', …]
+    list(known())     # their names
     """
     from hookdepth.analyses.base import Analysis
 
@@ -74,8 +74,6 @@ def known() -> dict[str, type[Analysis]]:
 
 def find(wanted: str) -> Analysis:
     """An analysis by its name, or by the file and class that it is.
-
-        find("half-skip.py:HalfSkip")
 
     Raises:
         HookdepthError: no such analysis, file or class, a file that does not run, or a class that is no analysis.
@@ -168,8 +166,6 @@ def checked(analysis: Analysis) -> Analysis:
 def declared(result: Result) -> Analysis | None:
     """The analysis that a result is of, ours, one that this process has met, or as its file declares it; or None.
 
-        declared(result).question
-
     Raises:
         HookdepthError: the file's own declaration cannot be read.
     """
@@ -185,7 +181,7 @@ def declared(result: Result) -> Analysis | None:
 def chosen(wanted: Any) -> list[Analysis]:
     """Analyses from names, instances, "all" (the notebook's eight), "every", or several; each once, in their order.
 
-        [one.name for one in chosen("skip-current,logit-lens")]   # ['logit-lens', 'skip-current']
+        [one.order for one in chosen("every")]     # ascending
 
     Raises:
         HookdepthError: none, an unknown one, or two different ones of one name.

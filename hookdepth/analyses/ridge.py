@@ -61,8 +61,6 @@ class Fit:
     ) -> Float[Tensor, "target feature width"]:
         """Maps from scaled features, float32, for targets side by side whose means in training are taken away.
 
-            fit.maps(y_train.flatten(1), y_valid.flatten(1), count=y_train.shape[1])
-
         Each has the ridge of least validation error; where the mean alone is best, it is all zero.
 
         Args:
@@ -122,7 +120,7 @@ def split_prompts(count: int) -> tuple[list[int], list[int], list[int]]:
 
 
 def refuse_few(n_tokens: int, width: int, name: str) -> None:
-    """Raise where there are too few training tokens: refuse_few(9000, 576, "linear-maps")."""
+    """Raise where there are too few training tokens: refuse_few(9000, 576, name)."""
     if n_tokens < TOKENS_A_FEATURE * width:
         raise HookdepthError(
             f"{n_tokens:,} training tokens for {width:,} features are too few for {name}: it takes "

@@ -32,8 +32,6 @@ _INSIDE = ("fget", "func", "__func__")  # where properties, cached ones, static 
 def own_values(analysis: Any) -> dict[str, Any]:
     """What it was made with, and a digest of its code where it is not one of ours.
 
-        own_values(HalfMlp())["source_sha256"]
-
     Raises:
         HookdepthError: it holds what cannot be written down.
     """

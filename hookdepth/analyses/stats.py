@@ -186,7 +186,7 @@ def turns(resid: Float[Tensor, "point token width"]) -> Tensors:
 
 
 def residual_sums(model: Decoder, prompt: Sequence[int], front: int = 0, points: list[Tensor] | None = None) -> Tensors:
-    """Sums over a prompt's tokens from `front` on of everything that residual-stats averages; `*_max` are maxima.
+    """Sums over a prompt's tokens from `front` on of everything that is averaged; `*_max` are maxima.
 
     Where no token is left out, `first_token.…` are what the first one alone gives.
 

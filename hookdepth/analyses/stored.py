@@ -59,8 +59,6 @@ def _written(kind: Kind) -> dict[str, Any]:
 def read(data: Any) -> Analysis:
     """An analysis that cannot be run, from what a file says about it.
 
-        read(written(HalfMlp())).heading
-
     Raises:
         HookdepthError: the data is no declaration.
     """

@@ -85,8 +85,6 @@ class Dataset:
 def load_examples(name: str | os.PathLike[str], limit: int | None = None) -> Dataset:
     """Read a data set: one of `NAMES`, a .jsonl file, or a text file with a prompt a line.
 
-        load_examples("probes.jsonl").examples[0].answer
-
     A name goes before a file of that name. Blank lines in files are skipped. What follows after `limit` rows is
     counted, but not looked at.
 

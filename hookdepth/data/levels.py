@@ -35,8 +35,6 @@ def leveled_examples(
 ) -> tuple[Leveled, ...]:
     """The first examples of each level, levels in rising order, with their cuts.
 
-        leveled_examples(load_examples("demo-levels"), tokenizer, per_level=20, seed=123)
-
     Raises:
         HookdepthError: rows without a level, prompt or answer, or a prompt that does not end between two tokens.
     """

@@ -44,8 +44,6 @@ def refuse_unusable(text: str, what: str) -> None:
 def encode(tokenizer: Any, text: str, max_tokens: int | None = None) -> list[int]:
     """Token ids of a text, [T], with the special tokens that the tokenizer adds by itself.
 
-        encode(tokenizer, "2 + 2 = 4", max_tokens=2048)
-
     Raises:
         HookdepthError: the text gives no tokens, or only special ones, or more than `max_tokens`.
     """
@@ -75,8 +73,6 @@ def _tokenise(tokenizer: Any, text: str, max_tokens: int | None, **options: Any)
 
 def make_probe(tokenizer: Any, prompt: str, answer: str, max_tokens: int | None = None) -> Probe:
     """Tokenise prompt + answer as one text and find the answer's tokens by their character offsets.
-
-        make_probe(tokenizer, "The spouse of the performer of Imagine is", " Yoko Ono").answer_positions
 
     A token that begins in the prompt and ends in the answer is refused even where the prompt's share of it is a
     mere space: the model is never asked for such an answer. The same text can be split where tokens meet.

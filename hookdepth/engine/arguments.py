@@ -81,10 +81,7 @@ def _as_prompt(model: Decoder, given: Any, number: int) -> list[int]:
 
 
 def as_branches(model: Decoder, given: Any, prompts: Sequence[Sequence[int]]) -> list[Branch]:
-    """Branches that fit the model and their prompts; a bare intervention is a branch, one alone is a list of one.
-
-    as_branches(model, [Skip(4), Branch((Skip(5),), cut=2)], [ids])
-    """
+    """Branches that fit the model and their prompts; a bare intervention is a branch, one alone is a list of one."""
     branches = listed_branches(given)
     for branch in branches:
         if branch.prompt >= len(prompts):
@@ -113,10 +110,7 @@ def listed_branches(given: Any) -> list[Branch]:
 
 
 def as_measurements(model: Decoder, given: Any) -> list[Measurement]:
-    """Measurements that are complete, each of its own name, bound to the model.
-
-    as_measurements(model, [OutputEffect(), LogitDifference(5, 6)])
-    """
+    """Measurements that are complete, each of its own name, bound to the model."""
     if isinstance(given, LayerMeasurement | OutputMeasurement):
         given = [given]
     if not isinstance(given, Iterable) or isinstance(given, str | Tensor):
@@ -153,10 +147,7 @@ def _check_measurement(measurement: Measurement) -> None:
 def check_targets(
     branches: Sequence[Branch], prompts: Sequence[Sequence[int]], measurements: Sequence[Measurement]
 ) -> None:
-    """Refuse a lens along a path, and a next token where a branch is measured at its prompt's last token alone.
-
-    check_targets([Branch((Skip(4),))], [ids], [TargetProbability()])
-    """
+    """Refuse a lens along a path, and a next token where a branch is measured at its prompt's last token alone."""
     looking = next((m.name for m in measurements if getattr(m, "lenses", ())), None)
     if looking is not None and any(branch.path is not None for branch in branches):
         raise HookdepthError(f"{looking!r} along a path of layers", "measure it on branches without a LayerPath")

@@ -183,10 +183,7 @@ def plan_within(
     budget: Budget,
     only: set[int] | None = None,
 ) -> Plan:
-    """The plan of branches that are measured so, within a budget; `only` as in `make_plan`.
-
-    plan_within(model, branches, [180], [TargetProbability()], Budget.of(model, gradients=True)).n_passes
-    """
+    """The plan of branches that are measured so, within a budget; `only` as in `make_plan`."""
     return plan_for(
         model,
         branches,
@@ -210,10 +207,7 @@ def plan_for(
     changes_only: bool = True,
     only: set[int] | None = None,
 ) -> Plan:
-    """The plan that `measure` would follow; `changes_only` as in `make_plan`.
-
-    print(plan_for(model, branches, [180]).table())
-    """
+    """The plan that `measure` would follow; `changes_only` as in `make_plan`."""
     return make_plan(
         branches,
         lengths,

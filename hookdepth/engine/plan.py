@@ -178,10 +178,7 @@ class Plan:
         return ROWS_PER_PROMPT * len(pass_.prompts) + own
 
     def table(self) -> str:
-        """One line a pass, then the totals.
-
-        print(plan.table())
-        """
+        """One line a pass, then the totals."""
         lines = [f"{'pass':>6}  {'prompts':>7}  {'prefix':>6}  {'tokens':>11}  {'rows':>5}  {'token-layers':>12}"]
         for number, pass_ in enumerate(self.walk()):
             span = f"{pass_.start}..{pass_.stop - 1}"

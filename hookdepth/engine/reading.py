@@ -150,12 +150,7 @@ def first_not_finite(model: Decoder, token_ids: Sequence[int]) -> int | None:
 
 @contextmanager
 def each_layer(model: Decoder, body: Callable[[int, LayerSites], None]) -> Iterator[None]:
-    """Call `body(layer, sites)` whenever a layer is done in this thread: reduce there, where the data is.
-
-    norms = {}
-    with each_layer(model, lambda l, sites: norms.update({l: sites.resid_post.float().norm(dim=-1).mean()})):
-        model.forward(token_ids)
-    """
+    """Call `body(layer, sites)` whenever a layer is done in this thread: reduce there, where the data is."""
     seen: dict[str, Tensor] = {}
 
     def note(site: str, value: Tensor) -> None:

@@ -24,8 +24,6 @@ _COUNTS = ("passes", "token_layers", "positions", "backward", "overhead", "unrea
 class Work:
     """What is done; two add up, where they are done one after the other.
 
-        Work(passes=2, token_layers=900) + Work(passes=1, token_layers=300)
-
     Attributes:
         passes: forward calls.
         token_layers: tokens of rows through layers, forward.
@@ -103,8 +101,6 @@ def logit_bytes(model: Decoder) -> float:
 
 def plain_work(model: Decoder, prompts: Sequence[Sequence[int]], unembedded: int = 0, kept: int = 6) -> Work:
     """One forward pass of each prompt, without branches.
-
-        plain_work(model, inputs.prompts, unembedded=model.n_layers + 1)
 
     Args:
         unembedded: points of the stream that are unembedded, at every token.

@@ -45,8 +45,6 @@ def cache_folder() -> Path:
 def demo_folder() -> Path:
     """The demo model as a folder of safetensors, converted from its package on first use (about 20 s).
 
-        AutoModelForCausalLM.from_pretrained(demo_folder())
-
     Raises:
         HookdepthError: the cache folder cannot be told or written; the package with the weights, or `gguf` to read
             them, is not installed; the weights are others than those that are pinned.

@@ -127,10 +127,7 @@ SUPPORTED = ", ".join(family.name for family in FAMILIES.values() if not family.
 
 
 def table() -> str:
-    """What `hookdepth families` prints.
-
-    print(table())
-    """
+    """What `hookdepth families` prints."""
     rows = [("model_type", "family", "sites", "tested with")]
     for model_type, one in FAMILIES.items():
         given = (one.sites, one.tested) if not one.refused else (f"refused: {one.refused}", "")

@@ -40,8 +40,6 @@ PROCESS = uuid.uuid4().hex
 def identity_of(model: Decoder) -> dict[str, Any]:
     """All that the numbers of a model depend on: `Decoder.describe`, its weights, and what was hung onto it: JSON-able.
 
-        identity_of(model)["weights"]
-
     `modules_sha256` is over classes and numbers that modules keep beside their weights, `adapters` says which of PEFT's
     adapters act, and how strongly. `hooks` names hooks that are not hookdepth's: what they do cannot be known, so those
     of another process never count as the same. `layer_devices` is there where the layers run on several devices.
@@ -81,8 +79,6 @@ def _lasts(attribute: str) -> bool:
 
 def weights_digest(hf: nn.Module) -> str:
     """SHA-256 over name, shape, dtype and sums of every parameter and buffer of a module.
-
-        weights_digest(model.hf)
 
     It does not depend on device, memory layout or the order in which tensors were made. Tied tensors are read once.
     Weights that accelerate keeps elsewhere (CPU memory, disk) are fetched from there one by one. Quantised weights

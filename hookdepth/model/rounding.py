@@ -33,8 +33,6 @@ _MATMUL = (
 def rounding_of(device: torch.device) -> dict[str, Any]:
     """Settings of this process that change rounding on a device, and that the engine does not set itself: JSON-able.
 
-        rounding_of(model.device)["threads"]
-
     Of a CPU they are the number of threads, the instructions in use, whether denormal numbers are flushed to 0 and
     whether oneDNN may round to 16 bits; of a GPU, which short cuts its libraries may take. Attention kernels that are
     switched off, deterministic algorithms and variables of the environment that the libraries heed belong to both.

@@ -25,7 +25,7 @@ from hookdepth.report.page import (
 )
 from hookdepth.report.patterns import PART_NAMES
 from hookdepth.report.scatter import READING, scatter_pictures
-from hookdepth.report.summary import ordered, summarise
+from hookdepth.report.summary import ordered, summarise, tells_depth
 from hookdepth.report.tables import Table, counted, flatten, number, shorten
 from hookdepth.results import Result
 
@@ -42,8 +42,6 @@ def write_comparison(
 ) -> Path:
     """`compare.html` and its figures in `out`, from the results of several runs; the page's path.
 
-        write_comparison(["out/small", "out/large"], [results, results], "compare", lookup)
-
     Args:
         folders: where they lie: what they are called.
         loaded: the results of each.
@@ -58,7 +56,8 @@ def write_comparison(
     summaries = {label: summarise(results, lookup, known) for label, results in runs.items()}
     sections = [_depths(summaries), _settings(runs)]
     if scatter:
-        figures = [shown(picture, f"compare-{picture.name}", out) for picture in scatter_pictures(summaries)]
+        pictures = scatter_pictures(summaries, [own.name for own in known if tells_depth(own)])
+        figures = [shown(picture, f"compare-{picture.name}", out) for picture in pictures]
         group = Group(READING, "arXiv 2512.14064.", figures, DEPTH_NOTE)
         sections.insert(1, Section("Effective depth over models", groups=[group]))
     for declaration, kinds in compared(runs, lookup):

@@ -33,8 +33,6 @@ _COLOURS = 33  # of each scale; those between are mixed
 def write_explorer(path: str | os.PathLike[str], results: Mapping[str, Result], lookup: Lookup) -> Path | None:
     """Write the page of all maps of some results, and return its path; None where there is no map.
 
-        write_explorer("out/explore.html", results, lookup)
-
     Raises:
         HookdepthError: the folder cannot be written to.
     """

@@ -142,7 +142,7 @@ def pictures_of(result: Result, declaration: Declaration, page: bool = False) ->
 def figures_for(result: Result, declaration: Declaration | None) -> dict[str, Figure]:
     """All figures of a result, by name; none where nobody knows its analysis.
 
-    figures_for(results["logit-lens"], lookup(results["logit-lens"]))   # {"logit-lens-kl": …, …}
+    figures_for(result, declaration)   # {"half-mlp-output": …, …}
     """
     if declaration is None:
         return {}

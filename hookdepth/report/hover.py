@@ -51,10 +51,7 @@ class Values:
 
 @dataclass(frozen=True)
 class Overlay:
-    """What lies over one pair of axes: its place on the picture (CSS), an SVG view, and cells with their texts.
-
-    Overlay("left:10.00%;top:…", "0 0 6 6", [("M0 0h1v1h-1z", "0, 0: 0.5")])
-    """
+    """What lies over one pair of axes: its place on the picture (CSS), an SVG view, and cells with their texts."""
 
     place: str
     view: str

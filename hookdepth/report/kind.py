@@ -35,7 +35,7 @@ class Declaration(Protocol):
     Declaration   # anything with these attributes: the classes of `hookdepth.analyses`, and a user's own
     """
 
-    name: ClassVar[str]  # as on the command line: "logit-lens"
+    name: ClassVar[str]  # as on the command line
     heading: ClassVar[str]  # over its section of the report
     question: ClassVar[str]  # what it answers, below the heading
     paper: ClassVar[str]  # source and figure, "2505.13898, Fig. 3a", or nothing

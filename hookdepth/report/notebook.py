@@ -140,10 +140,7 @@ class _Known:
 
 
 def columns(result: Result, declaration: Declaration | None, names: Sequence[str]) -> dict[str, list[Any]]:
-    """Values with where they stand, a column each; the second of two axes of one word is `layer_2`.
-
-    columns(result, declaration, ["kl"])["value"]
-    """
+    """Values with where they stand, a column each; the second of two axes of one word is `layer_2`."""
     parts: list[dict[str, Any]] = []
     for name in names:
         values = result.tensors[name]

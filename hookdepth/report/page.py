@@ -67,7 +67,7 @@ class Note:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what belongs under it: Section("Logit lens", "logit-lens", question="when is it there?")."""
+    """A heading and what belongs under it: Section("Half of an MLP", "half-mlp", question="who needs it?")."""
 
     heading: str
     name: str = ""
@@ -130,8 +130,6 @@ def write_report(
     log: Mapping[str, Any] | None = None,
 ) -> Path:
     """Figures (PNG and SVG), `summary.json` and `report.html` of results, into a folder; the page's path.
-
-        write_report("out", results, lookup)
 
     Args:
         lookup: result → the declaration of its analysis, None where nobody knows it.
@@ -258,7 +256,7 @@ def groups_of(
 
 
 def shown(picture: Picture, name: str, folder: Path) -> Shown:
-    """Draw a figure, write its files and return it for a page: shown(picture, "logit-lens-kl", Path("out"))."""
+    """Draw a figure, write its files and return it for a page: shown(picture, "half-mlp-output", Path("out"))."""
     figure = picture.draw()
     images = {kind: render(figure, kind) for kind in ("png", "svg")}
     for kind, content in images.items():

@@ -83,10 +83,7 @@ class Scale:
         ]
 
     def clipped(self, maps: Sequence[Tensor]) -> str:
-        """What is beyond the colours, in words; nothing where nothing is.
-
-        Scale(0.0, 1.0).clipped([torch.tensor([2.0, 0.5])])
-        """
+        """What is beyond the colours, in words; nothing where nothing is."""
         beyond = torch.cat([self.beyond(values) for values in maps])
         if not beyond.numel():
             return self.said
@@ -116,8 +113,6 @@ def intervals_of(result: Result) -> dict[str, Tensor]:
     """Tensor with a value a place → mean over prompts and its 95 % interval, [3, place]; of two prompts or more.
 
     Prompts count as they do in the tensor: by their tokens where it is a mean over tokens, else each as much.
-
-        intervals_of(result).get("kl")
     """
     settings, data = (result.metadata.get(key) or {} for key in ("settings", "data"))
     lengths = None if "over_prompts" in settings else data.get("lengths")

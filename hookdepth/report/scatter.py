@@ -6,7 +6,7 @@ pictures[0].draw().savefig("depths.png")
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -52,10 +52,13 @@ class Points:
         return slope, offset, 1 - rest / spread if spread else 1.0
 
 
-def scatter_pictures(summaries: Mapping[str, Mapping[str, Any]]) -> list[Picture]:
+def scatter_pictures(summaries: Mapping[str, Mapping[str, Any]], telling: Sequence[str] = ()) -> list[Picture]:
     """Effective layers over layers, and their ratio over parameters, as far as the runs say them.
 
         scatter_pictures({"small": summary, "large": other})[0].name    # 'effective-depth'
+
+    Args:
+        telling: the analyses that say an effective depth: a remedy where there are too few.
 
     Raises:
         HookdepthError: fewer than two runs have an effective depth.
@@ -64,7 +67,7 @@ def scatter_pictures(summaries: Mapping[str, Mapping[str, Any]]) -> list[Picture
     if len(runs) < 2:
         raise HookdepthError(
             f"{len(runs)} of these runs say an effective depth, and a scatter takes two or more",
-            "give runs of several models with residual-stats or logit-lens",
+            f"give runs of several models with {' or '.join(telling) or 'an analysis that says one'}",
         )
     depth = _points(summaries, "n_layers", lambda one: one["index"] + 1)
     size = _points(summaries, "n_parameters", lambda one: one["ratio"])

@@ -2,7 +2,7 @@
 
     summary = summarise(load_folder("out"), lookup)
     summary["effective_depth"]["kl"]     # {"index": 19, "ratio": 0.667, "status": "found", "definition": "…"}
-    summary["depth_scores"]["skip-future"]["layer"]["effect"]   # 8.4
+    summary["depth_scores"]   # {"half-skip": {"layer": {"effect": 8.4, …}}}
 
 The numbers are those of each analysis' `numbers`: its effective depths stand together under `effective_depth`, its
 `depth_score` and `largest_effect` where their names say, all others with the analysis, under `numbers`. Everything is
@@ -42,10 +42,15 @@ def effective_depth(
     return _json(depths)
 
 
+def tells_depth(declaration: Declaration) -> bool:
+    """Whether results of an analysis say an effective depth."""
+    return "effective_depth" in declaration.numbers(Result(declaration.name, {}))
+
+
 def depth_scores(results: Mapping[str, Result], lookup: Lookup) -> dict[str, dict[str, dict[str, float | None]]]:
     """Depth scores by analysis and part, from the effect on layers and on the output.
 
-    depth_scores(results, lookup)["skip-current"]["layer"]   # {"effect": 9.1, "output": 12.3}
+    depth_scores(results, lookup)   # {"half-skip": {"layer": {"effect": 9.1, "output": 12.3}}}
     """
     scores = {name: _numbers(result, lookup).get("depth_score") for name, result in results.items()}
     return _json({name: own for name, own in scores.items() if own})
@@ -56,7 +61,7 @@ def largest_effect(result: Result, lookup: Lookup) -> float | None:
 
     As its analysis says; where that says nothing, the largest value in its figures.
 
-        largest_effect(results["skip-current"], lookup)   # 1.37
+        largest_effect(result, lookup)   # 1.37
     """
     own, numbers = lookup(result), _numbers(result, lookup)
     if "largest_effect" in numbers:
@@ -70,7 +75,7 @@ def largest_effect(result: Result, lookup: Lookup) -> float | None:
 def ordered(results: Mapping[str, Result], lookup: Lookup) -> dict[str, Result]:
     """The results in the order in which they are reported; analyses that nobody knows come last.
 
-    list(ordered(load_folder("out"), lookup))   # ["residual-stats", "logit-lens", …]
+    list(ordered(load_folder("out"), lookup))   # names of analyses
     """
     declared = {name: lookup(result) for name, result in results.items()}
     places = {name: math.inf if own is None else own.order for name, own in declared.items()}

@@ -1,6 +1,6 @@
 """Tables: what is in a result file as plain text (`hookdepth info`), and the values of a page.
 
-print(describe("out/logit-lens.safetensors"))
+print(describe(path))
 print(describe("out"))                          # every result in the folder
 """
 
@@ -26,7 +26,7 @@ _HEADER = ("tensor", "shape", "min", "mean", "max", "non-finite")
 def describe(path: str | os.PathLike[str]) -> str:
     """Metadata and tensors of a result file, or of every result file in a folder.
 
-        describe("out/logit-lens.safetensors").splitlines()[0]   # 'out/logit-lens.safetensors'
+        describe(path).splitlines()[0]   # the path itself
 
     Raises:
         HookdepthError: no such file or folder, no result in it, or a file that is not one.
@@ -98,10 +98,7 @@ def statistics(values: Tensor) -> tuple[str, str, str, str]:
 
 
 def table(rows: Sequence[Sequence[str]], indent: str = "  ") -> str:
-    """Rows as columns of equal width.
-
-    table([("a", "bb"), ("ccc", "d")])
-    """
+    """Rows as columns of equal width."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(f"{indent}{line}".rstrip() for line in lines)

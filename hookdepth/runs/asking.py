@@ -24,10 +24,7 @@ from hookdepth.runs.contract import wrong_tensors
 
 
 def branches_of(analysis: Analysis, subject: Subject, item: int, *, planned: bool = False) -> list[Branch]:
-    """The branches of an item; for a plan, those that take as long.
-
-    branches_of(find("skip-current"), subject, 0)
-    """
+    """The branches of an item; for a plan, those that take as long."""
     what = "planned" if planned else "branches"
     with _asking(analysis, what):
         found = getattr(analysis, what)(subject, item)
@@ -52,7 +49,7 @@ def collected(analysis: Analysis, subject: Subject, item: int, measured: Measure
 
 
 def measured_by(analysis: Analysis, subject: Subject, item: int, on_pass: OnPass) -> Partial:
-    """What an analysis measures itself: measured_by(find("logit-lens"), subject, 0, lambda: None)"""
+    """What an analysis measures itself: measured_by(analysis, subject, 0, lambda: None)"""
     with _asking(analysis, "measure"):
         found = analysis.measure(subject, item, on_pass)
     if not isinstance(found, Partial):
@@ -62,7 +59,7 @@ def measured_by(analysis: Analysis, subject: Subject, item: int, on_pass: OnPass
 
 
 def reduced(analysis: Analysis, subject: Subject, items: Sequence[Tensors]) -> Tensors:
-    """One result from all items: reduced(find("logit-lens"), subject, items)["kl"]"""
+    """One result from all items: reduced(analysis, subject, items)["kl"]"""
     with _asking(analysis, "reduce"):
         found = analysis.reduce(subject, items)
     return _plain(analysis, "reduce", found)

@@ -1,6 +1,6 @@
 """Everything that can be chosen for a run, each option once: the command line, Python and metadata are made from it.
 
-    config = Config(model="demo", analyses="logit-lens", limit=2, out="out/first")
+    config = Config(model="demo", analyses="all", limit=2, out="out/first")
     config.dtype          # 'auto'
 
 Nothing here needs torch, so that `hookdepth run --help` is fast.
@@ -30,8 +30,6 @@ def _anything(given: Any) -> Any:
 @dataclass(frozen=True)
 class Config(Settings):
     """A run. `hookdepth run --help` explains every option; in Python they have the same names.
-
-        Config(limit=2, out="out/first")
 
     Raises:
         HookdepthError: a value that an option does not take.

@@ -1,6 +1,6 @@
 """What a result file must hold: the tensors that its analysis declares, and metadata of the right kinds.
 
-    check_contents(Result.load("out/logit-lens.safetensors"), "out/logit-lens.safetensors")
+    check_contents(Result.load(path), path)
 
 A file with the right header may still have been cut, edited or written by something else; whoever reads it is told
 in a line what is wrong with it, so that no figure has to ask.
@@ -37,7 +37,7 @@ _KINDS: dict[str, Any] = {
 def load_folder(folder: str | os.PathLike[str]) -> dict[str, Result]:
     """All results in a folder, by analysis.
 
-        load_folder("out")["skip-current"].tensors["layer.effect"]   # [L, L]
+        load_folder("out")[name].tensors     # name → tensor
 
     Raises:
         HookdepthError: no such folder, no result in it, a file in it that is not one, or two of one analysis.
@@ -63,9 +63,6 @@ def load_folder(folder: str | os.PathLike[str]) -> dict[str, Result]:
 
 def check_contents(result: Result, path: str | os.PathLike[str]) -> None:
     """Raise where a result lacks what its analysis declares.
-
-        path = Path("out/logit-lens.safetensors")
-        check_contents(Result.load(path), path)
 
     Raises:
         DamagedError: a tensor is missing or has the wrong shape, or the metadata is of the wrong kind.

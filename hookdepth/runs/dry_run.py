@@ -64,7 +64,7 @@ def estimate(
 ) -> list[Estimate]:
     """Work and time of the analyses, those that share their passes together.
 
-        sum(one.seconds for one in estimate(outline, chosen("skip-current"), inputs, Settings()))
+        sum(one.seconds for one in estimate(outline, chosen("all"), inputs, Settings()))
 
     Args:
         measure: run the miniature; without, seconds are 0.

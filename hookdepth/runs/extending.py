@@ -1,6 +1,6 @@
 """Results of some prompts as the beginning of results of more: a larger `--limit`, and runs that are merged.
 
-    items = items_of(find("logit-lens"), subject, result)     # what each prompt gave; None where that cannot be told
+    items = items_of(analysis, subject, result)     # what each prompt gave; None where that cannot be told
 
 A result is reduced from what each prompt gave, which stands in its file as `per_prompt.…`. So the file is enough to go
 on, for every analysis whose `reduce` gives the same bytes from it again: that is tried, and not believed.
@@ -33,8 +33,6 @@ _OF_PROMPTS = ("prompts", "cuts")
 def items_of(analysis: Analysis, subject: Subject, result: Result) -> list[Tensors] | None:
     """What each prompt of a result gave; None where its tensors are not what these reduce to.
 
-    items_of(find("logit-lens"), subject, result)
-
     Args:
         subject: its inputs are the prompts of the result.
     """
@@ -53,10 +51,7 @@ def _equal(some: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> bool:
 
 
 def beginning(analysis: Analysis, result: Result, subject: Subject) -> Subject | None:
-    """The first of a subject's prompts, as many as a result has; None where it does not have fewer.
-
-    beginning(find("logit-lens"), result, subject)
-    """
+    """The first of a subject's prompts, as many as a result has; None where it does not have fewer."""
     count, inputs = (result.metadata.get("data") or {}).get("n_prompts"), subject.inputs
     if analysis.needs not in _OF_PROMPTS or not isinstance(count, int) or not 0 < count < len(inputs.prompts):
         return None
@@ -66,8 +61,6 @@ def beginning(analysis: Analysis, result: Result, subject: Subject) -> Subject |
 
 def merge(folders: Sequence[str], out: str, warn: Callable[[str], None]) -> list[Path]:
     """Put runs over different prompts, all else equal, together as one.
-
-        merge(["out/first", "out/second"], "out/both", print)
 
     Raises:
         HookdepthError: fewer than two folders, results of the same prompts or of other settings, none that all have,

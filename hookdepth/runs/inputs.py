@@ -1,6 +1,6 @@
 """What the analyses run on: prompts as tokens, their cuts, the baseline's prompts, and probes.
 
-inputs = make_inputs(chosen("logit-lens"), load_examples("demo"), model, print, limit=2, seed=123)
+inputs = make_inputs(chosen("all"), load_examples("demo"), model, print, limit=2, seed=123)
 inputs.prompts        # token ids
 """
 
@@ -39,8 +39,6 @@ def make_inputs(
     probes: Sequence[tuple[str, str]] | None = None,
 ) -> Inputs:
     """Tokenise prompts, baseline and probes, and draw the cuts.
-
-        make_inputs(chosen("logit-lens"), load_examples("demo"), model, print, limit=2, seed=123).prompts
 
     Args:
         limit: so many prompts, and so many examples of each level; None for the defaults.

@@ -124,8 +124,6 @@ def load_outline(
 ) -> Outline:
     """The outline of a model; a folder or repository with config.json is enough.
 
-        load_outline("folder/with/config", dtype="bfloat16").n_layers
-
     Args:
         name, dtype, device, quantize, attn_implementation, revision: as `load` takes them.
         machine: a GPU that need not be there.

@@ -40,8 +40,6 @@ _FIRST_LAYERS = ("max_window_layers", "first_k_dense_replace")  # so many of the
 def prune(model: Decoder, keep: str | Sequence[int], out: str | os.PathLike[str]) -> Path:
     """Write a folder that holds the model without the other layers.
 
-        prune(model, [*range(0, 5), *range(7, 13)], "pruned")
-
     Args:
         model: from `load` or `wrap`, with all its weights in memory and not quantised.
         keep: the layers that stay, as `LayerPath` takes them, in rising order.

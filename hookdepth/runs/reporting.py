@@ -37,8 +37,6 @@ def report(folder: str | os.PathLike[str]) -> Path:
 def comparison(folders: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str], scatter: bool = False) -> Path:
     """`compare.html` and its figures in `out`, from the results of several runs; the page's path.
 
-        comparison(["out/small", "out/large"], "both")
-
     Args:
         scatter: effective depth over models, too.
 

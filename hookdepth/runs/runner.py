@@ -1,7 +1,7 @@
 """From inputs to result files: chunks one by one, each kept as soon as it is there, then reduced.
 
     run = Run(model, inputs, settings, data={"name": "demo", …}, seed=123, out=Path("out"))
-    run.execute([find("logit-lens"), find("skip-current")])      # writes out/logit-lens.safetensors, …
+    run.execute(chosen("all"))      # writes a file an analysis into `out`
 
 Every chunk's numbers are written to `out/.chunks` when they are measured, and read back from there when all
 are: so a run in one piece, a run that was stopped, however it was stopped, and went on with the same command,
@@ -51,8 +51,6 @@ UNITS = ".chunks"
 @dataclass
 class Run:
     """One model, its inputs and settings, and the folder that the results go to.
-
-        Run(model, inputs, Settings(), {"name": "demo"}, 123, Path("out")).execute([find("logit-lens")])
 
     Attributes:
         data: what results say about the data set: its `name` and `prompts_sha256`.

@@ -2,7 +2,7 @@
 
 for group in groups_of([SkipCurrent(), SkipFuture()], Subject(model, inputs, Settings())):
     partials = [group.run(chunk, lambda: None) for chunk in range(group.n_chunks)]
-    group.finish(partials)["skip-current"]["layer.effect"]   # [L, L]
+    group.finish(partials)     # name → tensors
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _SHORT = 4096  # rows × tokens up to which short prompts share a chunk
 def groups_of(analyses: Iterable[Analysis], subject: Subject) -> list[Group]:
     """The analyses, those that share passes together, in their order.
 
-    [group.name for group in groups_of([find("skip-future"), find("logit-lens")], subject)]   # ['logit-lens', …]
+    [group.name for group in groups_of(chosen("all"), subject)]   # those that share passes are one
     """
     groups: dict[str, list[Analysis]] = {}
     for analysis in sorted(analyses, key=lambda one: one.order):

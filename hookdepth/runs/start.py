@@ -1,6 +1,6 @@
 """From a config to results: data and model are loaded, analyses run, results written.
 
-config = Config(analyses="logit-lens", limit=2, out="out/first")
+config = Config(limit=2, out="out/first")
 results = run(config, analyses_of(config), warn=print)
 """
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 def analyses_of(config: Config, given: Sequence[str] = ()) -> list[Analysis]:
     """The analyses that a config names; options that were given and that none of them reads are refused.
 
-    [one.name for one in analyses_of(Config(analyses="skip-current,logit-lens"))]   # ['logit-lens', 'skip-current']
+    [one.name for one in analyses_of(Config(analyses="all"))]   # in their order
     """
     analyses = chosen(config.analyses)
     read = {option for one in analyses for option in one.options}
@@ -44,10 +44,7 @@ def analyses_of(config: Config, given: Sequence[str] = ()) -> list[Analysis]:
 
 
 def read_dataset(config: Config, analyses: Sequence[Analysis], warn: Callable[[str], None]) -> Dataset:
-    """As much of a data set as a run takes, and a word about the rest where nobody has said how much.
-
-    read_dataset(Config(dataset="demo", limit=2), chosen("logit-lens"), print)
-    """
+    """As much of a data set as a run takes, and a word about the rest where nobody has said how much."""
     by_level = [one.needs == "levels" for one in analyses]
     most = max(config.limit or DEFAULT_LIMIT, BASELINE_PROMPTS)
     dataset = load_examples(config.dataset, None if any(by_level) else most)
@@ -83,10 +80,7 @@ def run(
 def met(
     config: Config, analyses: Sequence[Analysis], dataset: Dataset, model: Decoder, warn: Callable[[str], None]
 ) -> list[Analysis]:
-    """The analyses whose needs model and data meet, where "every" is asked for; a line for each that is left out.
-
-    met(Config(analyses="every"), [find("logit-lens")], load_examples("demo", 10), model, print)
-    """
+    """The analyses whose needs model and data meet, where "every" is asked for; a line for each that is left out."""
     if config.analyses != "every":
         return list(analyses)
     refusals = {one.name: _refusal(config, one, dataset, model) for one in analyses}

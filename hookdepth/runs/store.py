@@ -1,7 +1,7 @@
 """What a run keeps while it works: a file for each chunk that is measured, in a folder that only it writes to.
 
 with locked(Path("out/.chunks")):
-    chunks = Chunks(Path("out/.chunks"), ("logit-lens",), identities)
+    chunks = Chunks(Path("out/.chunks"), ("first",), identities)
     chunks.claim()                       # refuses those of other settings
     chunks.save(0, partial, seconds=1.5)
     chunks.passes(0)                     # 1: it is there
@@ -36,8 +36,6 @@ VISIBLE_S = 90.0  # a shared file system may show another machine's file this la
 
 class Chunks:
     """The chunks of analyses that share their passes.
-
-        Chunks(Path("out/.chunks"), ("skip-current", "skip-future"), identities).count()
 
     Those of several analyses hold other tensors, from other passes, than those of one alone: their names
     begin with the names of all of them.
@@ -161,7 +159,7 @@ class Chunks:
 
 
 def forget(folder: Path, names: Iterable[str]) -> None:
-    """Let go of all chunks that some analyses have a part in: forget(Path("out/.chunks"), ["skip-current"])."""
+    """Let go of all chunks that some analyses have a part in: forget(Path("out/.chunks"), ["first"])."""
     for path in folder.glob("*-*"):
         if set(path.name.rpartition("-")[0].split("+")) & set(names):
             _remove(path)
@@ -177,7 +175,7 @@ def read_settings(path: Path) -> dict[str, Any] | None:
 
 
 def stored_identities(folder: Path, name: str) -> list[dict[str, Any]]:
-    """What chunks of a run that was stopped say: stored_identities(Path("out/.chunks"), "logit-lens")."""
+    """What chunks of a run that was stopped say: stored_identities(Path("out/.chunks"), "first")."""
     found = [read_settings(path) for path in sorted(folder.glob(f"*{_SETTINGS}"))]
     return [stored[name] for stored in found if stored is not None and name in stored]
 

@@ -1,6 +1,6 @@
 """With how many threads the analyses of a run are computed.
 
-    threads_of([("skip-current", "skip-future")], Path("out"), Path("out/.chunks"))     # {"skip-current": 2, …}
+    threads_of([("first", "second")], Path("out"), Path("out/.chunks"))     # {"first": 2, …}
 
 A matrix product on a CPU is summed in another order with every number of threads, and a launcher of several
 processes gives each of them one. So the first process decides when a run begins, for all of them; a run that goes
@@ -27,8 +27,6 @@ _MOST = 4096  # that any machine has
 
 def threads_of(groups: Iterable[Sequence[str]], out: Path, chunks: Path, fresh: bool = False) -> dict[str, int]:
     """Analysis → number of threads.
-
-        threads_of([("logit-lens",)], Path("out"), Path("out/.chunks"))["logit-lens"]
 
     Args:
         groups: analyses that may share passes: those that are not done have one number.

@@ -84,10 +84,7 @@ class Workers:
             work.wait()
 
     def together(self, run: Callable[[], T]) -> T:
-        """Run something everywhere. Where it fails for anyone it fails for all, and the first process tells why.
-
-        model = workers.together(lambda: load("demo"))
-        """
+        """Run something everywhere. Where it fails for anyone it fails for all, and the first process tells why."""
         if self.store is None:
             return run()
         failure, value = None, None
@@ -130,9 +127,6 @@ class Workers:
 @contextmanager
 def joined() -> Iterator[Workers]:
     """The workers that a launcher (accelerate, torchrun) has started this process in, or this one alone.
-
-        with joined() as workers:
-            workers.first
 
     Raises:
         HookdepthError: the launcher's variables make no sense, or the other processes do not come.

@@ -126,9 +126,6 @@ def as_result(
 ) -> Result:
     """Maps as a result, means over prompts beside each prompt's own.
 
-        grid = Grid.of(model, "resid_pre", None, None, None, [ids])
-        as_result(model, grid, "mine", "Change", {"score": (["layer", "token"], torch.rand(1, 5, 9))}, {}, {}, {})
-
     Args:
         what: beside the colours.
         maps: name → axes and [prompt, *axes].

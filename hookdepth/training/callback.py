@@ -29,7 +29,7 @@ logger = logging.getLogger("hookdepth.training")
 class DepthCallback(TrainerCallback):
     """Depth diagnostics of a Trainer's run, through the trainer's own logging.
 
-        options = {"probes": ["logit-lens"], "prompts": ["2 + 2 = 4"], "tokenizer": tokenizer}
+        options = {"probes": names, "prompts": ["2 + 2 = 4"], "tokenizer": tokenizer}
         trainer.add_callback(DepthCallback(trainer, every=50, **options))
 
     Metrics go where `Trainer.log` sends them, to TensorBoard, W&B and whatever else the trainer reports to, as

@@ -1,7 +1,7 @@
 """What a monitored training left behind: a folder a step, and the picture over all of them.
 
 history = load_history("depth")
-history["residual-stats"][50].tensors["cosine.layer"]      # [L], at step 50
+history[name][50].tensors      # what one analysis gave at step 50
 save_picture("depth", "depth.png")                         # layers × steps
 """
 
@@ -19,7 +19,7 @@ STEP = "step-"
 def load_history(folder: str | os.PathLike[str]) -> dict[str, dict[int, Result]]:
     """Analysis → step → result, in order of steps, of every step in the `out` folder of a monitor.
 
-        load_history("depth")["logit-lens"]
+        list(load_history("depth"))     # names of analyses
 
     Raises:
         HookdepthError: no such folder, no step in it, or a file that is no result.

@@ -18,8 +18,6 @@ from hookdepth.training.reading import STATISTICS
 def metrics_of(results: Mapping[str, Result], per_layer: bool = False) -> dict[str, float]:
     """Results as named numbers, as a logger wants them.
 
-        metrics_of(monitor.results)["depth/relative_contribution.layer"]
-
     Of residual statistics: the mean over layers of every relative contribution and cosine, and `contribution_depth`,
     the mean layer weighted by its relative contribution (0 to L − 1). Of probes: effective depths (ratios) and depth
     scores, where they exist: see `hookdepth.report.summary`.

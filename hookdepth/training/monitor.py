@@ -1,6 +1,6 @@
 """DepthMonitor: residual statistics and probes on sampled steps of any PyTorch training loop.
 
-    monitor = DepthMonitor(model, every=50, probes=["logit-lens"], prompts=["…"], tokenizer=tokenizer, out="depth")
+    monitor = DepthMonitor(model, every=50, probes=names, prompts=["…"], tokenizer=tokenizer, out="depth")
     for batch in batches:
         with monitor.step():
             model(**batch).loss.backward()     # forward, backward, optimiser

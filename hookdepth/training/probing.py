@@ -1,7 +1,7 @@
 """Analyses of the package on fixed prompts, between two steps of a training that does not notice.
 
-    probes = Probes(["logit-lens", "skip-current"], ["The capital of France is"], tokenizer)
-    probes.run(unwrap(model))["logit-lens"]["tensors"]["kl"]      # [L+1]
+    probes = Probes(names, ["The capital of France is"], tokenizer)
+    probes.run(unwrap(model))[names[0]]["tensors"]
 
 In evaluation mode, without gradients to parameters, without autocast, whatever the training around has; training
 mode, gradients' flags and random state come back as they were.
@@ -31,8 +31,6 @@ Prompt = str | Sequence[int] | Tensor | tuple[str, str] | Probe
 
 class Probes:
     """What to measure between steps.
-
-        Probes(["residual-erasure"], [("2 + 2 = ", "4")], tokenizer)
 
     Args:
         names: of analyses.

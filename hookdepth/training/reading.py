@@ -277,10 +277,7 @@ def statistics(table: Float[Tensor, "layer 6 row token"]) -> Float[Tensor, "10 l
 
 
 def unpack(gathered: Sequence[Tensor], n_layers: int) -> tuple[bool, int, dict[str, Tensor]]:
-    """Whether a rank failed, the tokens of all ranks, and the tensors of the analysis, each [L].
-
-    failed, tokens, tensors = unpack(gather(reader.packed()), target.decoder.n_layers)
-    """
+    """Whether a rank failed, the tokens of all ranks, and the tensors of the analysis, each [L]."""
     everyone = torch.stack([packed.double() for packed in gathered])
     failed, tokens, last = everyone[:, :3].sum(0).tolist()
     n_sums = 10 * n_layers

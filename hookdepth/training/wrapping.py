@@ -42,8 +42,6 @@ class Target:
 def unwrap(model: nn.Module, tokenizer: Any = None) -> Target:
     """Find the decoder in what the training loop calls.
 
-        unwrap(torch.compile(DistributedDataParallel(peft_model))).decoder
-
     Raises:
         HookdepthError: no decoder of a known kind inside, or one that nn.DataParallel copies for every call.
     """

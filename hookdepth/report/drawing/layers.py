@@ -163,10 +163,7 @@ def maps_figure(
     labels: Sequence[Sequence[str]] = (),
     other: Sequence[str] = (),
 ) -> Figure:
-    """A map, row 0 at the top as in the paper, or those of several runs side by side under their names.
-
-    maps_figure({"": effect}, Scale(0.0, 1.0), "Layer skipped", "Effect @ layer")
-    """
+    """A map, row 0 at the top as in the paper, or those of several runs side by side under their names."""
     columns = min(len(maps), _COLUMNS)
     n_lines = math.ceil(len(maps) / columns)
     longest = max(max(own.shape) for own in maps.values())

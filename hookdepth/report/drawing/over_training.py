@@ -26,8 +26,6 @@ __all__ = ["render", "training_figure"]
 def training_figure(history: Mapping[str, Mapping[int, Result]], lookup: Lookup) -> Figure:
     """How the layers are used while the model trains: a panel a measure, layer 0 at the top, steps to the right.
 
-        training_figure(load_history("depth"), lookup)
-
     Colours end at the 98th percentile of a panel, or where the axis of the report's figure does; an arrow at the
     colour bar says that there is more.
 

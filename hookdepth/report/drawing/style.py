@@ -70,10 +70,7 @@ def style() -> Iterator[None]:
 
 @style()
 def render(figure: Figure, kind: str) -> bytes:
-    """The figure as `png` or `svg`, without dates, so that the same figure gives the same bytes.
-
-    render(figure, "svg").decode()
-    """
+    """The figure as `png` or `svg`, without dates, so that the same figure gives the same bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else None)
     return buffer.getvalue()
