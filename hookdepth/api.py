@@ -21,8 +21,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hookdepth.analyses.base import Analysis, Inputs
+from hookdepth.analyses.base import Analysis
 from hookdepth.analyses.settings import Settings
+from hookdepth.analyses.subject import Inputs
 from hookdepth.data import texts_as_dataset
 from hookdepth.engine.arguments import (
     as_branches,

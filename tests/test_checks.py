@@ -89,19 +89,19 @@ def test_6_a_sublayers_output_taken_before_its_norm(plant):
             return self._rows_apart(layer, own := self.found.contributions[layer]["mlp"], edit, own.reads, hook)
         return right(self, site, layer, edit, raw)
 
-    from hookdepth.model.sites import _output_hook as hook
+    from hookdepth.model.hooks import output_hook as hook
 
     plant(Sites, "on", before_the_norm)
     assert kinds(model) & {"sites", "several", "tokens"}
 
 
 def test_7_a_head_index_off_by_one(plant):
-    right = sites._by_head
+    right = sites.by_head
 
     def shifted(edit, heads):
         return right(lambda z: None if (new := edit(z.roll(1, -2))) is None else new.roll(-1, -2), heads)
 
-    plant(sites, "_by_head", shifted)
+    plant(sites, "by_head", shifted)
     assert "heads" in kinds(model_of())
 
 

@@ -27,11 +27,12 @@ from tiny_tokenizer import tiny_tokenizer
 
 import hookdepth
 import hookdepth.training
-from hookdepth import analyses, cli
+from hookdepth import analyses
 from hookdepth.analyses import Inputs, Subject, chosen, depth
-from hookdepth.analyses.base import Measured
 from hookdepth.analyses.registry import checked, find, known
 from hookdepth.analyses.registry import declared as lookup
+from hookdepth.analyses.subject import Measured
+from hookdepth.cli.arguments import parse
 from hookdepth.data import Probe, load_examples
 from hookdepth.engine.passes import measure, plan_for
 from hookdepth.engine.planner import make_plan
@@ -102,6 +103,8 @@ NOT_RUN = {
     "hookdepth.engine.forward": "the engine's own arguments: tests/engine/test_passes.py",
     "hookdepth.engine.pass_result": "the engine's own arguments: tests/engine/test_passes.py",
     "hookdepth.engine.sweeping": "the engine's own arguments: tests/engine/test_paths.py",
+    "hookdepth.engine.interventions.patched_rows": "the engine's own arguments: tests/engine/test_passes.py",
+    "hookdepth.engine.choosing": "the engine's own arguments: tests/engine/test_decoding.py",
     "hookdepth.engine.output": "the engine's own arguments: tests/engine/test_passes.py",
     "hookdepth.model.kv_cache.GrowingCache": "the engine's own arguments: tests/engine/test_decoding.py",
     "hookdepth.engine.writing": "the engine's own arguments: tests/engine/test_decoding.py",
@@ -115,6 +118,8 @@ NOT_RUN = {
     "hookdepth.analyses.ridge": "two models and their states: tests/analyses/test_linear_maps.py",
     "hookdepth.engine.travel": "the engine's own arguments: tests/engine/test_paths.py",
     "hookdepth.model.contributions": "a family's own modules: tests/model/test_families.py",
+    "hookdepth.model.hooks": "a family's own modules: tests/model/test_families.py",
+    "hookdepth.checks.slopes": "a vocabulary of its own: tests/test_checks.py",
     "hookdepth.model.sites": "a family's own modules: tests/model/test_families.py",
     "hookdepth.report.scatter": "summaries of several models: tests/report/test_scatter.py",
     "hookdepth.model.hub": "asks the model hub: tests/test_bad_input.py",
@@ -239,7 +244,7 @@ def words(tmp_path_factory):
     model = hookdepth.wrap(hf_model, tokenizer, name="tiny")
     AutoModelForCausalLM = types.SimpleNamespace(from_pretrained=lambda folder: hf_model)
     load, demo_folder = (lambda name="demo", **options: model), (lambda: "demo")
-    options = cli._parser().parse_args(["run", "--limit", "1", "--dataset", "probes.jsonl", "--out", "made"])
+    options = parse(["run", "--limit", "1", "--dataset", "probes.jsonl", "--out", "made"])
     n_layers, width, device = model.n_layers, model.d_model, model.layer_device
 
     first_ten_prompts = [tuple(ids) for ids in prompts(2, 48)]

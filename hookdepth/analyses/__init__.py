@@ -12,14 +12,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hookdepth.analyses.base import BASELINE_PROMPTS, Analysis, Inputs, Partial, Subject, noise_floor
+    from hookdepth.analyses.base import Analysis
     from hookdepth.analyses.registry import chosen, declared, find, known
     from hookdepth.analyses.settings import Settings
+    from hookdepth.analyses.subject import BASELINE_PROMPTS, Inputs, Partial, Subject, noise_floor
 
 _HOME = {
-    "base": "BASELINE_PROMPTS Analysis Inputs Partial Subject noise_floor",
+    "base": "Analysis",
     "registry": "chosen declared find known",
     "settings": "Settings",
+    "subject": "BASELINE_PROMPTS Inputs Partial Subject noise_floor",
 }
 
 

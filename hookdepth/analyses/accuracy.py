@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hookdepth.analyses.base import Analysis, OnPass, Partial, Subject, Tensors
+from hookdepth.analyses.base import Analysis
 from hookdepth.analyses.settings import Settings
+from hookdepth.analyses.subject import OnPass, Partial, Subject, Tensors
 from hookdepth.data.questions import is_right
 from hookdepth.engine.decoding import generate
 from hookdepth.engine.interventions import Skip

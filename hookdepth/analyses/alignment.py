@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hookdepth.analyses.base import Subject
+from hookdepth.analyses.subject import Subject
 from hookdepth.errors import HookdepthError
 from hookdepth.model.decoder import Decoder
 

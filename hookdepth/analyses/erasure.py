@@ -22,7 +22,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hookdepth.analyses import depth
-from hookdepth.analyses.base import Analysis, Measured, Subject, Tensors
+from hookdepth.analyses.base import Analysis
+from hookdepth.analyses.subject import Measured, Subject, Tensors
 from hookdepth.data import Probe, encode
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.interventions import Patch

@@ -16,9 +16,10 @@ from typing import Any
 from torch import Tensor
 
 from hookdepth.analyses import depth, quadrature
-from hookdepth.analyses.base import Analysis, OnPass, Partial, Subject, Tensors, noise_floor
+from hookdepth.analyses.base import Analysis
 from hookdepth.analyses.integrals import Path, attribute, check_gradients, default_tolerance, path_work
 from hookdepth.analyses.settings import Settings
+from hookdepth.analyses.subject import OnPass, Partial, Subject, Tensors, noise_floor
 from hookdepth.engine.work import Work
 from hookdepth.report.figures import Strip, TokenMap
 from hookdepth.results import Result

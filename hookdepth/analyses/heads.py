@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from hookdepth.analyses import depth
-from hookdepth.analyses.base import Analysis, Measured, Subject, Tensors
+from hookdepth.analyses.base import Analysis
+from hookdepth.analyses.subject import Measured, Subject, Tensors
 from hookdepth.engine.ablation import Ablate
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.measurements import Loss, OutputEffect

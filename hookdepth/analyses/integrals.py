@@ -20,9 +20,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hookdepth.analyses import quadrature
-from hookdepth.analyses.base import Tensors
 from hookdepth.analyses.quadrature import AdaptivePath
 from hookdepth.analyses.settings import Settings
+from hookdepth.analyses.subject import Tensors
 from hookdepth.data import Probe
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.gradients import Derivatives, Given, differentiate

@@ -17,9 +17,10 @@ from typing import Any
 
 import torch
 
-from hookdepth.analyses.base import Analysis, Measured, Subject, Tensors
+from hookdepth.analyses.base import Analysis
 from hookdepth.analyses.settings import Settings
 from hookdepth.analyses.spans import best, magnitudes, over_lengths, rearranged, refuse_unpredicted
+from hookdepth.analyses.subject import Measured, Subject, Tensors
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.measurements import KL, Loss, Top1
 from hookdepth.engine.paths import LayerPath

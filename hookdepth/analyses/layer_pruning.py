@@ -17,9 +17,10 @@ from typing import Any
 
 import torch
 
-from hookdepth.analyses.base import Analysis, OnPass, Partial, Subject, Tensors
+from hookdepth.analyses.base import Analysis
 from hookdepth.analyses.settings import Settings
 from hookdepth.analyses.spans import Losses, magnitudes, rearranged, refuse_unpredicted, without
+from hookdepth.analyses.subject import OnPass, Partial, Subject, Tensors
 from hookdepth.engine.work import Work, overhead_of, plain_work
 from hookdepth.errors import HookdepthError
 from hookdepth.report.figures import Lines

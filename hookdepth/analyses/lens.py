@@ -19,7 +19,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hookdepth.analyses import depth, said
-from hookdepth.analyses.base import Analysis, OnPass, Partial, Subject, Tensors, token_means
+from hookdepth.analyses.base import Analysis, token_means
+from hookdepth.analyses.subject import OnPass, Partial, Subject, Tensors
 from hookdepth.engine.reading import capture
 from hookdepth.engine.work import Work, plain_work
 from hookdepth.metrics import blocks, kl_divergence, topk_overlap

@@ -19,10 +19,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hookdepth.analyses.base import Analysis, OnPass, Partial, Subject, Tensors, token_means
+from hookdepth.analyses.base import Analysis, token_means
 from hookdepth.analyses.jacobian import mean_jacobian
 from hookdepth.analyses.lens import stream_sums
 from hookdepth.analyses.ridge import Fit, refuse_few, split_prompts, states_of, stream_of
+from hookdepth.analyses.subject import OnPass, Partial, Subject, Tensors
 from hookdepth.engine.work import Work, plain_work
 from hookdepth.report.figures import Bars, Lines
 

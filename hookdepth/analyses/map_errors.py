@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hookdepth.analyses.base import Tensors
 from hookdepth.analyses.ridge import SPLIT_SEED, Fit, tiles
+from hookdepth.analyses.subject import Tensors
 from hookdepth.metrics import EPS
 
 

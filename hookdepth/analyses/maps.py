@@ -16,10 +16,11 @@ from dataclasses import replace
 from typing import Any
 
 from hookdepth.analyses.alignment import aligned
-from hookdepth.analyses.base import Analysis, OnPass, Partial, Subject, Tensors
+from hookdepth.analyses.base import Analysis
 from hookdepth.analyses.map_errors import map_errors
 from hookdepth.analyses.ridge import TILE, refuse_few, split_prompts, states_of
 from hookdepth.analyses.settings import Settings
+from hookdepth.analyses.subject import OnPass, Partial, Subject, Tensors
 from hookdepth.engine.work import Work, plain_work
 from hookdepth.model.decoder import Decoder
 from hookdepth.model.identity import identity_of

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hookdepth.analyses.base import Subject, Tensors
+from hookdepth.analyses.subject import Subject, Tensors
 from hookdepth.report.patterns import PAGE
 
 TOP_K = 5

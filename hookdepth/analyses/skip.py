@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from hookdepth.analyses import depth
-from hookdepth.analyses.base import Analysis, Measured, Subject, Tensors
+from hookdepth.analyses.base import Analysis
+from hookdepth.analyses.subject import Measured, Subject, Tensors
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.interventions import Skip
 from hookdepth.engine.measurements import LayerEffect, OutputEffect

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hookdepth.analyses.base import OnPass, Subject, Tensors
 from hookdepth.analyses.stats import residual_sums, turns
+from hookdepth.analyses.subject import OnPass, Subject, Tensors
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.measurements import Loss
 from hookdepth.engine.passes import measure

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from hookdepth.engine.arguments import as_prompts, check_limit, listed_branches
 from hookdepth.engine.branches import Branch
+from hookdepth.engine.choosing import Choice, Row
 from hookdepth.engine.forward import run_pass
 from hookdepth.engine.intervention import Intervention
 from hookdepth.engine.interventions import Identity
@@ -33,7 +34,7 @@ from hookdepth.engine.plan import ForwardPass, Plan
 from hookdepth.engine.rows import RowTable
 from hookdepth.engine.texts import Generated, Generations
 from hookdepth.engine.tokens import Tokens, positions
-from hookdepth.engine.writing import Choice, Row, write, write_again
+from hookdepth.engine.writing import write, write_again
 from hookdepth.errors import HookdepthError, choose, shown, whole_number
 from hookdepth.model.ambient import plainly
 from hookdepth.model.decoder import Decoder

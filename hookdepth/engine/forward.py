@@ -33,8 +33,9 @@ from hookdepth.engine.travel import Travel
 from hookdepth.model.contributions import INNER_SITE
 from hookdepth.model.decoder import Decoder
 from hookdepth.model.devices import send
+from hookdepth.model.hooks import middle_change, rescaled
 from hookdepth.model.kv_cache import PrefixCache
-from hookdepth.model.sites import ORDER, middle_change, rescaled
+from hookdepth.model.sites import ORDER
 from hookdepth.model.turns import in_this_thread
 from hookdepth.model.unembedding import most_logits
 

@@ -11,137 +11,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from functools import partial
-from math import inf, isfinite
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hookdepth.engine.branches import Branch
-from hookdepth.engine.intervention import Intervention
+from hookdepth.engine.choosing import Choice, Row, Writing
 from hookdepth.engine.measurement import OutputMeasurement, OutputView
 from hookdepth.engine.pass_result import PassResult
 from hookdepth.engine.passes import measure
 from hookdepth.engine.rows import RowTable
-from hookdepth.engine.texts import CLOSE, Generated
+from hookdepth.engine.texts import Generated
 from hookdepth.engine.tokens import locate
-from hookdepth.errors import HookdepthError, NotFiniteError, shown, whole_number
+from hookdepth.errors import HookdepthError
 from hookdepth.model.decoder import Decoder
 from hookdepth.model.kv_cache import GrowingCache, KeysValues
 from hookdepth.model.sites import ORDER
 from hookdepth.model.turns import in_this_thread
-
-
-@dataclass(frozen=True)
-class Choice:
-    """How the next token is chosen, and after which a row ends: Choice.of(model, 0.0, None, 0, ())."""
-
-    temperature: float
-    top_k: int | None
-    seed: int
-    ends: frozenset[int]
-    texts: tuple[str, ...]
-
-    @classmethod
-    def of(cls, model: Decoder, temperature: Any, top_k: Any, seed: Any, stop: Any) -> Choice:
-        """What a user asks for, made plain."""
-        if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not 0 <= temperature < inf:
-            raise HookdepthError(f"the temperature is {shown(temperature)}", "give 0 (the likeliest token) or more")
-        if top_k is not None:
-            top_k = whole_number("top_k", top_k, 1, int(model.config.vocab_size))
-            if not temperature:
-                raise HookdepthError(f"top_k is {top_k} at temperature 0, which draws nothing", "set temperature=1.0")
-        listed = [stop] if isinstance(stop, str | int) else list(stop)
-        texts = tuple(one for one in listed if isinstance(one, str))
-        if "" in texts or (texts and model.tokenizer is None):
-            raise HookdepthError(
-                "an empty text to stop at" if "" in texts else "a text to stop at, for a model without a tokenizer",
-                "give token ids" if model.tokenizer is None else "give one with letters in it",
-            )
-        model.check_ids(own := [one for one in listed if not isinstance(one, str)], "stop")
-        known = getattr(getattr(model.hf, "generation_config", None), "eos_token_id", None)
-        known = model.config.eos_token_id if known is None else known
-        ends = known if isinstance(known, list | tuple) else [] if known is None else [known]
-        seed = whole_number("the seed", seed, 0, 1 << 40)
-        return cls(float(temperature), top_k, seed, frozenset([*ends, *map(int, own)]), texts)
-
-    def next(self, logits: Tensor, rows: Sequence[_Writing]) -> list[int]:
-        """The next token of each row, from its logits [row, vocab]."""
-        if not self.temperature:
-            best = logits.topk(2).values
-            chosen, margin = torch.stack([logits.argmax(-1).double(), (best[:, 0] - best[:, 1]).double()]).tolist()
-            for row, between in zip(rows, margin, strict=True):
-                if not isfinite(between):
-                    raise NotFiniteError("non-finite logits", "check the weights, or use a dtype of wider range", 1)
-                row.note(between)
-            return [int(token) for token in chosen]
-        scores = logits.double() / self.temperature
-        if self.top_k is not None:
-            scores = scores.masked_fill(scores < scores.topk(self.top_k).values[:, -1:], -torch.inf)
-        sums = torch.softmax(scores, dim=-1).cumsum(-1)
-        if not torch.isfinite(sums).all():
-            raise NotFiniteError("non-finite logits", "check the weights, or use a dtype of wider range", 1)
-        drawn = torch.tensor([row.draw(self.seed) for row in rows], dtype=torch.float64, device=sums.device)[:, None]
-        return torch.searchsorted(sums, drawn * sums[:, -1:], right=True)[:, 0].clamp(max=sums.shape[1] - 1).tolist()
-
-
-@dataclass(frozen=True)
-class Row:
-    """What a row is: which prompt it follows, what it changes on the tokens that it writes, and how long it may get."""
-
-    prompt: int
-    token_ids: Sequence[int]
-    interventions: tuple[Intervention, ...]
-    total: int
-
-
-@dataclass(eq=False)
-class _Writing:
-    """A row that writes."""
-
-    row: Row
-    number: int
-    tokens: list[int] = field(default_factory=list)
-    done: bool = False
-    close_call: int | None = None
-    generator: torch.Generator | None = None
-
-    @property
-    def position(self) -> int:
-        """Of its last token."""
-        return len(self.row.token_ids) + len(self.tokens) - 1
-
-    def add(self, token: int, choice: Choice, model: Decoder) -> None:
-        """Take a token, unless it has come to its end."""
-        if not self.done:
-            self.tokens.append(token)
-            self.done = token in choice.ends or any(text in self.decoded(model) for text in choice.texts)
-
-    def note(self, ahead: float) -> None:
-        """By how much the likeliest token's logit was ahead of the next."""
-        if ahead < CLOSE and self.close_call is None and not self.done:
-            self.close_call = len(self.tokens)
-
-    def decoded(self, model: Decoder) -> str:
-        """All that it wrote."""
-        if model.tokenizer is None:
-            return " ".join(map(str, self.tokens))
-        text: str = model.tokenizer.decode(self.tokens, skip_special_tokens=True)
-        return text
-
-    def text(self, choice: Choice, model: Decoder) -> Generated:
-        """What it wrote, up to a text that it should stop at."""
-        text = self.decoded(model)
-        stop = min((text.find(one) for one in choice.texts if one in text), default=len(text))
-        return Generated(text[:stop], self.tokens, self.done, self.close_call)
-
-    def draw(self, seed: int) -> float:
-        """The row's next random number."""
-        if self.generator is None:
-            self.generator = torch.Generator().manual_seed((seed << 20) + self.row.prompt)
-        return torch.rand((), dtype=torch.float64, generator=self.generator).item()
 
 
 def write(
@@ -157,7 +45,7 @@ def write(
     """
     table = read.table
     measured = table.measured_rows()
-    everybody = going = [_Writing(rows[number], number) for _, number in measured]
+    everybody = going = [Writing(rows[number], number) for _, number in measured]
     last = _last_tokens(table, hidden, {row.row.prompt: row.position for row in everybody})
     logits = model.unembed(last[[id_ for id_, _ in measured]]).float()
     clean, control = (model.unembed(last[list(ids)]).float() for ids in (table.clean_ids, table.control_ids))
@@ -195,7 +83,7 @@ def write_again(
     model: Decoder, rows: Mapping[int, Row], new: int, choice: Choice, max_rows: int | None
 ) -> dict[int, Generated]:
     """The same for rows along paths of layers, which read their whole text for each token: texts by number."""
-    everybody = going = [_Writing(row, number) for number, row in rows.items()]
+    everybody = going = [Writing(row, number) for number, row in rows.items()]
     for _ in range(new):
         if not (going := [row for row in going if not row.done]):
             break
@@ -217,7 +105,7 @@ def _last_tokens(table: RowTable, hidden: Tensor, ends: dict[int, int]) -> Tenso
 
 
 def _laid_out(
-    read: PassResult, measured: Sequence[tuple[int, int]], rows: Sequence[_Writing], longest: int, new: int
+    read: PassResult, measured: Sequence[tuple[int, int]], rows: Sequence[Writing], longest: int, new: int
 ) -> dict[int, KeysValues]:
     """The keys and values of each row, ending at the same place, with room for new ones."""
     room: dict[int, KeysValues] = {}
@@ -234,7 +122,7 @@ def _laid_out(
     return room
 
 
-def _aligned(states: Tensor, sources: list[int], rows: Sequence[_Writing], longest: int, new: int) -> Tensor:
+def _aligned(states: Tensor, sources: list[int], rows: Sequence[Writing], longest: int, new: int) -> Tensor:
     laid = states.new_zeros(len(rows), states.shape[1], longest + new, states.shape[3])
     lengths = [len(row.row.token_ids) for row in rows]
     for length in set(lengths):
@@ -244,7 +132,7 @@ def _aligned(states: Tensor, sources: list[int], rows: Sequence[_Writing], longe
     return laid
 
 
-def _read_last(model: Decoder, rows: Sequence[_Writing], cache: GrowingCache, longest: int) -> Tensor:
+def _read_last(model: Decoder, rows: Sequence[Writing], cache: GrowingCache, longest: int) -> Tensor:
     """One pass of one token a row: the last hidden states, [row, width]."""
     token_ids = torch.tensor([[row.tokens[-1]] for row in rows], device=model.device)
     positions = torch.tensor([[row.position] for row in rows], device=model.device)
@@ -258,7 +146,7 @@ def _read_last(model: Decoder, rows: Sequence[_Writing], cache: GrowingCache, lo
 class _Edits:
     """What rows change on the tokens that they write: hooks on the sites where any does."""
 
-    def __init__(self, model: Decoder, going: Sequence[_Writing], hooks: ExitStack) -> None:
+    def __init__(self, model: Decoder, going: Sequence[Writing], hooks: ExitStack) -> None:
         self.going, self.pre = going, torch.empty(0)
         places = dict.fromkeys((one.layer, one.site) for row in going for one in row.row.interventions)
         for site in ORDER:  # a layer's input is noted after what changes it

@@ -21,7 +21,7 @@ from hookdepth.metrics import differs_by_rounding
 from hookdepth.model.contributions import layer_scale
 from hookdepth.model.decoder import LOAD, Decoder
 from hookdepth.model.families import Family, unsupported
-from hookdepth.model.sites import Edit
+from hookdepth.model.hooks import Edit
 from hookdepth.model.trials import first_layer, try_out
 from hookdepth.model.turns import in_this_thread
 

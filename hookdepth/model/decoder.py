@@ -25,9 +25,10 @@ from hookdepth.model.ambient import plain_state
 from hookdepth.model.contributions import INNER_SITE, find, width_read
 from hookdepth.model.devices import device_name, runs_on
 from hookdepth.model.families import Family, family_of
+from hookdepth.model.hooks import Edit, Handles
 from hookdepth.model.positions import LengthDependent
 from hookdepth.model.shape import described, said
-from hookdepth.model.sites import PARTS, Edit, Handles, Sites, part_of
+from hookdepth.model.sites import PARTS, Sites, part_of
 from hookdepth.model.turns import turn_of
 from hookdepth.model.unembedding import product
 

@@ -25,6 +25,22 @@ from torch.utils.hooks import RemovableHandle
 from hookdepth.errors import HookdepthError
 from hookdepth.model.contributions import INNER_SITE, Contribution, Found, width_read
 from hookdepth.model.families import Family
+from hookdepth.model.hooks import (
+    Edit,
+    Handles,
+    by_head,
+    copied,
+    input_hook,
+    middle_change,
+    multiplied,
+    output_hook,
+    pattern_hook,
+    projected,
+    register,
+    value_of,
+    with_hidden,
+    with_value,
+)
 from hookdepth.model.turns import OwnThread
 
 SITES = ("resid_pre", "z", "attn_out", "resid_mid", "neurons", "mlp_out", "resid_post")
@@ -37,8 +53,6 @@ READ_ONLY = ("q", "k", "v", "pattern")
 """What can be read besides: before positions are applied [row, token, head, head_dim]; and [row, head, query, key]."""
 PARTS = ("layer", "attn", "mlp", "mixer", "extra")
 """What a layer can be skipped by: the whole, or one contribution."""
-Edit = Callable[[Tensor], Tensor | None]
-"""A hook's body: gets a site's value, returns its replacement or None to leave it."""
 
 
 def part_site(part: str) -> str:
@@ -50,24 +64,6 @@ def part_of(site: str) -> str | None:
     """The contribution that a site is in; None for the residual stream: part_of("z") is "attn"."""
     inner = {site: part for part, site in INNER_SITE.items()}
     return inner.get(site) or (site.removesuffix("_out") if site.endswith("_out") else None)
-
-
-class Handles:
-    """Several hooks that come off together; a context manager as PyTorch's own handle is."""
-
-    def __init__(self, *handles: RemovableHandle | Handles) -> None:
-        self._handles = handles
-
-    def remove(self) -> None:
-        """Take them off."""
-        for handle in self._handles:
-            handle.remove()
-
-    def __enter__(self) -> Handles:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.remove()
 
 
 class Sites:
@@ -102,7 +98,7 @@ class Sites:
         if site == "resid_pre":
             return Handles(self._on_input(layer, edit))
         if site == "resid_post":
-            return Handles(self.found.layers[layer].register_forward_hook(partial(_output_hook, edit)))
+            return Handles(self.found.layers[layer].register_forward_hook(partial(output_hook, edit)))
         if site == "resid_mid":
             return self._on_middle(layer, edit)
         if site in READ_ONLY:
@@ -111,17 +107,17 @@ class Sites:
         if site in INNER_SITE.values():
             assert own.inner is not None
             return self._rows_apart(
-                layer, own, edit if site != "z" else _by_head(edit, own.heads), own.inner, _input_hook
+                layer, own, edit if site != "z" else by_head(edit, own.heads), own.inner, input_hook
             )
-        scaled = edit if raw or own.scale == 1.0 else partial(_multiplied, edit, own.scale)
+        scaled = edit if raw or own.scale == 1.0 else partial(multiplied, edit, own.scale)
         if self.family.in_place:
-            scaled = partial(_copied, scaled)
-        return self._rows_apart(layer, own, scaled, own.output, _output_hook)
+            scaled = partial(copied, scaled)
+        return self._rows_apart(layer, own, scaled, own.output, output_hook)
 
     def on_reads(self, part: str, layer: int, edit: Edit) -> Handles:
         """Hook what a contribution's module reads, the (normed) stream. `edit` may return fewer rows."""
         own = self.found.contributions[layer][part]
-        return self._rows_apart(layer, own, edit, own.reads, _input_hook)
+        return self._rows_apart(layer, own, edit, own.reads, input_hook)
 
     def missing(self, site: str, layer: int) -> HookdepthError:
         """The error for a site that a layer does not have."""
@@ -147,7 +143,7 @@ class Sites:
             edited = edit(hidden.to(self.device(layer)))
             now = hidden if edited is None else edited
             fitted = self._for_rows(kwargs, now.shape[0])
-            return _with_hidden(now, args, fitted) if edited is not None or fitted is not kwargs else (args, kwargs)
+            return with_hidden(now, args, fitted) if edited is not None or fitted is not kwargs else (args, kwargs)
 
         return self.found.layers[layer].register_forward_pre_hook(hook, with_kwargs=True)
 
@@ -169,7 +165,7 @@ class Sites:
         """A hook inside a layer, whose edit gets [row, token, …] also where rows and tokens are one axis."""
         fit = self._for_rows if own.reads is module else None
         if not self.family.flat:
-            return Handles(_register(module, partial(hook, edit, fit) if hook is _input_hook else partial(hook, edit)))
+            return Handles(register(module, partial(hook, edit, fit) if hook is input_hook else partial(hook, edit)))
         seen = [1]
 
         def note(_module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -181,10 +177,10 @@ class Sites:
             edited = edit(value.view(-1, seen[0], value.shape[-1]))
             return None if edited is None else edited.flatten(0, 1)
 
-        body = partial(hook, apart, fit) if hook is _input_hook else partial(hook, apart)
+        body = partial(hook, apart, fit) if hook is input_hook else partial(hook, apart)
         # Behind the hooks that may change it, the number of tokens is the same.
         return Handles(
-            self.found.layers[layer].register_forward_pre_hook(note, with_kwargs=True), _register(module, body)
+            self.found.layers[layer].register_forward_pre_hook(note, with_kwargs=True), register(module, body)
         )
 
     def _on_middle(self, layer: int, edit: Edit) -> Handles:
@@ -211,15 +207,13 @@ class Sites:
         if own is None or own.inner is None:
             raise self.missing(site, layer)
         if site == "pattern":
-            return Handles(_register(own.reads, partial(_pattern_hook, edit, self.name)))
+            return Handles(register(own.reads, partial(pattern_hook, edit, self.name)))
         size = int(getattr(own.reads, "head_dim", width_read(own.inner) // own.heads))
         projection, cut = getattr(own.reads, f"{site}_proj", None), None
         if projection is None and self.family.fused:
             projection, cut = getattr(own.reads, self.family.fused), (site, own.heads, self.family.by_head)
         if projection is not None:
-            return Handles(
-                projection.register_forward_hook(partial(_output_hook, partial(_projected, edit, size, cut)))
-            )
+            return Handles(projection.register_forward_hook(partial(output_hook, partial(projected, edit, size, cut))))
         raise HookdepthError(
             f"{site} of layer {layer} of {self.name!r} cannot be read: it has no {site}_proj of its own",
             "read z, or attention patterns",
@@ -247,103 +241,10 @@ class Sites:
         def widen(_module: nn.Module, _args: Any, output: Any) -> Any:
             if not mine:
                 return None
-            value = _value_of(output)
+            value = value_of(output)
             zeros = value.new_zeros(value.shape[0], length, value.shape[2])
-            return _with_value(zeros.index_copy(1, tokens.to(value.device), value), output)
+            return with_value(zeros.index_copy(1, tokens.to(value.device), value), output)
 
         return Handles(
             own.reads.register_forward_pre_hook(narrow), own.reads.register_forward_hook(widen, prepend=True)
         )
-
-
-def middle_change(before: Tensor, attn: Tensor, mid: Tensor, edited: Tensor) -> Tensor:
-    """What attention has to add so that `mid` becomes `edited`; what was not edited stays to the last bit."""
-    return _kept(edited == mid, attn, (edited.float() - before.float()).to(attn.dtype))
-
-
-def rescaled(change: Callable[[Tensor], Tensor], raw: Tensor, scale: float) -> Tensor:
-    """A change of what is added, made to what is multiplied first; what it leaves alone stays to the last bit."""
-    if scale == 1.0:
-        return change(raw)
-    added = raw * scale
-    changed = change(added.clone())
-    return _kept(changed == added, raw, changed / scale)
-
-
-def _kept(same: Tensor, own: Tensor, changed: Tensor) -> Tensor:
-    """`own` to the last bit where nothing was edited; gradients flow to what an edit gave all the same."""
-    if changed.requires_grad:
-        own = own.detach() + (changed - changed.detach())
-    return torch.where(same, own, changed)
-
-
-def _projected(edit: Edit, size: int, cut: tuple[str, int, bool] | None, value: Tensor) -> None:
-    """By head; of a projection that gives q, k and v at once, one of the three."""
-    each = value.unflatten(-1, (-1, size))
-    if cut is not None:
-        site, heads, by_head = cut
-        which, others = ("q", "k", "v").index(site), (each.shape[-2] - heads) // 2
-        each = (
-            each.unflatten(-2, (heads, 3))[..., which, :] if by_head else each.split([heads, others, others], -2)[which]
-        )
-    edit(each.clone())  # a fused kernel applies positions in place
-
-
-def _by_head(edit: Edit, heads: int) -> Edit:
-    def by_head(value: Tensor) -> Tensor | None:
-        edited = edit(value.unflatten(-1, (heads, -1)))
-        return None if edited is None else edited.flatten(-2)
-
-    return by_head
-
-
-def _multiplied(edit: Edit, scale: float, raw: Tensor) -> Tensor | None:
-    edited = edit(raw * scale)
-    if edited is None:
-        return None
-    return rescaled(lambda _: edited, raw, scale) if edited.shape == raw.shape else edited / scale
-
-
-def _copied(edit: Edit, value: Tensor) -> Tensor:
-    """What the layer gets is never what was read, since it adds to it in place."""
-    edited = edit(value)
-    return (value if edited is None else edited).clone()
-
-
-def _register(module: nn.Module, hook: Any) -> RemovableHandle:
-    if hook.func is _input_hook:
-        return module.register_forward_pre_hook(hook, with_kwargs=True)
-    return module.register_forward_hook(hook)
-
-
-def _input_hook(edit: Edit, fit: Any, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    edited = edit(args[0] if args else kwargs["hidden_states"])
-    if edited is None:
-        return None
-    return _with_hidden(edited, args, fit(kwargs, edited.shape[0]) if fit else kwargs)
-
-
-def _output_hook(edit: Edit, _module: nn.Module, _args: Any, output: Any) -> Any:
-    edited = edit(_value_of(output))
-    return None if edited is None else _with_value(edited, output)
-
-
-def _pattern_hook(edit: Edit, name: str, _module: nn.Module, _args: Any, output: Any) -> None:
-    weights = output[1] if isinstance(output, tuple) and len(output) > 1 else None
-    if not isinstance(weights, Tensor):
-        raise HookdepthError(
-            f"{name!r} gives no attention patterns with this kernel", 'load it with attn_implementation="eager"'
-        )
-    edit(weights)
-
-
-def _with_hidden(hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-    return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
-
-
-def _value_of(output: Any) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output
-
-
-def _with_value(value: Tensor, output: Any) -> Any:
-    return (value, *output[1:]) if isinstance(output, tuple) else value

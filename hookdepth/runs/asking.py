@@ -16,8 +16,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from hookdepth.analyses.base import Analysis, Measured, OnPass, Partial, Subject, Tensors
+from hookdepth.analyses.base import Analysis
 from hookdepth.analyses.registry import known
+from hookdepth.analyses.subject import Measured, OnPass, Partial, Subject, Tensors
 from hookdepth.engine.branches import Branch
 from hookdepth.errors import HookdepthError, line_in, shown
 from hookdepth.runs.contract import wrong_tensors

@@ -18,10 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hookdepth.analyses.base import Analysis, Inputs, Measured, Subject, Tensors, noise_floor
+from hookdepth.analyses.base import Analysis
 from hookdepth.analyses.settings import Settings
 from hookdepth.analyses.source import digest_of
 from hookdepth.analyses.stored import declaration_of
+from hookdepth.analyses.subject import Inputs, Measured, Subject, Tensors, noise_floor
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.intervention import Intervention
 from hookdepth.engine.measurement import LayerMeasurement, Measurement

@@ -23,8 +23,9 @@ from functools import reduce
 
 import torch
 
-from hookdepth.analyses.base import Analysis, Inputs, Measured, Subject, Tensors
+from hookdepth.analyses.base import Analysis
 from hookdepth.analyses.settings import Settings
+from hookdepth.analyses.subject import Inputs, Measured, Subject, Tensors
 from hookdepth.data import Probe
 from hookdepth.engine.machines import Machine
 from hookdepth.engine.measurement import zero_where_clean

@@ -18,9 +18,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from hookdepth.analyses.base import Analysis, Inputs, Partial, Subject, Tensors, noise_floor
+from hookdepth.analyses.base import Analysis
 from hookdepth.analyses.registry import declared
 from hookdepth.analyses.settings import Settings
+from hookdepth.analyses.subject import Inputs, Partial, Subject, Tensors, noise_floor
 from hookdepth.errors import HookdepthError
 from hookdepth.model.decoder import Decoder
 from hookdepth.results import SUFFIX, Result, check_folder_name

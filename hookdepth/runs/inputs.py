@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from hookdepth.analyses.base import BASELINE_PROMPTS, Analysis, Inputs
+from hookdepth.analyses.base import Analysis
+from hookdepth.analyses.subject import BASELINE_PROMPTS, Inputs
 from hookdepth.data import (
     DEFAULT_PROBES,
     Dataset,

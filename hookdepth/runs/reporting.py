@@ -15,8 +15,8 @@ from hookdepth.analyses.registry import declared, known
 from hookdepth.errors import HookdepthError
 from hookdepth.report.compare import write_comparison
 from hookdepth.report.explore import write_explorer
+from hookdepth.report.folder import write_report
 from hookdepth.report.notebook import drawn
-from hookdepth.report.page import write_report
 from hookdepth.results import Result, read_log
 from hookdepth.runs.contract import load_folder
 

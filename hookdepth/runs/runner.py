@@ -26,11 +26,11 @@ from typing import Any
 import torch
 
 from hookdepth._version import __version__
-from hookdepth.analyses.base import Analysis, Inputs, Partial, Subject, Tensors, noise_floor
+from hookdepth.analyses.base import Analysis
 from hookdepth.analyses.registry import chosen
 from hookdepth.analyses.settings import Settings
 from hookdepth.analyses.stored import declaration_of
-from hookdepth.engine.reading import first_not_finite
+from hookdepth.analyses.subject import Inputs, Partial, Subject, Tensors, noise_floor
 from hookdepth.errors import DamagedError, HookdepthError, NotFiniteError
 from hookdepth.model.decoder import Decoder
 from hookdepth.model.identity import identity_of
@@ -39,7 +39,7 @@ from hookdepth.model.rounding import threads as so_many_threads
 from hookdepth.results import SUFFIX, Result, add_to_log, check_folder_name, read_log, sweep
 from hookdepth.runs.contract import check_contents, wrong_tensors
 from hookdepth.runs.extending import beginning, items_of
-from hookdepth.runs.saying import announce_floor, bar_over
+from hookdepth.runs.saying import announce_floor, bar_over, blame
 from hookdepth.runs.sharing import Group, groups_of
 from hookdepth.runs.store import LOCK, VISIBLE_S, Chunks, appears, forget, locked, refuse_other
 from hookdepth.runs.threads import threads_of
@@ -278,25 +278,10 @@ class Run:
         try:
             partial = group.run(chunk, move)
         except NotFiniteError:
-            self._blame(group)
+            blame(group.name, self.model, self.inputs)
             raise
         # What branches give was seen to be finite when it was measured; a prompt that cannot be cut is NaN on purpose.
         if not group.branching and not all(torch.isfinite(value).all() for value in partial.tensors.values()):
-            self._blame(group)
+            blame(group.name, self.model, self.inputs)
             self.warn(f"{group.name}: some values are not finite; they are grey in the figures")
         return partial
-
-    def _blame(self, group: Group) -> None:
-        """Raise, naming prompt and layer, where the clean run gives values that are not finite."""
-        inputs = {"prompt": self.inputs.prompts, "baseline prompt": self.inputs.baseline}
-        inputs["probe"] = tuple(probe.token_ids for probe in self.inputs.probes)
-        for what, prompts in inputs.items():
-            for number, prompt in enumerate(prompts):
-                layer = first_not_finite(self.model, prompt)
-                if layer is not None:
-                    place = f"from layer {layer} onward" if layer < self.model.n_layers else "in the logits"
-                    raise HookdepthError(
-                        f"{group.name}: {self.model.name!r} on {what} {number}: non-finite values {place}",
-                        "check the checkpoint's weights, load it with another --dtype, or leave that text out",
-                        1,
-                    )

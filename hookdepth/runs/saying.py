@@ -7,7 +7,11 @@ from typing import Any
 
 from tqdm import tqdm
 
+from hookdepth.analyses.subject import Inputs
 from hookdepth.engine.passes import plan_for
+from hookdepth.engine.reading import first_not_finite
+from hookdepth.errors import HookdepthError
+from hookdepth.model.decoder import Decoder
 from hookdepth.runs.sharing import Group
 
 _PLANNED = 16  # chunks whose passes are counted for the bar; it takes the others to be like them
@@ -37,3 +41,19 @@ def announce_floor(name: str, metadata: dict[str, Any], tensors: dict[str, Any],
             f"{name}: noise floor {floor:.2g} ({metadata['null_where']}), "
             f"{floor / max(*effects, 1e-30):.1g} of the largest effect {max(effects):.3g}"
         )
+
+
+def blame(analysis: str, model: Decoder, inputs: Inputs) -> None:
+    """Raise, naming prompt and layer, where the clean run gives values that are not finite."""
+    texts = {"prompt": inputs.prompts, "baseline prompt": inputs.baseline}
+    texts["probe"] = tuple(probe.token_ids for probe in inputs.probes)
+    for what, prompts in texts.items():
+        for number, prompt in enumerate(prompts):
+            layer = first_not_finite(model, prompt)
+            if layer is not None:
+                place = f"from layer {layer} onward" if layer < model.n_layers else "in the logits"
+                raise HookdepthError(
+                    f"{analysis}: {model.name!r} on {what} {number}: non-finite values {place}",
+                    "check the checkpoint's weights, load it with another --dtype, or leave that text out",
+                    1,
+                )

@@ -13,7 +13,8 @@ from functools import cached_property
 
 from torch import Tensor
 
-from hookdepth.analyses.base import Analysis, Measured, OnPass, Partial, Subject, Tensors, stacked
+from hookdepth.analyses.base import Analysis, stacked
+from hookdepth.analyses.subject import Measured, OnPass, Partial, Subject, Tensors
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.measurement import Measurement
 from hookdepth.engine.passes import measure

@@ -11,8 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hookdepth.analyses.base import BASELINE_PROMPTS, Analysis, Inputs, Subject
+from hookdepth.analyses.base import Analysis
 from hookdepth.analyses.registry import chosen
+from hookdepth.analyses.subject import BASELINE_PROMPTS, Inputs, Subject
 from hookdepth.data import Dataset, load_examples
 from hookdepth.engine.machines import MACHINES, Machine
 from hookdepth.errors import HookdepthError

@@ -16,10 +16,11 @@ from typing import Any
 
 from torch import Tensor
 
-from hookdepth.analyses.base import BASELINE_PROMPTS, Analysis, Inputs, Subject, noise_floor
+from hookdepth.analyses.base import Analysis
 from hookdepth.analyses.registry import chosen
 from hookdepth.analyses.settings import Settings
 from hookdepth.analyses.stored import declaration_of
+from hookdepth.analyses.subject import BASELINE_PROMPTS, Inputs, Subject, noise_floor
 from hookdepth.data import Probe, encode, make_probe, sample_cuts
 from hookdepth.errors import HookdepthError
 from hookdepth.model.decoder import Decoder

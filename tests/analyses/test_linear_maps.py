@@ -10,9 +10,9 @@ from tiny_tokenizer import tiny_tokenizer
 import hookdepth
 from hookdepth.analyses import Inputs
 from hookdepth.analyses.alignment import aligned
-from hookdepth.analyses.base import Subject
 from hookdepth.analyses.ridge import RIDGES, Fit, split_prompts
 from hookdepth.analyses.settings import Settings
+from hookdepth.analyses.subject import Subject
 from hookdepth.errors import HookdepthError
 
 SMALL = {"num_hidden_layers": 3, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "head_dim": 16}

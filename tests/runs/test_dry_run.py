@@ -11,7 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import hookdepth
 from hookdepth.analyses import Inputs, Settings, Subject, chosen, known
-from hookdepth.analyses.base import Analysis, Partial
+from hookdepth.analyses.base import Analysis
+from hookdepth.analyses.subject import Partial
 from hookdepth.cli import main
 from hookdepth.data import Probe
 from hookdepth.engine import passes

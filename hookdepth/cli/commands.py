@@ -1,0 +1,206 @@
+"""What each command does, and prints. What needs torch is imported when it is asked for.
+
+COMMANDS["families"](options)     # the exit status; `arguments.parse` gives the options
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hookdepth.errors import HookdepthError, choose
+from hookdepth.runs.config import Config
+
+if TYPE_CHECKING:
+    from hookdepth.analyses.base import Analysis
+    from hookdepth.results import Result
+
+
+def _run(options: argparse.Namespace) -> int:
+    from hookdepth.runs import start  # imports torch and transformers: --help should not wait for them
+    from hookdepth.runs.workers import joined
+
+    names = {one.name for one in fields(Config)}
+    given = {name: value for name, value in vars(options).items() if name in names}
+    config = Config(**given)
+    if config.out is None:
+        raise HookdepthError("the following arguments are required: --out", "see `hookdepth run --help`")
+    with joined() as workers:
+        analyses = workers.together(lambda: _checked(config, list(given)))
+        if config.dry_run:
+            if workers.first:
+                print(start.describe_plan(config, analyses))
+            return 0
+        results = start.run(config, analyses, _warn if workers.first else lambda line: None, workers)
+        return _finish(config, results) if workers.first else 0
+
+
+def _checked(config: Config, given: Sequence[str]) -> list[Analysis]:
+    from hookdepth.runs.start import analyses_of
+
+    analyses = analyses_of(config, given)
+    if not config.dry_run:
+        _check_out(str(config.out), [one.name for one in analyses])
+    return analyses
+
+
+def _finish(config: Config, results: Sequence[Result]) -> int:
+    from hookdepth.results import read_log
+    from hookdepth.runs.reporting import report
+
+    page, log = report(str(config.out)), read_log(str(config.out))
+    for result in results:
+        floor = result.metadata.get("null_effect")
+        noise = "" if floor is None else f", noise floor {floor:.2g}"
+        known = log.get(result.analysis)
+        cost = f"{known['wall_time_s']:8.1f} s, {known['passes']} passes" if known else f"{'?':>8} s"
+        print(f"{result.analysis:22} {cost}{noise}")
+    _say_pages(page)
+    noisy = [result for result in results if result.metadata.get("null_effect")]
+    if config.strict and noisy:
+        worst = max(noisy, key=lambda result: float(result.metadata["null_effect"]))
+        raise HookdepthError(
+            f"--strict: the noise floor of {worst.analysis} is {worst.metadata['null_effect']:.2g}, not 0 "
+            f"({worst.metadata['null_where']})",
+            "results are kept; try another --max-rows, --dtype or --attn-implementation",
+            1,
+        )
+    return 0
+
+
+def _check_out(text: str, names: Sequence[str] = ()) -> None:
+    """Refuse, before anything is computed, a folder that could not be written to or reported on afterwards."""
+    from hookdepth.results import SUFFIX, read_metadata
+
+    out = _check_place(text)
+    for path in sorted(out.glob(f"*{SUFFIX}")) if os.path.isdir(out) else ():
+        if path.stem not in names:  # the run itself looks at those, and may replace them
+            read_metadata(path)
+
+
+def _check_place(text: str) -> Path:
+    from hookdepth.results import check_folder_name
+
+    out = Path(text)
+    check_folder_name(text)
+    if "\0" in text or not text.strip():
+        raise HookdepthError(f"--out {text!r} is no folder of its own", "give a new or existing folder for the results")
+    for place in (out, *out.parents):
+        if os.path.exists(place):
+            if not place.is_dir():
+                raise HookdepthError(f"--out {text!r} cannot be a folder: {str(place)!r} is a file", "give a folder")
+            if not os.access(place, os.W_OK | os.X_OK):
+                raise HookdepthError(f"--out {text!r} cannot be written: {str(place)!r} is read-only", "give another")
+            break
+    return out
+
+
+def _warn(line: str) -> None:
+    print(f"hookdepth: {line}", file=sys.stderr)
+
+
+def _report(options: argparse.Namespace) -> int:
+    from hookdepth.runs.reporting import report
+
+    _say_pages(report(options.folder))
+    return 0
+
+
+def _say_pages(page: Path) -> None:
+    maps = page.with_name("explore.html")
+    if maps.exists():
+        print(f"maps to point at: {maps}")
+    print(f"report: {page}")
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from hookdepth.runs.reporting import comparison
+
+    _check_out(options.out)
+    print(f"comparison: {comparison(options.folders, options.out, options.scatter)}")
+    return 0
+
+
+def _prune(options: argparse.Namespace) -> int:
+    from hookdepth.model.loading import load
+    from hookdepth.runs.pruning import prune
+
+    _check_place(options.out)
+    model = load(options.model if "model" in options else "demo", **_given(options, "dtype", "device"))
+    folder = prune(model, options.keep, options.out)
+    print(f"kept layers {options.keep} of {model.n_layers}: {folder}")
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from hookdepth.checks import verify
+    from hookdepth.model.loading import load
+    from hookdepth.results import write_atomic
+
+    if options.out is not None and _check_place(str(Path(options.out).parent)) and os.path.isdir(options.out):
+        raise HookdepthError(f"--out {options.out!r} is a folder", "give a file for the table")
+    how = ("dtype", "device", "quantize", "attn_implementation", "revision")
+    model = load(options.model if "model" in options else "demo", **_given(options, *how))
+    found = verify(model, options.branches, **_given(options, "seed"))
+    print(found)
+    if options.out is not None:
+        write_atomic(options.out, f"{found.json()}\n".encode())
+    return 0 if found.ok else 1
+
+
+def _families(options: argparse.Namespace) -> int:
+    from hookdepth.model.families import table
+
+    print(table())
+    return 0
+
+
+def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in names if name in options}
+
+
+def _merge(options: argparse.Namespace) -> int:
+    from hookdepth.runs.extending import merge
+    from hookdepth.runs.reporting import report
+
+    _check_out(options.out)
+    merge(options.folders, options.out, _warn)
+    print(f"report: {report(options.out)}")
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from hookdepth.analyses.registry import declared
+    from hookdepth.report.notebook import FORMATS, export
+    from hookdepth.results import Result
+
+    kind = choose("format", options.to, FORMATS)
+    result = Result.load(options.path)
+    print(f"table: {export(result, declared(result), Path(options.path).with_suffix(f'.{kind}'))}")
+    return 0
+
+
+def _info(options: argparse.Namespace) -> int:
+    from hookdepth.report.tables import describe
+
+    print(describe(options.path))
+    return 0
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "run": _run,
+    "report": _report,
+    "compare": _compare,
+    "merge": _merge,
+    "info": _info,
+    "export": _export,
+    "verify": _verify,
+    "families": _families,
+    "prune": _prune,
+}
+"""By name, in the order in which help shows them."""
