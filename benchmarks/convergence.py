@@ -18,7 +18,7 @@ sys.path.insert(0, str(FilePath(__file__).resolve().parents[1]))
 from torch import Tensor
 
 import hookdepth
-from hookdepth.analyses.base import Settings
+from hookdepth.analyses import Settings
 from hookdepth.analyses.integrals import Path, attribute
 from hookdepth.data import DEFAULT_PROBES, make_probe
 

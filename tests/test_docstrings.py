@@ -103,7 +103,6 @@ NOT_RUN = {
     "hookdepth.engine.forward": "the engine's own arguments: tests/engine/test_passes.py",
     "hookdepth.engine.pass_result": "the engine's own arguments: tests/engine/test_passes.py",
     "hookdepth.engine.sweeping": "the engine's own arguments: tests/engine/test_paths.py",
-    "hookdepth.engine.interventions.patched_rows": "the engine's own arguments: tests/engine/test_passes.py",
     "hookdepth.engine.choosing": "the engine's own arguments: tests/engine/test_decoding.py",
     "hookdepth.engine.output": "the engine's own arguments: tests/engine/test_passes.py",
     "hookdepth.model.kv_cache.GrowingCache": "the engine's own arguments: tests/engine/test_decoding.py",
