@@ -49,12 +49,14 @@ if TYPE_CHECKING:
     from hookdepth.model.loading import load
     from hookdepth.results import Result
     from hookdepth.runs.contract import load_folder
+    from hookdepth.runs.extending import merge
     from hookdepth.sweeps.attribution import attribute
     from hookdepth.sweeps.patching import ablate_sweep, patch_sweep, skip_sweep
 
 _HOME = {
     "analyses.base": "Analysis",
     "runs.contract": "load_folder",
+    "runs.extending": "merge",
     "analyses.jacobian": "load_lens",
     "api": "analyse plot run",
     "engine.branches": "Branch",
@@ -144,6 +146,7 @@ __all__ = [
     "load",
     "load_folder",
     "load_lens",
+    "merge",
     "patch_sweep",
     "plot",
     "run",

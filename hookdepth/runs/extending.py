@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -22,7 +24,7 @@ from hookdepth.analyses.base import Analysis
 from hookdepth.analyses.registry import declared
 from hookdepth.analyses.settings import Settings
 from hookdepth.analyses.subject import Inputs, Partial, Subject, Tensors, noise_floor
-from hookdepth.errors import HookdepthError
+from hookdepth.errors import HookdepthError, as_path
 from hookdepth.model.decoder import Decoder
 from hookdepth.results import SUFFIX, Result, check_folder_name
 from hookdepth.runs.contract import load_folder
@@ -60,25 +62,43 @@ def beginning(analysis: Analysis, result: Result, subject: Subject) -> Subject |
     return replace(subject, inputs=replace(inputs, **first))
 
 
-def merge(folders: Sequence[str], out: str, warn: Callable[[str], None]) -> list[Path]:
-    """Put runs over different prompts, all else equal, together as one.
+def merge(
+    folders: Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    warn: Callable[[str], None] | None = None,
+) -> dict[str, Result]:
+    """Put runs over different prompts, all else equal, together as one, as `hookdepth merge` does.
+
+        for folder, text in {"first": "Anna has 12 apples.", "second": "Ben has 7 pears."}.items():
+            analyse(model, name, [text], out=folder)
+        merge(["first", "second"], "both")[name]["kl"]     # [L+1], over the prompts of both
+
+    Args:
+        folders: two or more, with results.
+        out: a folder for the new results; it holds none yet.
+        warn: is given a line for each analysis that is left out; default a `UserWarning`.
+
+    Returns:
+        The results by name.
 
     Raises:
         HookdepthError: fewer than two folders, results of the same prompts or of other settings, none that all have,
             or a folder for the results that holds some.
     """
-    if len(folders) < 2:
-        raise HookdepthError("merge puts several runs together", "give two folders or more, and --out")
-    check_folder_name(out)
-    if list(Path(out).glob(f"*{SUFFIX}")):
-        raise HookdepthError(f"{out!r} holds results already", "give another --out folder")
-    runs = [load_folder(folder) for folder in folders]
+    if isinstance(folders, str | os.PathLike) or len(folders) < 2:
+        raise HookdepthError("merge puts several runs together", "give two folders or more, and --out (out=)")
+    warn = warn or (lambda line: warnings.warn(line, stacklevel=3))
+    given, folder = [str(as_path(one)) for one in folders], str(as_path(out))
+    check_folder_name(folder)
+    if list(Path(folder).glob(f"*{SUFFIX}")):
+        raise HookdepthError(f"{folder!r} holds results already", "give another --out folder")
+    runs = [load_folder(one) for one in given]
     names = [name for name in runs[0] if all(name in own for own in runs)]
     for name in sorted({name for own in runs for name in own} - set(names)):
         warn(f"{name} is not in all of the folders, and is left out")
     merged = []
     for name in names:
-        paths = [Path(folder) / f"{name}{SUFFIX}" for folder in folders]
+        paths = [Path(one) / f"{name}{SUFFIX}" for one in given]
         results = [own[name] for own in runs]
         analysis = declared(results[0])
         if analysis is None or analysis.needs not in _OF_PROMPTS:
@@ -87,7 +107,9 @@ def merge(folders: Sequence[str], out: str, warn: Callable[[str], None]) -> list
         merged.append(_merged(analysis, results, paths))
     if not merged:
         raise HookdepthError("the folders have no analysis over prompts in common", "give runs of the same analyses")
-    return [result.save(Path(out) / f"{result.analysis}{SUFFIX}") for result in merged]
+    for result in merged:
+        result.save(Path(folder) / f"{result.analysis}{SUFFIX}")
+    return {result.analysis: result for result in merged}
 
 
 def _merged(analysis: Analysis, results: Sequence[Result], paths: Sequence[Path]) -> Result:

@@ -114,8 +114,9 @@ def test_merged_runs_are_one_run_over_all_prompts(make, tmp_path, capsys):
     whole = make("whole")
     first, second = make("first", slice(2)), make("second", slice(2, 4))
     lines = []
-    merge([str(first), str(second)], str(tmp_path / "both"), lines.append)
+    merged = merge([first, second], tmp_path / "both", lines.append)
     assert not lines
+    assert merged.keys() == set(NAMES)
     for name in NAMES:
         alone, both = (Result.load(folder / f"{name}.safetensors") for folder in (whole, tmp_path / "both"))
         assert both.tensors.keys() == alone.tensors.keys()
