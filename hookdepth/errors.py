@@ -10,9 +10,7 @@ user gave is unusable, 1 where a run that was rightly asked for failed.
 
 from __future__ import annotations
 
-import difflib
 import os
-import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from operator import index
 from pathlib import Path
@@ -146,6 +144,8 @@ def suggestion(given: str, allowed: Iterable[str], also: Mapping[str, str] | Non
     if also and word in also:
         return also[word]
     inside = [option for key, option in plain.items() if len(word) >= 3 and word in key]
+    import difflib
+
     near = difflib.get_close_matches(word, plain, n=1)
     return inside[0] if inside else plain[near[0]] if near else None
 
@@ -169,6 +169,8 @@ def line_in(file: str | os.PathLike[str], error: BaseException) -> str:
     line_in("half.py", ValueError())     # ''
     """
     file = os.fspath(file)
+    import traceback  # as difflib it takes longer than all else here, and help need not wait for either
+
     frames = reversed(traceback.extract_tb(error.__traceback__))
     lines = [one.lineno for one in frames if one.filename == file]
     if isinstance(error, SyntaxError) and error.filename == file:

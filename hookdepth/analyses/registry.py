@@ -1,6 +1,5 @@
 """Which analyses there are: ours, those of installed packages, and a class in a file of the user's own.
 
-    list(questions())                      # names, in their order, without waiting for torch
     find(name)                             # an analysis
     find("my_analyses.py:HalfSkip")        # in a file of one's own
 
@@ -9,7 +8,6 @@ A package offers its analyses through the entry-point group `hookdepth.analyses`
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import importlib.util
 import inspect
@@ -31,26 +29,6 @@ ENTRY_POINTS = "hookdepth.analyses"
 _FOLDER = Path(__file__).parent
 _ALSO = {"ig": "gradients", "stats": "residual", "patching": "erasure", "attribution": "gradients"}
 _SEEN: dict[str, Analysis] = {}  # those of somebody else's that this process has met
-
-
-@cache
-def questions() -> dict[str, dict[str, Any]]:
-    """Name → what a help text needs of each of our analyses, read off the source: importing it would import torch.
-
-    questions()[name]["question"]
-    """
-    found = []
-    for path in sorted(_FOLDER.glob("*.py")):
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            own = _constants(node) if isinstance(node, ast.ClassDef) else {}
-            if "name" in own and "question" in own:
-                found.append(own)
-    return {own["name"]: own for own in sorted(found, key=lambda own: own.get("order", 100.0))}
-
-
-def _constants(node: ast.ClassDef) -> dict[str, Any]:
-    plain = [one for one in node.body if isinstance(one, ast.Assign) and isinstance(one.value, ast.Constant)]
-    return {one.targets[0].id: one.value.value for one in plain if isinstance(one.targets[0], ast.Name)}  # type: ignore[attr-defined]
 
 
 @cache

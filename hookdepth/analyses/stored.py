@@ -17,7 +17,7 @@ from hookdepth.report import figures
 from hookdepth.report.figures import Kind
 
 _TEXTS = ("name", "question", "heading", "paper", "needs")
-_KINDS = ("Bars", "Heatmap", "Lines", "TokenMap")
+_KINDS = {name: kind for name, kind in vars(figures).items() if isinstance(kind, type) and issubclass(kind, Kind)}
 
 
 def written(analysis: Analysis) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def written(analysis: Analysis) -> dict[str, Any]:
 
     written(HalfMlp())["figures"][0]["kind"]      # 'Bars'
     """
-    drawn = [_written(kind) for kind in analysis.figures if type(kind).__name__ in _KINDS]
+    drawn = [_written(kind) for kind in analysis.figures if type(kind) in _KINDS.values()]
     found = {
         **{name: getattr(analysis, name) for name in _TEXTS},
         "order": analysis.order,
@@ -63,7 +63,7 @@ def read(data: Any) -> Analysis:
         HookdepthError: the data is no declaration.
     """
     try:
-        made = [getattr(figures, one["kind"]) for one in data["figures"] if one["kind"] in _KINDS]
+        made = [_KINDS[one["kind"]] for one in data["figures"]]
         given = [{key: _whole(value) for key, value in one.items() if key != "kind"} for one in data["figures"]]
         own: dict[str, Any] = {name: str(data[name]) for name in _TEXTS}
         own |= {

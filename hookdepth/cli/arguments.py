@@ -6,16 +6,16 @@ parse(["run", "--limit", "1", "--out", "out"]).limit     # 1
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
-from dataclasses import Field, fields
-from typing import Any, NoReturn
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from hookdepth._version import __version__
-from hookdepth.analyses.registry import questions
-from hookdepth.analyses.settings import Settings
 from hookdepth.errors import HookdepthError, choose, suggestion
-from hookdepth.options import Check, flag_of
-from hookdepth.runs.config import Config
+
+if TYPE_CHECKING:
+    from dataclasses import Field
+
+    from hookdepth.options import Check
 
 EXAMPLES = """\
 examples:
@@ -38,20 +38,6 @@ class _Parser(argparse.ArgumentParser):
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """What was asked for: parse(["report", "out"]).command   # 'report'"""
-    parser, commands = _parser()
-    if arguments and not arguments[0].startswith("-"):
-        choose("command", arguments[0], commands)
-    options, unknown = parser.parse_known_args(arguments)
-    if unknown:
-        name = unknown[0].partition("=")[0]
-        command = next(word for word in arguments if word in commands)
-        near = suggestion(name, options.known_options) if name.startswith("-") else None
-        remedy = f"did you mean {near}?" if near else f"see `hookdepth {command} --help`"
-        raise HookdepthError(f"{command} does not take {' '.join(unknown)!r}", remedy)
-    return options
-
-
-def _parser() -> tuple[_Parser, Mapping[str, _Parser]]:
     parser = _Parser(
         prog="hookdepth",
         description="What the layers of a language model do.",
@@ -60,62 +46,108 @@ def _parser() -> tuple[_Parser, Mapping[str, _Parser]]:
     )
     parser.add_argument("--version", action="version", version=f"hookdepth {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_run(commands)
-    report = _add(commands, "report", "make report.html and the figures of a run's folder again")
-    report.add_argument("folder", metavar="DIR", help="the --out folder of a run")
-    compare = _add(commands, "compare", "put the same curves of several runs into one figure each")
-    compare.add_argument("folders", metavar="DIR", nargs="+", help="the --out folders of two or more runs")
-    compare.add_argument("--out", metavar="DIR", default="compare", help="where the page goes (default: compare)")
-    scatter = "effective depth over models, too, with regression lines"
-    compare.add_argument("--scatter", action="store_true", help=scatter)
-    merge = _add(commands, "merge", "put runs over different prompts, all else equal, together as one")
-    merge.add_argument("folders", metavar="DIR", nargs="+", help="the --out folders of two or more runs")
-    merge.add_argument("--out", metavar="DIR", required=True, help="a folder for the results")
-    info = _add(commands, "info", "show metadata and tensors of a result file or folder, as a table")
-    info.add_argument("path", metavar="FILE|DIR", help="a .safetensors file of a run, or its folder")
-    export = _add(commands, "export", "write the values of a result file as a table, beside it")
-    export.add_argument("path", metavar="FILE", help="a .safetensors file of a run")
-    export.add_argument("--to", metavar="csv|parquet", default="csv", help="the format (default: csv)")
-    verify = _add(commands, "verify", "compare the engine with plain single passes on a model")
-    for name in ("model", "dtype", "device", "quantize", "attn_implementation", "revision", "seed"):
-        own = Config.__dataclass_fields__ if name in Config.__dataclass_fields__ else Settings.__dataclass_fields__
-        verify.add_argument(flag_of(own[name]), **_argument(own[name]))
-    verify.add_argument("--branches", metavar="N", type=int, default=6, help="of each kind (default: 6)")
-    verify.add_argument("--out", metavar="FILE.json", help="the table as JSON, too")
-    _add(commands, "families", "list the families of models that work, and their sites")
-    prune = _add(commands, "prune", "write a checkpoint without some of the layers")
-    for name in ("model", "dtype", "device"):
-        prune.add_argument(f"--{name}", **_argument(Config.__dataclass_fields__[name]))
-    prune.add_argument("--keep", metavar="0-9,12-29", required=True, help="the layers that stay")
-    prune.add_argument("--out", metavar="DIR", required=True, help="a new folder, which from_pretrained loads")
-    for command in commands.choices.values():
-        options = [option for action in command._actions for option in action.option_strings]
-        command.set_defaults(known_options=options)
-    return parser, commands.choices
+    if arguments and not arguments[0].startswith("-"):
+        choose("command", arguments[0], COMMANDS)
+    for name, (text, add) in COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=f"{text[:1].upper()}{text[1:]}.")
+        command.set_defaults(command=name)
+        if name in arguments:  # the others' options need not be made, nor what they are made of be imported
+            add(command)
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        name, command = unknown[0].partition("=")[0], commands.choices[options.command]
+        near = suggestion(name, command._option_string_actions) if name.startswith("-") else None
+        remedy = f"did you mean {near}?" if near else f"see `{command.prog} --help`"
+        raise HookdepthError(f"{options.command} does not take {' '.join(unknown)!r}", remedy)
+    return options
 
 
-def _add(commands: argparse._SubParsersAction[_Parser], name: str, text: str) -> _Parser:
-    command = commands.add_parser(name, help=text, description=f"{text[:1].upper()}{text[1:]}.")
-    command.set_defaults(command=name)
-    return command
+def _run(command: _Parser) -> None:
+    from dataclasses import fields
 
+    from hookdepth.analyses.headlines import questions
+    from hookdepth.analyses.settings import Settings
+    from hookdepth.options import flag_of
+    from hookdepth.runs.config import Config
 
-def _add_run(commands: argparse._SubParsersAction[_Parser]) -> None:
-    run = commands.add_parser(
-        "run",
-        usage="hookdepth run --out DIR [options]",
-        help="run analyses, write results, figures and the report",
-        description="Run analyses on a model and a data set; the same command resumes\na run that was stopped.",
-        epilog=_analyses(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    run.set_defaults(command="run")
+    known = questions()
+    width = 2 + max(map(len, known))
+    lines = [f"  {name:{width}}{question}" for name, question in known.items()]
+    command.epilog = "\n".join(["analyses:", *lines, "  FILE.py:CLASS".ljust(width + 2) + "an analysis of your own"])
+    command.formatter_class = argparse.RawDescriptionHelpFormatter
+    command.usage = "hookdepth run --out DIR [options]"
+    command.description = "Run analyses on a model and a data set; the same command resumes\na run that was stopped."
     groups: dict[str, argparse._ArgumentGroup] = {}
     of_analyses = {one.name for one in fields(Settings)}
     for one in sorted(fields(Config), key=lambda one: one.name in of_analyses):  # the run's own come first
         about = one.metadata
-        group = groups.setdefault(about["group"], run.add_argument_group(about["group"]))
+        group = groups.setdefault(about["group"], command.add_argument_group(about["group"]))
         group.add_argument(flag_of(one), dest=one.name, **_argument(one))
+
+
+def _report(command: _Parser) -> None:
+    command.add_argument("folder", metavar="DIR", help="the --out folder of a run")
+
+
+def _compare(command: _Parser) -> None:
+    command.add_argument("folders", metavar="DIR", nargs="+", help="the --out folders of two or more runs")
+    command.add_argument("--out", metavar="DIR", default="compare", help="where the page goes (default: compare)")
+    scatter = "effective depth over models, too, with regression lines"
+    command.add_argument("--scatter", action="store_true", help=scatter)
+
+
+def _merge(command: _Parser) -> None:
+    command.add_argument("folders", metavar="DIR", nargs="+", help="the --out folders of two or more runs")
+    command.add_argument("--out", metavar="DIR", required=True, help="a folder for the results")
+
+
+def _info(command: _Parser) -> None:
+    command.add_argument("path", metavar="FILE|DIR", help="a .safetensors file of a run, or its folder")
+
+
+def _export(command: _Parser) -> None:
+    command.add_argument("path", metavar="FILE", help="a .safetensors file of a run")
+    command.add_argument("--to", metavar="csv|parquet", default="csv", help="the format (default: csv)")
+
+
+def _verify(command: _Parser) -> None:
+    _of_a_run(command, "model", "dtype", "device", "quantize", "attn_implementation", "revision", "seed")
+    command.add_argument("--branches", metavar="N", type=int, default=6, help="of each kind (default: 6)")
+    command.add_argument("--out", metavar="FILE.json", help="the table as JSON, too")
+
+
+def _families(command: _Parser) -> None:
+    """It takes nothing."""
+
+
+def _prune(command: _Parser) -> None:
+    _of_a_run(command, "model", "dtype", "device")
+    command.add_argument("--keep", metavar="0-9,12-29", required=True, help="the layers that stay")
+    command.add_argument("--out", metavar="DIR", required=True, help="a new folder, which from_pretrained loads")
+
+
+COMMANDS: dict[str, tuple[str, Callable[[_Parser], None]]] = {
+    "run": ("run analyses, write results, figures and the report", _run),
+    "report": ("make report.html and the figures of a run's folder again", _report),
+    "compare": ("put the same curves of several runs into one figure each", _compare),
+    "merge": ("put runs over different prompts, all else equal, together as one", _merge),
+    "info": ("show metadata and tensors of a result file or folder, as a table", _info),
+    "export": ("write the values of a result file as a table, beside it", _export),
+    "verify": ("compare the engine with plain single passes on a model", _verify),
+    "families": ("list the families of models that work, and their sites", _families),
+    "prune": ("write a checkpoint without some of the layers", _prune),
+}
+"""Command → its line of help, and what it takes."""
+
+
+def _of_a_run(command: _Parser, *names: str) -> None:
+    """Options that a run has, too."""
+    from hookdepth.options import flag_of
+    from hookdepth.runs.config import Config
+
+    for name in names:
+        one = Config.__dataclass_fields__[name]
+        command.add_argument(flag_of(one), **_argument(one))
 
 
 def _argument(one: Field[Any]) -> dict[str, Any]:
@@ -139,11 +171,3 @@ def _type(check: Check) -> Callable[[str], Any]:
             raise argparse.ArgumentTypeError(f"{given[:57] + '…' if len(given) > 60 else given!r} {error}") from error
 
     return convert
-
-
-def _analyses() -> str:
-    """The analyses with their questions, from their own declarations."""
-    known = questions()
-    width = 2 + max(map(len, known))
-    lines = [f"  {name:{width}}{own['question']}" for name, own in known.items()]
-    return "\n".join(["analyses:", *lines, "  FILE.py:CLASS".ljust(width + 2) + "an analysis of your own"])

@@ -9,20 +9,22 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hookdepth.errors import HookdepthError, choose
-from hookdepth.runs.config import Config
 
 if TYPE_CHECKING:
     from hookdepth.analyses.base import Analysis
     from hookdepth.results import Result
+    from hookdepth.runs.config import Config
 
 
 def _run(options: argparse.Namespace) -> int:
+    from dataclasses import fields
+
     from hookdepth.runs import start  # imports torch and transformers: --help should not wait for them
+    from hookdepth.runs.config import Config
     from hookdepth.runs.workers import joined
 
     names = {one.name for one in fields(Config)}

@@ -22,6 +22,7 @@ from torch import Tensor
 from hookdepth.errors import HookdepthError
 from hookdepth.report.curves import Bars, Lines
 from hookdepth.report.hover import effect_map
+from hookdepth.report.intervals import Intervals
 from hookdepth.report.kind import Assignment, Declaration, Drawing, Kind, Lookup, Picture
 from hookdepth.report.patterns import axes_of, fill
 from hookdepth.report.scale import Scale, not_finite, reached
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Bars",
     "Heatmap",
+    "Intervals",
     "Kind",
     "Lines",
     "Strip",
