@@ -105,10 +105,13 @@ def _compared(
     token: int,
 ) -> tuple[Verdict, float]:
     logit = Custom("logit", lambda view: view.logits[..., token].float(), "mean")
-    # Measurements of changes alone let passes leave out what is left of them; the others need it.
-    changes = measure(model, prompts, branches, [OutputEffect()])
-    values = measure(model, prompts, branches, [LayerEffect(), logit])
-    ours = [changes.output["output"], values.output["logit"], *values.layer["effect"].T]
+    # Measurements of changes alone let passes leave out what is left of them; the others need it. Prompts as short as
+    # these are seldom worth a pass of their own: keys and values are handed on though it does not pay, and once as it is
+    # planned.
+    planned = measure(model, prompts, branches, [OutputEffect()])
+    changes = measure(model, prompts, branches, [OutputEffect()], hand_on=True)
+    values = measure(model, prompts, branches, [LayerEffect(), logit], hand_on=True)
+    ours = [changes.output["output"], values.output["logit"], *values.layer["effect"].T, planned.output["output"]]
     with model.evaluating():
         plainly_run = (plain_pass(model, prompts[one.prompt], one, clean[one.prompt]) for one in branches)
         rows = [
@@ -116,6 +119,7 @@ def _compared(
             for branch, own in zip(branches, plainly_run, strict=True)
         ]
     theirs = list(torch.tensor(rows).T)
+    theirs.append(theirs[0])
     verdict = Verdict(kind, "right", len(branches), effect=theirs[0].max().item())
     wrong: set[int] = set()
     for mine, plain in zip(ours, theirs, strict=True):
@@ -127,7 +131,7 @@ def _compared(
         verdict.verdict, verdict.case = "wrong", _shown(branches[smallest])
     elif verdict.difference:
         verdict.verdict = "rounding"
-    return verdict, max(changes.null_effect, values.null_effect)
+    return verdict, max(one.null_effect for one in (planned, changes, values))
 
 
 def _shown(branch: Branch) -> str:

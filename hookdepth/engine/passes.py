@@ -50,6 +50,7 @@ def measure(
     max_rows: int | None = None,
     max_row_tokens: int | None = None,
     on_pass: Callable[[], object] | None = None,
+    hand_on: bool = False,
 ) -> Outcome:
     """Run branches and measure them against their clean runs: what `hookdepth.run` does with token ids.
 
@@ -63,6 +64,7 @@ def measure(
         max_rows, max_row_tokens: most rows, and rows × tokens, of a pass, at least 3: a branch beside its clean run
             and a null branch always runs. Default: a share of the memory.
         on_pass: called after each pass, e.g. to move a progress bar.
+        hand_on: branches with cuts start from recorded keys and values even where that does not pay.
 
     Raises:
         HookdepthError: a branch that does not fit model or prompt, arguments of a wrong kind (before anything runs);
@@ -79,7 +81,7 @@ def measure(
     budget = Budget.of(model, max_rows, max_row_tokens)
     lengths = [len(prompt) for prompt in prompts]
     gathered = Gathered(model, branches, lengths, measurements)
-    plan = partial(plan_within, model, branches, lengths, measurements, budget)
+    plan = partial(plan_within, model, branches, lengths, measurements, budget, hand_on=hand_on)
 
     def run(plan: Plan, top: ForwardPass) -> Iterator[tuple[frozenset[int], PassResult]]:
         for result in run_top(model, prompts, branches, plan, top, measurements):
@@ -182,6 +184,7 @@ def plan_within(
     measurements: Sequence[Measurement],
     budget: Budget,
     only: set[int] | None = None,
+    hand_on: bool = False,
 ) -> Plan:
     """The plan of branches that are measured so, within a budget; `only` as in `make_plan`."""
     return plan_for(
@@ -193,6 +196,7 @@ def plan_within(
         max_kept_tokens=budget.kept_tokens,
         changes_only=zero_where_clean(measurements),
         only=only,
+        hand_on=hand_on,
     )
 
 
@@ -206,6 +210,7 @@ def plan_for(
     max_kept_tokens: int | None = None,
     changes_only: bool = True,
     only: set[int] | None = None,
+    hand_on: bool = False,
 ) -> Plan:
     """The plan that `measure` would follow; `changes_only` as in `make_plan`."""
     return make_plan(
@@ -220,6 +225,7 @@ def plan_for(
         only=only,
         keys=_keys(model, lengths),
         prefixes=model.prefixes,
+        hand_on=hand_on,
     )
 
 

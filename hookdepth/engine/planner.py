@@ -56,6 +56,7 @@ def make_plan(
     only: Iterable[int] | None = None,
     keys: Sequence[Hashable] | None = None,
     prefixes: bool = True,
+    hand_on: bool = False,
 ) -> Plan:
     """Pack branches into passes.
 
@@ -75,10 +76,11 @@ def make_plan(
         keys: per prompt; only prompts of one key share a pass. Default: all may.
         prefixes: whether a pass may start from another's keys and values. Where not, every pass starts at token 0, and
             a branch with a cut has a row of its own, which is changed left of the cut and measured right of it.
+        hand_on: where branches have cuts, whether passes start from keys and values even if that does not pay.
     """
     chosen = list(range(len(branches))) if only is None else sorted(only)
     spans = tuple(span_of(branch, lengths[branch.prompt], n_layers, changes_only) for branch in branches)
-    limits = _Limits(max_row_tokens, max_rows or 1 << 30, cost, max_kept_tokens, prefixes)
+    limits = _Limits(max_row_tokens, max_rows or 1 << 30, cost, max_kept_tokens, prefixes, hand_on)
     builder = _Builder(branches, lengths, spans, n_layers, limits, keys or [None] * len(lengths))
     by_prompt: dict[int, list[int]] = {}
     for index in chosen:
@@ -96,6 +98,7 @@ class _Limits:
     cost: PassCost
     kept_tokens: int | None
     prefixes: bool = True
+    hand_on: bool = False
 
     def branches(self, tokens: int, prompts: int) -> int:
         """How many branches fit beside the clean runs and null branches of `prompts`; at least one."""
@@ -153,7 +156,7 @@ class _Builder:
         if not any(pack.values()):
             return found
         passes = self._sharing(pack)
-        if any(pass_.prefix == "own" for top in passes for pass_ in top.suffixes):
+        if not self.limits.hand_on and any(pass_.prefix == "own" for top in passes for pass_ in top.suffixes):
             alone = replace(self, limits=replace(self.limits, prefixes=False))._sharing(pack)
             if self._costs(alone) <= _MIN_SAVING * self._costs(passes):
                 passes = alone
