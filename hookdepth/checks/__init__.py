@@ -106,8 +106,8 @@ def _compared(
 ) -> tuple[Verdict, float]:
     logit = Custom("logit", lambda view: view.logits[..., token].float(), "mean")
     # Measurements of changes alone let passes leave out what is left of them; the others need it. Prompts as short as
-    # these are seldom worth a pass of their own: keys and values are handed on though it does not pay, and once as it is
-    # planned.
+    # these are seldom worth a pass of their own: keys and values are handed on though it does not pay, and once as
+    # it is planned.
     planned = measure(model, prompts, branches, [OutputEffect()])
     changes = measure(model, prompts, branches, [OutputEffect()], hand_on=True)
     values = measure(model, prompts, branches, [LayerEffect(), logit], hand_on=True)
