@@ -81,7 +81,7 @@ def test_weights_that_come_one_by_one(folders, undivided, tmp_path, offload):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_layers_on_several_devices(undivided, name):
+def test_layers_on_several_devices(folders, name):
     """Devices that are faked (see places.py): values move, and come out as from one device."""
     with Places() as places:
         model = hookdepth.wrap(spread(tiny_model(FAMILIES[0]), ["xpu:0", "xpu:1", "cpu"]))
@@ -89,9 +89,9 @@ def test_layers_on_several_devices(undivided, name):
         places.moves = 0
         found = measure(model, [name])
     assert places.moves > 3
-    for key, value in found.items():
-        assert place_of(value).type == "cpu"
-        assert torch.equal(value, undivided[FAMILIES[0]][key]), key
+    assert all(place_of(value).type == "cpu" for value in found.values())
+    # Alone there, too: an analysis that shares its passes with others may be padded otherwise.
+    assert_same(found, measure(hookdepth.load(str(folders / FAMILIES[0])), [name]))
 
 
 def test_two_devices_do_not_mix():
