@@ -75,7 +75,6 @@ def test_the_pages_and_figures_it_names_are_there():
 
 def test_the_table_is_that_of_the_last_run():
     results = json.loads((ROOT / "benchmarks" / "results" / "cpu.json").read_text(encoding="utf-8"))
-    rows = {row["row"] for row in results["rows"]}  # a workload that is newer has no row yet
-    assert len(rows) > 5
-    assert rows <= {make.__name__.replace("_", "-") for make in WORKLOADS}
+    newer = {"patching"}  # than that run
+    assert {row["row"] for row in results["rows"]} == {make.__name__.replace("_", "-") for make in WORKLOADS} - newer
     assert f"\n\n{readme_table(results)}\n\n" in README

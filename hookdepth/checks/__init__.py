@@ -106,21 +106,21 @@ def _compared(
 ) -> tuple[Verdict, float]:
     logit = Custom("logit", lambda view: view.logits[..., token].float(), "mean")
     # Measurements of changes alone let passes leave out what is left of them; the others need it. Prompts as short as
-    # these are seldom worth a pass of their own: keys and values are handed on though it does not pay, and once as
-    # it is planned.
-    planned = measure(model, prompts, branches, [OutputEffect()])
-    changes = measure(model, prompts, branches, [OutputEffect()], hand_on=True)
+    # these are seldom worth a pass of their own: branches with cuts hand on keys and values though it does not pay, and
+    # run once as it is planned.
+    ways = (True, False) if any(branch.cut is not None for branch in branches) else (True,)
+    changes = [measure(model, prompts, branches, [OutputEffect()], hand_on=way) for way in ways]
     values = measure(model, prompts, branches, [LayerEffect(), logit], hand_on=True)
-    ours = [changes.output["output"], values.output["logit"], *values.layer["effect"].T, planned.output["output"]]
+    ours = [*(one.output["output"] for one in changes), values.output["logit"], *values.layer["effect"].T]
     with model.evaluating():
         plainly_run = (plain_pass(model, prompts[one.prompt], one, clean[one.prompt]) for one in branches)
         rows = [
             _measured(branch, clean[branch.prompt], own, token)
             for branch, own in zip(branches, plainly_run, strict=True)
         ]
-    theirs = list(torch.tensor(rows).T)
-    theirs.append(theirs[0])
-    verdict = Verdict(kind, "right", len(branches), effect=theirs[0].max().item())
+    output, *others = torch.tensor(rows).T
+    theirs = [*[output] * len(ways), *others]
+    verdict = Verdict(kind, "right", len(branches), effect=output.max().item())
     wrong: set[int] = set()
     for mine, plain in zip(ours, theirs, strict=True):
         apart = (mine - plain).abs()
@@ -131,7 +131,7 @@ def _compared(
         verdict.verdict, verdict.case = "wrong", _shown(branches[smallest])
     elif verdict.difference:
         verdict.verdict = "rounding"
-    return verdict, max(one.null_effect for one in (planned, changes, values))
+    return verdict, max(one.null_effect for one in (*changes, values))
 
 
 def _shown(branch: Branch) -> str:
