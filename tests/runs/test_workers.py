@@ -240,8 +240,7 @@ def test_two_processes_one_of_which_dies(command, tmp_path, capfd):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
-@pytest.mark.parametrize("times", [1, 2, 5])
-@pytest.mark.parametrize("pause", [0.0, 0.02])
+@pytest.mark.parametrize(("times", "pause"), [(1, 0.0), (2, 0.02), (5, 0.0), (5, 0.02)])
 def test_interrupted_once_or_in_a_fury(command, tmp_path, times, pause):
     """However often and whenever Ctrl-C is pressed: one line, status 130, and the same command goes on."""
     out = tmp_path / "out"
