@@ -164,7 +164,7 @@ def mean_interval(
     """
     n = len(values)
     drawn = torch.randint(n, (samples, n), generator=torch.Generator().manual_seed(123))
-    counts = torch.stack([torch.bincount(one, minlength=n) for one in drawn]).double()
+    counts = torch.zeros(samples, n, dtype=torch.float64).scatter_add_(1, drawn, torch.ones(1).double().expand(samples, n))
     counts = torch.cat([torch.ones(1, n, dtype=torch.float64), counts])
     share = counts * (1.0 if weights is None else weights.double())
     seen = (~values.isnan()).double()

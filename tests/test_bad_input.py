@@ -560,7 +560,7 @@ def test_figures_need_no_backend(backend):
     code = (
         "import os; import hookdepth.report.page; import matplotlib.figure;"
         "from hookdepth.report.drawing.style import new_figure, render; print(matplotlib.get_backend());"
-        "print(len(render(new_figure(1, 1), 'png')) > 100);"
+        "print(len(render(new_figure(1, 1), 'png')[0]) > 100);"
         "print(repr(os.environ['MPLBACKEND']))"
     )
     given = {**os.environ, "MPLBACKEND": backend}

@@ -17,7 +17,7 @@ from torch import Tensor
 from hookdepth.report.hover import curves
 from hookdepth.report.kind import Assignment, Declaration, Drawing, Kind
 from hookdepth.report.patterns import SERIES_NAMES, assignments, axes_of, fill, series
-from hookdepth.report.scale import axis_end, finite_of, intervals_of, not_finite
+from hookdepth.report.scale import axis_end, finite_of, interval_of, not_finite
 from hookdepth.results import Result
 
 if TYPE_CHECKING:
@@ -80,8 +80,8 @@ class Curves(Kind):
         known = {**declaration.labels, **(result.metadata.get("labels") or {})}
         last = axes_of(declaration.tensors, named)[-1:]  # prompts are reduced
         places = [label for axis in last for label in known.get(axis, ())]
-        by_tensor, named_all = intervals_of(result), self._named(result, values)
-        intervals = {key: by_tensor[name] for key, name in named_all.items() if name in by_tensor}
+        found = {key: interval_of(result, name) for key, name in self._named(result, values).items()}
+        intervals = {key: ends for key, ends in found.items() if ends is not None}
         for key, ends in intervals.items():
             label = self.label_of(key, own)
             columns |= {f"{label}, {word}": one for word, one in zip(_ENDS, ends, strict=True)}

@@ -70,7 +70,7 @@ def html(result: Result, declaration: Declaration | None) -> str:
         return said
     from hookdepth.report.drawing.style import render
 
-    image = base64.b64encode(render(plot(result, declaration), "png")).decode()
+    image = base64.b64encode(render(plot(result, declaration), "png")[0]).decode()
     return f'{said}<img style="max-width: 100%" width="560" src="data:image/png;base64,{image}">'
 
 

@@ -143,14 +143,14 @@ def groups_of(
 def shown(picture: Picture, name: str, folder: Path) -> Shown:
     """Draw a figure, write its files and return it for a page: shown(picture, "half-mlp-output", Path("out"))."""
     figure = picture.draw()
-    images = {kind: render(figure, kind) for kind in ("png", "svg")}
-    for kind, content in images.items():
-        write_atomic(folder / f"{name}.{kind}", content)
+    png, svg = render(figure, "png", "svg")
+    write_atomic(folder / f"{name}.png", png)
+    write_atomic(folder / f"{name}.svg", svg)
     return Shown(
         name,
         picture.caption,
         picture.said,
-        base64.b64encode(images["png"]).decode(),
+        base64.b64encode(png).decode(),
         f"{figure.get_figwidth():.2f}",
         overlays(figure, picture.values),
         [values.table for values in picture.values],

@@ -109,21 +109,22 @@ def finite_of(values: Tensor) -> Tensor:
     return values[torch.isfinite(values)].double()
 
 
-def intervals_of(result: Result) -> dict[str, Tensor]:
-    """Tensor with a value a place → mean over prompts and its 95 % interval, [3, place]; of two prompts or more.
+def interval_of(result: Result, name: str) -> Tensor | None:
+    """Mean over prompts of a tensor with a value a place, and its 95 % interval, [3, place]; None where it has none.
+
+    interval_of(result, "kl")   # of two prompts or more, and where the result holds each prompt's values
 
     Prompts count as they do in the tensor: by their tokens where it is a mean over tokens, else each as much.
     """
+    values = result.tensors.get(PER_PROMPT + name)
+    if values is None or values.ndim != 2 or len(values) < 2:
+        return None
     settings, data = (result.metadata.get(key) or {} for key in ("settings", "data"))
     lengths = None if "over_prompts" in settings else data.get("lengths")
-    found = {}
-    for name, values in result.tensors.items():
-        if name.startswith(PER_PROMPT) and values.ndim == 2 and len(values) > 1:
-            weights = None
-            if lengths is not None and len(lengths) == len(values):
-                weights = torch.tensor(lengths, dtype=torch.float64) - (settings.get("keep_front") or 0)
-            found[name.removeprefix(PER_PROMPT)] = mean_interval(values, weights)
-    return found
+    weights = None
+    if lengths is not None and len(lengths) == len(values):
+        weights = torch.tensor(lengths, dtype=torch.float64) - (settings.get("keep_front") or 0)
+    return mean_interval(values, weights)
 
 
 def axis_end(largest: float, limit: float, grow_to: float) -> float:

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from hookdepth._version import __version__
 from hookdepth.report.kind import Declaration, Lookup
-from hookdepth.report.scale import finite_of, intervals_of
-from hookdepth.results import SUFFIX, Result
+from hookdepth.report.scale import finite_of, interval_of
+from hookdepth.results import PER_PROMPT, SUFFIX, Result
 
 _ELSEWHERE = ("effective_depth", "depth_score", "largest_effect")
 
@@ -137,7 +137,8 @@ def _analysis(name: str, result: Result, lookup: Lookup, cost: Mapping[str, Any]
         "n_tokens": sum(lengths) if lengths else None,
         "settings": metadata.get("settings"),
     }
-    if intervals := {name: _listed(own) for name, own in intervals_of(result).items()}:
+    means = [tensor.removeprefix(PER_PROMPT) for tensor in result.tensors if tensor.startswith(PER_PROMPT)]
+    if intervals := {name: _listed(own) for name in means if (own := interval_of(result, name)) is not None}:
         facts["intervals"] = intervals
     others = {key: value for key, value in _numbers(result, lookup).items() if key not in _ELSEWHERE}
     return _json({**facts, "numbers": others} if others else facts)

@@ -53,4 +53,4 @@ def save_picture(folder: str | os.PathLike[str], path: str | os.PathLike[str]) -
     kind = as_path(path).suffix.lstrip(".").lower()
     if kind not in ("png", "svg"):
         raise HookdepthError(f"{str(path)!r} is neither .png nor .svg", "name a file that ends in one of them")
-    return write_atomic(path, render(training_figure(load_history(folder), declared), kind))
+    return write_atomic(path, render(training_figure(load_history(folder), declared), kind)[0])

@@ -57,7 +57,7 @@ def test_any_size_draws_without_a_warning(n_layers, n_tokens):
         )  # old matplotlib, new pyparsing
         figures = all_figures(n_layers=n_layers, n_tokens=n_tokens, strange=True)
         for figure in figures.values():
-            assert render(figure, "png").startswith(b"\x89PNG")
+            assert render(figure, "png")[0].startswith(b"\x89PNG")
 
 
 def test_nothing_spills_out_of_its_figure():

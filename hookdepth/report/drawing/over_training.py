@@ -1,6 +1,6 @@
 """Maps over training time: layers by steps, a panel a curve.
 
-Path("depth.png").write_bytes(render(training_figure(load_history("depth"), lookup), "png"))
+Path("depth.png").write_bytes(render(training_figure(load_history("depth"), lookup), "png")[0])
 """
 
 from __future__ import annotations

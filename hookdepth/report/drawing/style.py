@@ -6,7 +6,7 @@
         figure.subplots().plot(values)
         return figure
 
-    Path("mine.png").write_bytes(render(my_figure(values), "png"))
+    Path("mine.png").write_bytes(render(my_figure(values), "png")[0])
 
 No pyplot, no window, nothing taken from or left in the user's matplotlib settings. A part has the same
 colour in every figure (Okabe and Ito's palette).
@@ -69,18 +69,31 @@ def style() -> Iterator[None]:
 
 
 @style()
-def render(figure: Figure, kind: str) -> bytes:
-    """The figure as `png` or `svg`, without dates, so that the same figure gives the same bytes."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else None)
-    return buffer.getvalue()
+def render(figure: Figure, *kinds: str) -> list[bytes]:
+    """The figure as each of `png`, `svg`, …, without dates, so that the same figure gives the same bytes."""
+    buffers = [io.BytesIO() for _ in kinds]
+    figure.draw_without_rendering()
+    with _laid_out(figure):  # or it would be laid out twice more for each kind, which takes longer than drawing
+        for buffer, kind in zip(buffers, kinds, strict=True):
+            figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else None)
+    return [buffer.getvalue() for buffer in buffers]
+
+
+@contextmanager
+def _laid_out(figure: Figure) -> Iterator[None]:
+    engine = figure.get_layout_engine()
+    figure.set_layout_engine(None)
+    try:
+        yield
+    finally:
+        figure.set_layout_engine(engine)
 
 
 class _Shown(Figure):
     """A figure that a notebook shows, though pyplot has never heard of it."""
 
     def _repr_png_(self) -> bytes:
-        return render(self, "png")
+        return render(self, "png")[0]
 
 
 class Borrowed:
