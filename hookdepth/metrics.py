@@ -164,7 +164,8 @@ def mean_interval(
     """
     n = len(values)
     drawn = torch.randint(n, (samples, n), generator=torch.Generator().manual_seed(123))
-    counts = torch.zeros(samples, n, dtype=torch.float64).scatter_add_(1, drawn, torch.ones(1).double().expand(samples, n))
+    once = torch.ones(samples, n, dtype=torch.float64)
+    counts = torch.zeros_like(once).scatter_add_(1, drawn, once)
     counts = torch.cat([torch.ones(1, n, dtype=torch.float64), counts])
     share = counts * (1.0 if weights is None else weights.double())
     seen = (~values.isnan()).double()
