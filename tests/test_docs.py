@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from typed import run_script
 
 import hookdepth
 import hookdepth.training
@@ -124,8 +125,6 @@ def test_the_pages_examples_run(demo_model, name, tmp_path, monkeypatch, capsys)
     code = "\n".join(re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
     assert code
     code = "\n".join(map(held_to_its_shape, code.splitlines()))
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr
-    monkeypatch.chdir(tmp_path)  # what reads the results that Python has kept there
+    run_script(code, tmp_path, monkeypatch)  # and then what reads the results that it has kept
     for command in re.findall(r"^hookdepth ((?:merge|export|report) .*)$", text, re.MULTILINE):
         assert main(shlex.split(command, comments=True)) == 0, capsys.readouterr().err

@@ -24,7 +24,7 @@ from hookdepth.runs.workers import Workers, joined
 
 # Children of a process that has imported everything and started no threads: they begin at once.
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["hookdepth.runs.workers", "hookdepth.runs.runner", "tiny_models"])
+FORKS.set_forkserver_preload(["hookdepth.runs.workers", "transformers.models.llama.modeling_llama", "pytest"])
 
 
 def test_a_team_of_one_needs_nobody():
