@@ -24,7 +24,6 @@ from hookdepth.engine.work import Work
 from hookdepth.report.figures import Strip, TokenMap
 from hookdepth.results import Result
 
-METHODS = ("adaptive", "riemann", "gauss-legendre")
 NODES = 98
 """A layer's, of an adaptive path: the mean over layers, weighted by their work, on the demo model."""
 

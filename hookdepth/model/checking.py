@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from hookdepth.errors import DoesNotRunError, HookdepthError, shown
 from hookdepth.metrics import differs_by_rounding
 from hookdepth.model.contributions import layer_scale
-from hookdepth.model.decoder import LOAD, Decoder
+from hookdepth.model.decoder import Decoder
 from hookdepth.model.families import Family, unsupported
 from hookdepth.model.hooks import Edit
 from hookdepth.model.trials import first_layer, try_out
@@ -148,7 +148,8 @@ def _check_weights(model: Decoder) -> None:
     offloaded = any(hasattr(module, "_hf_hook") for module in model.hf.modules())
     for name, weight in model.hf.named_parameters():
         if weight.is_meta and not offloaded:
-            raise HookdepthError(f"the weights of {model.name!r} are not loaded ({name} is on the meta device)", LOAD)
+            what = f"the weights of {model.name!r} are not loaded ({name} is on the meta device)"
+            raise HookdepthError(what, "load it with from_pretrained, or give hookdepth the folder")
 
 
 def _has_hooks(layer: nn.Module) -> bool:

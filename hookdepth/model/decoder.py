@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from hookdepth.errors import HookdepthError, choose, refuse_second_beginning, shown
 from hookdepth.model.ambient import plain_state
+from hookdepth.model.choices import KERNELS
 from hookdepth.model.contributions import INNER_SITE, find, width_read
 from hookdepth.model.devices import device_name, runs_on
 from hookdepth.model.families import Family, family_of
@@ -34,9 +35,6 @@ from hookdepth.model.unembedding import product
 
 if TYPE_CHECKING:
     from hookdepth.kernels.fused import Fused
-
-KERNELS = ("plain", "fused")
-LOAD = "load it with from_pretrained, or give hookdepth the folder"
 
 
 class Decoder:

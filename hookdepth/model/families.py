@@ -123,7 +123,6 @@ FAMILIES = {
 }
 """model_type → what is known of it; of one that other lines of a config change (Falcon, StableLM), the usual one."""
 TESTED = "transformers 5.23.0 and torch 2.13.0"
-SUPPORTED = ", ".join(family.name for family in FAMILIES.values() if not family.refused)
 
 
 def table() -> str:

@@ -21,16 +21,13 @@ import torch
 
 from hookdepth.errors import DoesNotRunError, HookdepthError, choose, clipped, environment_number, shown, suggestion
 from hookdepth.model.checking import wrap
-from hookdepth.model.decoder import KERNELS, Decoder
+from hookdepth.model.choices import ALSO_BITS, ALSO_DTYPE, DTYPES, KERNELS, QUANTIZATIONS
+from hookdepth.model.decoder import Decoder
 from hookdepth.model.demo import DEMO_NAME, demo_folder
 from hookdepth.model.hub import NOT_THERE, check_source, hub_or_cache, is_folder, one_line, quiet
 from hookdepth.model.shape import read_config
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
-QUANTIZATIONS = ("none", "8bit", "4bit")
-ALSO_DTYPE = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32"}
-ALSO_BITS = {"8": "8bit", "int8": "8bit", "4": "4bit", "int4": "4bit", "nf4": "4bit", "fp4": "4bit", "no": "none"}
 
 
 def load(

@@ -34,7 +34,6 @@ from hookdepth.results import CLEAN, Result
 from hookdepth.runs.saying import bar_over
 from hookdepth.runs.sharing import Group
 
-LAYOUTS = ("one", "every", "own")
 _LONGEST_LABEL = 40
 
 

@@ -15,12 +15,8 @@ from typing import Any
 from hookdepth.analyses.settings import Settings
 from hookdepth.engine.machines import MACHINES
 from hookdepth.errors import HookdepthError
+from hookdepth.model.choices import ALSO_BITS, ALSO_DTYPE, DTYPES, KERNELS, QUANTIZATIONS
 from hookdepth.options import flag_of, one_of, option, pairs, switch, text, whole
-
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-QUANTIZATIONS = ("none", "8bit", "4bit")
-_ALSO_DTYPE = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32"}
-_ALSO_BITS = {"8": "8bit", "int8": "8bit", "4": "4bit", "int4": "4bit", "nf4": "4bit", "fp4": "4bit", "no": "none"}
 
 
 def _anything(given: Any) -> Any:
@@ -52,14 +48,14 @@ class Config(Settings):
     )
     seed: int = option(123, "of the cuts", whole(), "N")
     dtype: str = option(
-        "auto", "auto, float32, bfloat16 or float16", one_of("dtype", *DTYPES, also=_ALSO_DTYPE), "TYPE", group="how"
+        "auto", "auto, float32, bfloat16 or float16", one_of("dtype", *DTYPES, also=ALSO_DTYPE), "TYPE", group="how"
     )
     device: str = option("auto", "auto, cpu, cuda or cuda:N", text, "NAME", group="how")
     device_map: Any = option(None, "spread a large model, as accelerate does", _anything, "auto|FILE.json", group="how")
     quantize: str = option(
         "none",
         "none, 8bit or 4bit (bitsandbytes)",
-        one_of("quantisation", *QUANTIZATIONS, also=_ALSO_BITS),
+        one_of("quantisation", *QUANTIZATIONS, also=ALSO_BITS),
         "BITS",
         group="how",
     )
@@ -67,7 +63,7 @@ class Config(Settings):
         None, "sdpa, eager, … (default: transformers' choice)", text, "NAME", group="how"
     )
     kernels: str = option(
-        "plain", "plain, or fused (a GPU, hookdepth[gpu])", one_of("kernels", "plain", "fused"), "NAME", group="how"
+        "plain", "plain, or fused (a GPU, hookdepth[gpu])", one_of("kernels", *KERNELS), "NAME", group="how"
     )
     revision: str | None = option(None, "of a hub id", text, "NAME", group="how")
     out: str | None = option(None, "folder for results, figures and report.html", text, "DIR", group="where")

@@ -23,18 +23,11 @@ from torch import nn
 
 from hookdepth.engine.machines import Machine
 from hookdepth.errors import HookdepthError, choose
+from hookdepth.model.choices import ALSO_BITS, ALSO_DTYPE, DTYPES, QUANTIZATIONS
 from hookdepth.model.decoder import Decoder
 from hookdepth.model.demo import DEMO_NAME, demo_folder
 from hookdepth.model.hub import check_source, hub_or_cache, is_folder, one_line, quiet
-from hookdepth.model.loading import (
-    ALSO_BITS,
-    ALSO_DTYPE,
-    DTYPES,
-    QUANTIZATIONS,
-    bitsandbytes_config,
-    place_of,
-    wanted_dtype,
-)
+from hookdepth.model.loading import bitsandbytes_config, place_of, wanted_dtype
 from hookdepth.model.shape import read_config
 
 _BYTES = {"8bit": 1.0, "4bit": 0.5 + 4 / 64}  # 4 bit: and a scale for every 64 weights
