@@ -45,6 +45,46 @@ def relative_change(
     return (clean - changed).norm(dim=-1) / (clean.norm(dim=-1) if size is None else size).clamp(min=EPS)
 
 
+def layer_change(
+    resid_pre: Float[Tensor, "r t d"],
+    resid_post: Float[Tensor, "r t d"],
+    clean_runs: slice,
+    slots: Int[Tensor, " r"] | None,
+) -> Float[Tensor, "r t"]:
+    """`relative_change` of what a layer adds in every row, against the row's own clean run.
+
+        layer_change(resid_pre, resid_post, slice(0, 1), None)   # [row, token], 0 in the clean run
+
+    Args:
+        clean_runs: the rows that are clean runs.
+        slots: which of these is a row's own; None where there is only one.
+    """
+    clean = resid_post[clean_runs].float() - resid_pre[clean_runs].float()
+    sizes = clean.norm(dim=-1)
+    changes = []
+    for rows in blocks(resid_post.shape[0], resid_post[0].numel(), resid_post.device):
+        own = slice(None) if slots is None else slots[rows]
+        contribution = resid_post[rows].float() - resid_pre[rows].float()
+        changes.append(relative_change(clean[own], contribution, sizes[own]))
+    return torch.cat(changes)
+
+
+def output_change(logits: Float[Tensor, "r p v"]) -> Float[Tensor, "r p"]:
+    """‖softmax(z) − softmax(z₀)‖₂ of every row's logits against those of row 0: 0 to √2 (2505.13898).
+
+    output_change(logits)   # [row, position], 0 in row 0
+    """
+    n_rows, n_positions, vocab = logits.shape
+    distances = []
+    for positions in blocks(n_positions, vocab, logits.device):
+        here = logits[:, positions]
+        clean = torch.softmax(here[:1], dim=-1, dtype=torch.float32)
+        rows_of = [here[rows] for rows in blocks(n_rows, clean.numel(), logits.device)]
+        moved = [torch.softmax(rows, dim=-1, dtype=torch.float32).sub_(clean).norm(dim=-1) for rows in rows_of]
+        distances.append(torch.cat(moved))
+    return torch.cat(distances, dim=1)
+
+
 def differs_by_rounding(a: Tensor, b: Tensor, size: Tensor) -> Bool[Tensor, "*b"]:
     """Where a is b but for the order in which the same terms were added: a few units in the last place of b's dtype.
 

@@ -34,17 +34,8 @@ class LayerEffect(LayerMeasurement):
 
     def values(self, view: LayerView) -> Float[Tensor, "row token"]:
         """Relative change of the layer's contribution against the clean run's."""
-        pre, post = view.resid_pre, view.resid_post
-        if view.fused is not None:
-            return view.fused.layer_change(pre, post, view.clean_runs, view.slots)
-        clean = post[view.clean_runs].float() - pre[view.clean_runs].float()
-        sizes = clean.norm(dim=-1)
-        changes = []
-        for rows in metrics.blocks(post.shape[0], post[0].numel(), post.device):
-            own = slice(None) if view.slots is None else view.slots[rows]
-            contribution = post[rows].float() - pre[rows].float()
-            changes.append(metrics.relative_change(clean[own], contribution, sizes[own]))
-        return torch.cat(changes)
+        kernels = view.fused or metrics
+        return kernels.layer_change(view.resid_pre, view.resid_post, view.clean_runs, view.slots)
 
 
 @dataclass
@@ -80,18 +71,8 @@ class OutputEffect(OutputMeasurement):
 
     def values(self, view: OutputView) -> Float[Tensor, "row position"]:
         """Distance of the next-token distributions from the clean run's."""
-        logits = view.logits
-        if view.fused is not None:
-            return view.fused.output_change(logits)
-        n_rows, n_positions, vocab = logits.shape
-        distances = []
-        for positions in metrics.blocks(n_positions, vocab, logits.device):
-            here = logits[:, positions]
-            clean = torch.softmax(here[:1], dim=-1, dtype=torch.float32)
-            rows_of = [here[rows] for rows in metrics.blocks(n_rows, clean.numel(), logits.device)]
-            moved = [torch.softmax(rows, dim=-1, dtype=torch.float32).sub_(clean).norm(dim=-1) for rows in rows_of]
-            distances.append(torch.cat(moved))
-        return torch.cat(distances, dim=1)
+        kernels = view.fused or metrics
+        return kernels.output_change(view.logits)
 
 
 @dataclass

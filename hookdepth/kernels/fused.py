@@ -77,13 +77,13 @@ class Fused:
         return {**packages, "replaced": self.replaced, "differences": self.differences}
 
     def layer_change(self, resid_pre: Tensor, resid_post: Tensor, clean_runs: slice, slots: Tensor | None) -> Tensor:
-        """As `metrics.relative_change` of the rows' contributions and their clean runs': [row, token]."""
+        """As `metrics.layer_change`: [row, token]."""
         own = torch.zeros(resid_pre.shape[0], dtype=torch.long, device=resid_pre.device) if slots is None else slots
         found: Tensor = self.reductions.layer_change(resid_pre, resid_post, own + clean_runs.start)
         return found
 
     def output_change(self, logits: Tensor) -> Tensor:
-        """How far the softmax of every row is from row 0's: [row, position]."""
+        """As `metrics.output_change`: [row, position]."""
         found: Tensor = self.reductions.output_change(logits)
         return found
 
@@ -108,16 +108,13 @@ class Fused:
 
         pre, post, logits = drawn(4, 3, 257), drawn(4, 3, 257), 3 * drawn(4, 3, 3001)
         slots = torch.tensor([0, 1, 0, 1], device=self.device)
-        added, shares = post - pre, logits.softmax(-1)
         logs = logits.log_softmax(-1)
         divergence = metrics.kl_divergence(logs, logs[-1:])
         overlap = metrics.topk_overlap(logits, logits[-1:], 5)
+        moved = (pre, post, slice(0, 2), slots)
         pairs = {
-            "layer change": (
-                metrics.relative_change(added[slots], added),
-                self.layer_change(pre, post, slice(0, 2), slots),
-            ),
-            "output change": ((shares - shares[:1]).norm(dim=-1), self.output_change(logits)),
+            "layer change": (metrics.layer_change(*moved), self.layer_change(*moved)),
+            "output change": (metrics.output_change(logits), self.output_change(logits)),
             "lens": (torch.stack([divergence, overlap]), self.lens(logits, 5)),
         }
         for name, (plain, fused) in pairs.items():
