@@ -124,7 +124,6 @@ def lens_sums(
     model: Decoder,
     prompt: Sequence[int],
     front: int = 0,
-    logit_elements: int | None = None,
     look: Look | None = None,
 ) -> Tensors:
     """Sums over a prompt's tokens from `front` on of KL and top-5 overlap.
@@ -132,7 +131,6 @@ def lens_sums(
         lens_sums(model, ids)["topk_overlap"]   # [L+1]
 
     Args:
-        logit_elements: most logits held at once; default `most_logits`.
         look: as of `stream_sums`.
     """
     n_layers = model.n_layers
@@ -143,7 +141,7 @@ def lens_sums(
         resid = torch.stack(
             [acts["resid_pre", layer][0, front:].to(final.device) for layer in range(n_layers)] + [final]
         )
-        sums = stream_sums(model, resid, logit_elements, look)
+        sums = stream_sums(model, resid, look)
     kl, overlap = sums.cpu()
     return {"kl": kl, "topk_overlap": overlap}
 
@@ -151,7 +149,6 @@ def lens_sums(
 def stream_sums(
     model: Decoder,
     resid: Float[Tensor, "point token width"],
-    logit_elements: int | None = None,
     look: Look | None = None,
 ) -> Float[Tensor, "2 point"]:
     """Sums over tokens of KL and top-5 overlap of what each point predicts, against the last.
@@ -161,7 +158,7 @@ def stream_sums(
     Args:
         look: is given the first token and the logits of every chunk of tokens.
     """
-    size = max(1, (logit_elements or most_logits(model.device)) // (len(resid) * int(model.config.vocab_size)))
+    size = max(1, most_logits(model.device) // (len(resid) * int(model.config.vocab_size)))
     sums = []
     for number, chunk in enumerate(resid.split(size, dim=1)):
         logits = model.unembed(model.norm(chunk))

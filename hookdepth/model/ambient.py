@@ -19,6 +19,9 @@ from functools import wraps
 from typing import ParamSpec, TypeVar
 
 import torch
+from torch import nn
+
+from hookdepth.errors import HookdepthError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -58,6 +61,33 @@ def plain_state(kinds: Iterable[str], grad: bool) -> Iterator[None]:
             stack.callback(torch.set_default_dtype, torch.get_default_dtype())
             torch.set_default_dtype(torch.float32)
         stack.enter_context(_attention_without_plans())
+        yield
+
+
+@contextmanager
+def plain_model(hf: nn.Module, name: str, grad: bool) -> Iterator[None]:
+    """A model in evaluation mode, its parameters frozen, nothing compiled; as it was before at the end.
+
+    Raises:
+        HookdepthError: gradients are wanted, and the weights were made in inference mode.
+    """
+    if grad and any(parameter.is_inference() for parameter in hf.parameters()):
+        raise HookdepthError(
+            f"the weights of {name!r} were made in inference mode, and no gradient flows through them",
+            "load the model outside of torch.inference_mode()",
+        )
+    modules = list(hf.modules())
+    with ExitStack() as stack:
+        if any(module._compiled_call_impl is not None or hasattr(module, "_orig_mod") for module in modules):
+            # Compiled code may not see hooks that come later, and every pass has other shapes.
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        for module in modules:
+            stack.callback(setattr, module, "training", module.training)
+        for parameter in hf.parameters() if grad else ():
+            if parameter.requires_grad:
+                stack.callback(parameter.requires_grad_, True)
+                parameter.requires_grad_(False)
+        hf.eval()
         yield
 
 

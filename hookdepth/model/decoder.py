@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hookdepth.errors import HookdepthError, choose, refuse_second_beginning, shown
-from hookdepth.model.ambient import plain_state
+from hookdepth.model.ambient import plain_model, plain_state
 from hookdepth.model.choices import KERNELS
 from hookdepth.model.contributions import INNER_SITE, find, width_read
 from hookdepth.model.devices import device_name, runs_on
@@ -31,7 +31,7 @@ from hookdepth.model.positions import LengthDependent
 from hookdepth.model.shape import described, said
 from hookdepth.model.sites import PARTS, Sites, part_of
 from hookdepth.model.turns import turn_of
-from hookdepth.model.unembedding import product
+from hookdepth.model.unembedding import as_configured, product
 
 if TYPE_CHECKING:
     from hookdepth.kernels.fused import Fused
@@ -216,16 +216,7 @@ class Decoder:
 
         model.unembed(model.norm(resid_pre[12]))   # logit lens at layer 12
         """
-        logits = product(self.hf.get_output_embeddings(), hidden)
-        for name in ("logit_scale", "lm_head_multiplier"):  # Cohere, Falcon-H1
-            if (factor := getattr(self.config, name, None)) is not None:
-                logits = logits * factor
-        if (divisor := getattr(self.config, "logits_scaling", None)) is not None:
-            logits = logits / divisor
-        caps = (getattr(self.config, name, None) for name in ("final_logit_softcapping", "logits_soft_cap"))
-        if (cap := next(filter(None, caps), None)) is not None:
-            logits = torch.tanh(logits / cap) * cap
-        return logits
+        return as_configured(product(self.hf.get_output_embeddings(), hidden), self.config)
 
     def on(self, site: str, layer: int, edit: Edit, *, raw: bool = False) -> Handles:
         """Hook a site of a layer (`sites`); the hook comes off with `remove()`, or at the end of a `with` block.
@@ -272,22 +263,7 @@ class Decoder:
         with ExitStack() as stack:
             stack.enter_context(turn_of(self.hf))
             stack.enter_context(plain_state((self.device.type,), grad))
-            modules = list(self.hf.modules())
-            if any(module._compiled_call_impl is not None or hasattr(module, "_orig_mod") for module in modules):
-                # Compiled code may not see hooks that come later, and every pass has other shapes.
-                stack.enter_context(torch.compiler.set_stance("force_eager"))
-            if grad and any(parameter.is_inference() for parameter in self.hf.parameters()):
-                raise HookdepthError(
-                    f"the weights of {self.name!r} were made in inference mode, and no gradient flows through them",
-                    "load the model outside of torch.inference_mode()",
-                )
-            for module in modules:
-                stack.callback(setattr, module, "training", module.training)
-            for parameter in self.hf.parameters() if grad else ():
-                if parameter.requires_grad:
-                    stack.callback(parameter.requires_grad_, True)
-                    parameter.requires_grad_(False)
-            self.hf.eval()
+            stack.enter_context(plain_model(self.hf, self.name, grad))
             if self.fused is not None:  # with gradients only where a graph is used once: some work in place
                 stack.enter_context(self.fused.in_use(not grad))
             yield self

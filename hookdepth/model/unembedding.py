@@ -6,7 +6,7 @@ most_logits(torch.device("cpu"))                         # hold no more of them 
 
 from __future__ import annotations
 
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 from jaxtyping import Float
@@ -34,6 +34,19 @@ def product(head: nn.Module, hidden: Float[Tensor, "*batch width"]) -> Float[Ten
         return head(hidden)
     slices = head.weight.split(_SLICE)
     return torch.cat([nn.functional.linear(hidden, weight) for weight in slices], dim=-1)
+
+
+def as_configured(logits: Float[Tensor, "*batch vocab"], config: Any) -> Float[Tensor, "*batch vocab"]:
+    """What a family's config asks for behind the product, a scale or a soft cap: as_configured(logits, model.config)"""
+    for name in ("logit_scale", "lm_head_multiplier"):  # Cohere, Falcon-H1
+        if (factor := getattr(config, name, None)) is not None:
+            logits = logits * factor
+    if (divisor := getattr(config, "logits_scaling", None)) is not None:
+        logits = logits / divisor
+    caps = (getattr(config, name, None) for name in ("final_logit_softcapping", "logits_soft_cap"))
+    if (cap := next(filter(None, caps), None)) is not None:
+        logits = torch.tanh(logits / cap) * cap
+    return logits
 
 
 def _is_plain(head: nn.Module) -> TypeGuard[nn.Linear]:
