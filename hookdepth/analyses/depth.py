@@ -40,8 +40,8 @@ def last_crossing(curve: Float[Tensor, " layer"]) -> int | None:
 
         last_crossing(torch.tensor([-0.1, 0.2, -0.1, 0.0]))   # 3
     """
-    crossings = (curve[:-1] < 0) & (curve[1:] >= 0)
-    return _last(crossings.nonzero().flatten().tolist(), shift=1)
+    crossings = ((curve[:-1] < 0) & (curve[1:] >= 0)).nonzero().flatten().tolist()
+    return crossings[-1] + 1 if crossings else None
 
 
 def first_below_share(kl: Float[Tensor, " point"], share: float = KL_SHARE) -> int | None:
@@ -51,7 +51,7 @@ def first_below_share(kl: Float[Tensor, " point"], share: float = KL_SHARE) -> i
 
         first_below_share(torch.tensor([4.0, 3.0, 1.0, 0.0]))   # 2
     """
-    return _first((kl[:-1] < share * kl.max()).nonzero().flatten().tolist())
+    return next(iter((kl[:-1] < share * kl.max()).nonzero().flatten().tolist()), None)
 
 
 def first_above(overlap: Float[Tensor, " point"], threshold: float = OVERLAP_THRESHOLD) -> int | None:
@@ -59,7 +59,7 @@ def first_above(overlap: Float[Tensor, " point"], threshold: float = OVERLAP_THR
 
     first_above(torch.tensor([0.1, 0.2, 0.6, 1.0]))   # 2
     """
-    return _first((overlap[:-1].double() > threshold).nonzero().flatten().tolist())
+    return next(iter((overlap[:-1].double() > threshold).nonzero().flatten().tolist()), None)
 
 
 def later_effect(effect: Float[Tensor, "skipped measured"]) -> Float[Tensor, " skipped"]:
@@ -196,18 +196,5 @@ def largest_f_change(tensors: Mapping[str, Tensor]) -> float | None:
     return _finite(max(change.max().item() for change in changes)) if changes else None
 
 
-def numbers_of_effects(effects: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What analyses of effects have for the summary: numbers_of_effects(result.tensors)["depth_score"]."""
-    return {"depth_score": depth_scores_of(effects), "largest_effect": largest_effect(effects)}
-
-
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def _first(indices: list[int]) -> int | None:
-    return indices[0] if indices else None
-
-
-def _last(indices: list[int], shift: int) -> int | None:
-    return indices[-1] + shift if indices else None

@@ -10,19 +10,15 @@ cost as much as the L propagated skips.
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
 
 import torch
 
-from hookdepth.analyses import depth
-from hookdepth.analyses.base import Analysis
-from hookdepth.analyses.skip import EFFECT, LARGEST, LARGEST_OF_CUTS
+from hookdepth.analyses.skip import EFFECT, LARGEST, LARGEST_OF_CUTS, Effects
 from hookdepth.analyses.subject import Measured, Subject, Tensors
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.interventions import Subtract
 from hookdepth.engine.measurements import LayerEffect
 from hookdepth.report.figures import Heatmap
-from hookdepth.results import Result
 
 _REMOVED = {**EFFECT, "rows": "Layer removed from the input", "columns": "Direct effect @ layer"}
 
@@ -32,13 +28,11 @@ def _subtract(source: int, layer: int, front: int) -> Subtract:
     return Subtract(source, layer, slice(front, None))
 
 
-class Direct(Analysis):
+class Direct(Effects):
     """What both have in common: which contributions are taken out of which inputs, and what is measured."""
 
     options = ("keep_front", "over_prompts", "max_rows")
-    keep_front = 1
     together = "local"
-    in_all = True
     measurements = (LayerEffect(),)
     tensors = {"layer.effect": "layer layer"}
 
@@ -49,20 +43,13 @@ class Direct(Analysis):
             Branch((_subtract(source, layer, front),), cut=cut, until=layer)
             for layer in range(1, subject.model.n_layers)
             for source in range(layer)
-            for cut in self._cuts(subject, item)
+            for cut in self.cuts(subject, item)
         ]
-
-    def _cuts(self, subject: Subject, item: int) -> list[int | None]:
-        return list(subject.inputs.cuts[item]) if self.needs == "cuts" else [None]
-
-    def numbers(self, result: Result) -> dict[str, Any]:
-        """Depth scores by part, and what the noise floor is compared with."""
-        return depth.numbers_of_effects(result.tensors)
 
     def collect(self, subject: Subject, item: int, measured: Measured) -> Tensors:
         """[L, L], row taken out, column measured: the maximum over cuts; NaN for a prompt without any."""
         n_layers = subject.model.n_layers
-        if not self._cuts(subject, item):
+        if not self.cuts(subject, item):
             return {"layer.effect": torch.full((n_layers, n_layers), torch.nan)}
         effect = torch.zeros(n_layers, n_layers)
         for branch, values in zip(measured.branches, measured.layer.get("effect", ()), strict=True):

@@ -24,12 +24,6 @@ from hookdepth.engine.measurements import LayerEffect, OutputEffect
 from hookdepth.report.figures import Bars, Heatmap
 from hookdepth.results import Result
 
-EFFECTS = {
-    "{part}.effect": "layer layer",
-    "{part}.output": "layer?",
-}
-
-
 _BARS = (
     "A bar a layer: how far the predicted distribution moves, at most, when that layer is skipped (0 is not at all, "
     "√2 is from one certain token to another). "
@@ -57,15 +51,29 @@ def _skip(layer: int, part: str, front: int) -> Skip:
     return Skip(layer, part, slice(front, None))
 
 
-class Skips(Analysis):
+class Effects(Analysis):
+    """What all analyses of effects on later layers have in common, without a cut or right of several."""
+
+    keep_front = 1
+    in_all = True
+
+    def cuts(self, subject: Subject, item: int) -> list[int | None]:
+        """Where a prompt is cut; None for not at all."""
+        return list(subject.inputs.cuts[item]) if self.needs == "cuts" else [None]
+
+    def numbers(self, result: Result) -> dict[str, Any]:
+        """Depth scores by part, and what the noise floor is compared with."""
+        effects = result.tensors
+        return {"depth_score": depth.depth_scores_of(effects), "largest_effect": depth.largest_effect(effects)}
+
+
+class Skips(Effects):
     """What both have in common: which layers and parts are skipped, and what is measured."""
 
     options = ("parts", "keep_front", "over_prompts", "max_rows")
-    keep_front = 1
     together = "skip"
-    in_all = True
     measurements = (LayerEffect(), OutputEffect())
-    tensors = EFFECTS
+    tensors = {"{part}.effect": "layer layer", "{part}.output": "layer?"}
 
     def branches(self, subject: Subject, item: int) -> list[Branch]:
         """Every part of every layer, once or at every cut."""
@@ -76,14 +84,6 @@ class Skips(Analysis):
             for layer in range(subject.model.n_layers)
             for cut in self.cuts(subject, item)
         ]
-
-    def cuts(self, subject: Subject, item: int) -> list[int | None]:
-        """Where a prompt is cut; None for not at all."""
-        return list(subject.inputs.cuts[item]) if self.needs == "cuts" else [None]
-
-    def numbers(self, result: Result) -> dict[str, Any]:
-        """Depth scores by part, and what the noise floor is compared with."""
-        return depth.numbers_of_effects(result.tensors)
 
     def collect(self, subject: Subject, item: int, measured: Measured) -> Tensors:
         """Of each part [L, L] and [L], the maximum over cuts; NaN for a prompt without any."""

@@ -75,10 +75,6 @@ class Heatmap(Kind):
     path: bool = False
     other: tuple[str, ...] = ()
 
-    def drawing(self, result: Result, declaration: Declaration, values: Assignment) -> Drawing:
-        """One map: kind.drawing(result, declaration, {"part": "layer"})."""
-        return self.together({"": result}, declaration, values)
-
     def together(self, results: Mapping[str, Result], declaration: Declaration, values: Assignment) -> Drawing:
         """The maps of several runs beside each other, on one scale: kind.together(results, declaration, {})."""
         maps = {label: self._map(result, values) for label, result in results.items()}

@@ -41,10 +41,6 @@ class Intervals(Kind):
     labels: Mapping[str, str] = field(default_factory=dict)
     ends: tuple[float | None, float | None] | None = None
 
-    def drawing(self, result: Result, declaration: Declaration, values: Assignment) -> Drawing:
-        """The points of one result: kind.drawing(result, declaration, {})."""
-        return self.together({"": result}, declaration, values)
-
     def together(self, results: Mapping[str, Result], declaration: Declaration, values: Assignment) -> Drawing:
         """Those of several results in one figure, each with a series of its own: kind.together(results, …, {})."""
         own: dict[str, Tensor] = {}

@@ -114,9 +114,9 @@ class Kind(ABC):
     over_training: str | None = ""
     page_only: ClassVar[bool] = False  # whether it is on the interactive page alone
 
-    @abstractmethod
     def drawing(self, result: Result, declaration: Declaration, values: Assignment) -> Drawing:
         """The figure of one result for one assignment of the placeholders: kind.drawing(result, declaration, {})."""
+        return self.together({"": result}, declaration, values)
 
     @abstractmethod
     def together(self, results: Mapping[str, Result], declaration: Declaration, values: Assignment) -> Drawing:

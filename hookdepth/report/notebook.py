@@ -15,7 +15,8 @@ import html as escaping
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -107,7 +108,7 @@ def plot(result: Result, declaration: Declaration | None, name: str | None = Non
     shown = drawn(result, declaration)
     kind, values = _kind(shown, declaration, name)
     limited = kind.limited(options.get("norm"), options.pop("vmin", None), options.pop("vmax", None))
-    known = cast(Declaration, _Known(declaration))
+    known: Any = declaration or SimpleNamespace(tensors={}, labels={})  # of tensors that nobody declares
     pictures = [one for one in limited.pictures(shown, known) if values is None or one.of == values]
     return drawn_with(pictures[0].draw, **options)
 
@@ -129,14 +130,6 @@ def _kind(result: Result, declaration: Declaration | None, name: str | None) -> 
     if len(axes) == 2:
         return Heatmap(name, "", label=name, rows=axes[0].capitalize(), columns=axes[1].capitalize()), {}
     raise HookdepthError(f"{name!r} has the axes {', '.join(axes) or 'of a number'}", "draw a part of it by hand")
-
-
-class _Known:
-    """A declaration for tensors that nobody declares."""
-
-    def __init__(self, declaration: Declaration | None) -> None:
-        self.tensors: Mapping[str, str] = {} if declaration is None else declaration.tensors
-        self.labels: Mapping[str, Sequence[str]] = {} if declaration is None else declaration.labels
 
 
 def columns(result: Result, declaration: Declaration | None, names: Sequence[str]) -> dict[str, list[Any]]:

@@ -14,7 +14,7 @@ from functools import cached_property
 from torch import Tensor
 
 from hookdepth.analyses.base import Analysis, stacked
-from hookdepth.analyses.subject import Measured, OnPass, Partial, Subject, Tensors
+from hookdepth.analyses.subject import Measured, OnPass, Partial, Subject, Tensors, noise_floor
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.measurement import Measurement
 from hookdepth.engine.passes import measure
@@ -109,8 +109,7 @@ class Group:
         (member,) = self.members
         partials = [measured_by(member, self.subject, item, on_pass) for item in self.chunks[chunk]]
         together = _stacked({member.name: [partial.tensors for partial in partials]})
-        worst = max(partials, key=lambda partial: partial.null_effect or 0.0)
-        return Partial(together, sum(own.passes for own in partials), worst.null_effect, worst.null_where)
+        return Partial(together, sum(own.passes for own in partials), **noise_floor(partials))
 
     def _branch(self, chunk: int, on_pass: OnPass) -> Partial:
         model, limit = self.subject.model, self.subject.settings.max_rows
