@@ -36,8 +36,9 @@ from hookdepth.engine.arguments import (
     listed_branches,
 )
 from hookdepth.engine.measurements import LayerEffect, OutputEffect
-from hookdepth.errors import HookdepthError, as_path, shown
+from hookdepth.errors import HookdepthError, as_path
 from hookdepth.model.ambient import plainly
+from hookdepth.model.checking import checked
 from hookdepth.model.decoder import Decoder
 from hookdepth.model.loading import load
 from hookdepth.options import refuse_unknown
@@ -140,8 +141,7 @@ def run(
     Raises:
         HookdepthError: what is no prompt, branch or measurement, or does not fit; before anything runs.
     """
-    if not isinstance(model, Decoder):
-        raise HookdepthError(f"the model is {shown(model)}", "give what load or wrap gave")
+    checked(model)
     one = isinstance(prompts, str) or is_one(prompts)
     ids = as_prompts(model, prompts)
     own = listed_branches(branches)

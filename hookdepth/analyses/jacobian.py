@@ -77,12 +77,8 @@ def jacobian_rows(
         last[:] = [sites.resid_post]
 
     with model.evaluating(grad=True):
-        leaf = model.on("resid_pre", 0, lambda value: value.detach().requires_grad_())
-        try:
-            with each_layer(model, keep):
-                model.forward(torch.tensor([list(prompt)] * copies, device=model.device))
-        finally:
-            leaf.remove()
+        with model.on("resid_pre", 0, lambda value: value.detach().requires_grad_()), each_layer(model, keep):
+            model.forward(torch.tensor([list(prompt)] * copies, device=model.device))
         found = [
             _rows_of(points, last[0], rows[begin : begin + copies], front) for begin in range(0, len(rows), copies)
         ]

@@ -27,9 +27,9 @@ from hookdepth.checks.verdicts import Verdict, Verification
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.measurements import Custom, LayerEffect, OutputEffect
 from hookdepth.engine.passes import measure
-from hookdepth.errors import HookdepthError, shown, whole_number
+from hookdepth.errors import whole_number
 from hookdepth.model.ambient import plainly
-from hookdepth.model.checking import check
+from hookdepth.model.checking import check, checked
 from hookdepth.model.decoder import Decoder
 
 KINDS = ("sites", "skips", "tokens", "heads", "neurons", "cuts", "several", "lengths", "gradients")
@@ -54,8 +54,7 @@ def verify(model: Decoder, n: int = 6, seed: int = 0) -> Verification:
     Raises:
         HookdepthError: no model, or one that the self-check refuses.
     """
-    if not isinstance(model, Decoder):
-        raise HookdepthError(f"the model is {shown(model)}", "give what load or wrap gave")
+    checked(model)
     n, began = whole_number("the number of branches", n, 1), time.perf_counter()
     check(model)
     found, floor = _verdicts(model, n, seed)

@@ -51,6 +51,13 @@ def wrap(
     return decoder
 
 
+def checked(model: Any) -> Decoder:
+    """The model, if it is one: checked(model)"""
+    if not isinstance(model, Decoder):
+        raise HookdepthError(f"the model is {shown(model)}", "give what load or wrap gave")
+    return model
+
+
 def check(model: Decoder, text: str = "The capital of France is Paris.") -> None:
     """Verify on a real input that the adapter reads this model rightly (see `wrap`)."""
     _check_weights(model)

@@ -17,15 +17,18 @@ Nothing is remembered between calls: a training loop changes weights in ways tha
 from __future__ import annotations
 
 import hashlib
+import platform
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import cache
+from importlib.metadata import version
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hookdepth._version import __version__
 from hookdepth.errors import HookdepthError
 from hookdepth.model.decoder import Decoder
 from hookdepth.model.devices import device_name
@@ -35,6 +38,16 @@ _WORDS = 1 << 14  # of 8 bytes, in a block
 _IN_CACHE = 8  # blocks that a core's cache holds
 _AT_ONCE = 256  # blocks on a GPU, so that it is busy and little memory is taken
 PROCESS = uuid.uuid4().hex
+
+
+def versions() -> dict[str, str]:
+    """Of hookdepth and what it computes with: versions()["torch"]"""
+    return {
+        "hookdepth": __version__,
+        "torch": torch.__version__,
+        "transformers": version("transformers"),
+        "python": platform.python_version(),
+    }
 
 
 def identity_of(model: Decoder) -> dict[str, Any]:

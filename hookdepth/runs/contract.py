@@ -81,19 +81,15 @@ def violation(result: Result) -> str | None:
     for key, kinds in _KINDS.items():
         if not isinstance(metadata.get(key), kinds) or isinstance(metadata.get(key), bool):
             return f"its {key} is {type(metadata[key]).__name__}"
-    wrong = _wrong_data(metadata.get("data") or {}) or _wrong_probes(metadata)
+    lengths = (metadata.get("data") or {}).get("lengths")
+    if lengths is not None and not _whole_numbers(lengths):
+        return "its data.lengths is no list of whole numbers"
+    wrong = _wrong_probes(metadata)
     declaration = declared(result)
     if wrong or declaration is None:
         return wrong
     n_layers = (metadata.get("model") or {}).get("n_layers")
     return wrong_tensors(declaration.tensors, result.tensors, n_layers)
-
-
-def _wrong_data(data: Mapping[str, Any]) -> str | None:
-    lengths = data.get("lengths")
-    if lengths is not None and not _whole_numbers(lengths):
-        return "its data.lengths is no list of whole numbers"
-    return None
 
 
 def _wrong_probes(metadata: Mapping[str, Any]) -> str | None:

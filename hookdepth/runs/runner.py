@@ -12,20 +12,17 @@ memory before the end. Chunks of other settings are refused, never mixed.
 from __future__ import annotations
 
 import json
-import platform
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hookdepth._version import __version__
 from hookdepth.analyses.base import Analysis
 from hookdepth.analyses.registry import chosen
 from hookdepth.analyses.settings import Settings
@@ -33,7 +30,7 @@ from hookdepth.analyses.stored import declaration_of
 from hookdepth.analyses.subject import Inputs, Partial, Subject, Tensors, noise_floor
 from hookdepth.errors import DamagedError, HookdepthError, NotFiniteError
 from hookdepth.model.decoder import Decoder
-from hookdepth.model.identity import identity_of
+from hookdepth.model.identity import identity_of, versions
 from hookdepth.model.rounding import rounding_of
 from hookdepth.model.rounding import threads as so_many_threads
 from hookdepth.results import SUFFIX, Result, add_to_log, check_folder_name, read_log, sweep
@@ -187,12 +184,7 @@ class Run:
             "model": model,
             "rounding": rounding_of(self.model.device),
             "seed": self.seed,
-            "versions": {
-                "hookdepth": __version__,
-                "torch": torch.__version__,
-                "transformers": version("transformers"),
-                "python": platform.python_version(),
-            },
+            "versions": versions(),
         }
         return dict(json.loads(json.dumps(identity)))  # as it reads back from a file: tuples are lists there
 

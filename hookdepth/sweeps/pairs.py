@@ -14,16 +14,10 @@ from torch import Tensor
 from hookdepth.engine.arguments import as_measurements, as_prompts
 from hookdepth.engine.measurement import OutputMeasurement
 from hookdepth.errors import HookdepthError, choose, shown
+from hookdepth.model.checking import checked
 from hookdepth.model.decoder import Decoder
 
 ALIGN = ("equal", "ends")
-
-
-def checked(model: Any) -> Decoder:
-    """The model, if it is one: checked(model)"""
-    if not isinstance(model, Decoder):
-        raise HookdepthError(f"the model is {shown(model)}", "give what load or wrap gave")
-    return model
 
 
 @dataclass(frozen=True)

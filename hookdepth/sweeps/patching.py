@@ -26,10 +26,11 @@ from hookdepth.engine.passes import measure
 from hookdepth.engine.reading import capture
 from hookdepth.engine.tokens import Tokens
 from hookdepth.model.ambient import plainly
+from hookdepth.model.checking import checked
 from hookdepth.model.decoder import Decoder
 from hookdepth.results import Result
 from hookdepth.sweeps.grid import Cell, Grid, as_result
-from hookdepth.sweeps.pairs import Pair, checked, paired, per_prompt, refuse_equal
+from hookdepth.sweeps.pairs import Pair, paired, per_prompt, refuse_equal
 
 _HELD = 1 << 28  # bytes of activations that are kept to be patched in
 Changes = dict[Cell, Intervention | None]

@@ -21,24 +21,21 @@ them off as it passes. Only `begin()` relies on somebody to call `end()`.
 from __future__ import annotations
 
 import logging
-import platform
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from importlib.metadata import version
 from numbers import Integral
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from hookdepth._version import __version__
 from hookdepth.analyses.settings import Settings
 from hookdepth.analyses.stats import ResidualStats
 from hookdepth.errors import HookdepthError, as_path
+from hookdepth.model.identity import versions
 from hookdepth.results import SUFFIX, Result, add_to_log
 from hookdepth.training.history import STEP
 from hookdepth.training.metrics import metrics_of
@@ -243,9 +240,7 @@ class DepthMonitor:
 
     @cached_property
     def _about(self) -> dict[str, Any]:
-        versions = {"hookdepth": __version__, "torch": torch.__version__, "transformers": version("transformers")}
-        versions["python"] = platform.python_version()
-        return {"model": self.target.decoder.describe(), "versions": versions, "seed": None}
+        return {"model": self.target.decoder.describe(), "versions": versions(), "seed": None}
 
     def _write(self) -> None:
         if self.out is not None and is_writer():
