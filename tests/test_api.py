@@ -168,6 +168,11 @@ def test_what_is_no_text_or_model_is_refused(model, call, says):
     assert says in str(caught.value)
 
 
+def test_a_device_map_is_heeded():
+    with pytest.raises(HookdepthError, match="both --device cpu and --device-map auto"):
+        hookdepth.analyse("demo", "logit-lens", TEXT, device="cpu", device_map="auto")
+
+
 def test_a_model_without_a_tokenizer_is_refused(prompts):
     with pytest.raises(HookdepthError, match="no tokenizer"):
         hookdepth.analyse(hookdepth.wrap(tiny_model("llama")), dataset=prompts)

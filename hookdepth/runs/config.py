@@ -95,7 +95,7 @@ class Config(Settings):
     @property
     def of_model(self) -> dict[str, Any]:
         """Those that say how a model is loaded."""
-        names = ("dtype", "device", "quantize", "attn_implementation", "revision", "kernels")
+        names = ("dtype", "device", "device_map", "quantize", "attn_implementation", "revision", "kernels")
         return {name: getattr(self, name) for name in names}
 
 

@@ -68,7 +68,7 @@ def run(
         dataset = read_dataset(config, analyses, warn)
         model = config.model
         if not isinstance(model, Decoder):
-            model = load(model, device_map=config.device_map, **config.of_model)
+            model = load(model, **config.of_model)
         usable = met(config, analyses, dataset, model, warn)
         return run_of(config, usable, dataset, model, warn, workers), usable
 
@@ -149,7 +149,8 @@ def _plan(
     from hookdepth.runs.dry_run import estimate
     from hookdepth.runs.outline import Words, load_outline
 
-    how = {name: value for name, value in config.of_model.items() if name != "kernels"}  # it runs none
+    # An outline runs no kernels, and is planned for one device.
+    how = {name: value for name, value in config.of_model.items() if name not in ("kernels", "device_map")}
     outline = load_outline(config.model, **how, machine=machine)
     notes: list[str] = []
     dataset = read_dataset(config, analyses, lambda line: notes.append(f"note: {line}"))
