@@ -133,17 +133,21 @@ def lens_sums(
     Args:
         look: as of `stream_sums`.
     """
-    n_layers = model.n_layers
     with model.evaluating():
-        with capture(model, "resid_pre") as acts, capture(model, "resid_post", layers=[n_layers - 1]) as last:
-            model.forward(send([list(prompt)], model.device))
-        final = last["resid_post", n_layers - 1][0, front:]
-        resid = torch.stack(
-            [acts["resid_pre", layer][0, front:].to(final.device) for layer in range(n_layers)] + [final]
-        )
-        sums = stream_sums(model, resid, look)
-    kl, overlap = sums.cpu()
+        kl, overlap = stream_sums(model, points_of(model, prompt, front), look).cpu()
     return {"kl": kl, "topk_overlap": overlap}
+
+
+def points_of(model: Decoder, prompt: Sequence[int], front: int = 0) -> Float[Tensor, "point token width"]:
+    """The residual stream of one forward pass before each layer and after the last, at the tokens from `front` on.
+
+    points_of(model, ids)   # [L+1, token, d]
+    """
+    last = model.n_layers - 1
+    with model.evaluating(), capture(model, "resid_pre") as acts, capture(model, "resid_post", layers=[last]) as end:
+        model.forward(send([list(prompt)], model.device))
+    points = [*(acts["resid_pre", layer] for layer in range(model.n_layers)), end["resid_post", last]]
+    return torch.stack([point[0, front:].to(points[-1].device) for point in points])
 
 
 def stream_sums(

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hookdepth.analyses.stats import residual_sums, turns
+from hookdepth.analyses.lens import points_of
+from hookdepth.analyses.stats import turns
 from hookdepth.analyses.subject import OnPass, Subject, Tensors
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.measurements import Loss
@@ -43,12 +44,11 @@ def magnitudes(model: Decoder, prompt: Sequence[int], front: int = 0) -> Tensors
 
     magnitudes(model, ids)["block_influence"]     # [L]
     """
-    points: list[Tensor] = []
-    residual_sums(model, prompt, front, points)
-    found = turns(torch.stack([point.to(points[-1].device) for point in points]))
+    points = points_of(model, prompt, front)
+    found = turns(points)
     distance = found["angular_distance.last"][:-1, 1:].float()
     below = torch.ones_like(distance, dtype=torch.bool).tril(-1)
-    influence = (found["block_influence"] / len(points[0])).float()
+    influence = (found["block_influence"] / points.shape[1]).float()
     return {"block_influence": influence, "angular_distance": distance.masked_fill(below, torch.nan)}
 
 

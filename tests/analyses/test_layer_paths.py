@@ -7,6 +7,7 @@ from dataclasses import replace
 import naive
 import pytest
 import torch
+from tiny_families import tiny
 from tiny_models import prompts, tiny_model
 
 import hookdepth
@@ -193,6 +194,20 @@ def test_rank_correlation():
 def test_what_is_refused(subject, name, settings, says):
     with pytest.raises(HookdepthError, match=says):
         groups_of([find(name)], replace(subject, settings=Settings(**settings)))
+
+
+def test_a_model_without_attention():
+    model = hookdepth.wrap(tiny("mamba"), name="tiny")
+    found, turned = results(Subject(model, Inputs(prompts=IDS), Settings()), "layer-paths"), []
+
+    def look(_layer, given, gave):
+        turned.append(1 - torch.cosine_similarity(given[0].double(), gave.double(), dim=-1).flatten())
+
+    model.layers[0].register_forward_hook(look)
+    with torch.no_grad():
+        for ids in IDS:
+            model.hf(torch.tensor([ids]))
+    assert found["block_influence"][0].item() == pytest.approx(torch.cat(turned).mean().item(), abs=1e-5)
 
 
 @pytest.mark.parametrize(("name", "front"), [("layer-paths", 0), ("layer-paths", 12), ("layer-pruning", 0)])
