@@ -21,21 +21,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from hookdepth.report.drawing.style import (
-    BLACK,
-    COLOURS,
-    PART_COLOURS,
-    RED,
-    SKY,
-    colour_bar,
-    columns_of,
-    heat_map,
-    layer_axis,
-    name_places,
-    new_figure,
-    printable,
-    run_title,
-)
+from hookdepth.report.drawing import style
 from hookdepth.report.scale import Scale, first_columns
 
 _LINES = ("-", "--", ":", "-.")
@@ -46,9 +32,9 @@ _COLUMNS = 3
 def colours_of(names: Sequence[str], part: str = "") -> dict[str, str]:
     """A colour a curve, that of its part where it is one: colours_of(["attn", "mlp"])."""
     if len(names) == 1:
-        return {names[0]: PART_COLOURS.get(part) or PART_COLOURS.get(names[0], SKY)}
-    known = {**PART_COLOURS, "resid": BLACK}
-    others = [colour for colour in COLOURS if colour not in (known[name] for name in names if name in known)]
+        return {names[0]: style.PART_COLOURS.get(part) or style.PART_COLOURS.get(names[0], style.SKY)}
+    known = {**style.PART_COLOURS, "resid": style.BLACK}
+    others = [colour for colour in style.COLOURS if colour not in (known[name] for name in names if name in known)]
     rest = [name for name in names if name not in known]
     return {name: known.get(name) or others[rest.index(name) % len(others)] for name in names}
 
@@ -81,8 +67,8 @@ def draw_lines(
     for place, (name, values) in enumerate(curves.items()):
         shown = np.where(np.isfinite(values) & ((values > 0) | (not log)), values, np.nan)
         marker, every = _MARKERS[place % len(_MARKERS)], 1 + len(shown) // 60
-        style: dict[str, Any] = {"marker": marker, "markersize": 3, "markevery": every, "linewidth": 1.3}
-        axes.plot(shown, color=colours[name], label=labels[name], **style)
+        look: dict[str, Any] = {"marker": marker, "markersize": 3, "markevery": every, "linewidth": 1.3}
+        axes.plot(shown, color=colours[name], label=labels[name], **look)
 
 
 def end_axis(axes: Axes, end_of: Callable[[float], float], curves: Sequence[np.ndarray]) -> None:
@@ -93,18 +79,18 @@ def end_axis(axes: Axes, end_of: Callable[[float], float], curves: Sequence[np.n
     axes.set_ylim(low, limit)
     clipped = [int(layer) for layer in np.argsort(-largest, kind="stable") if largest[layer] > limit]
     if clipped:
-        axes.plot(clipped, [0.97 * limit] * len(clipped), "^", color=BLACK, markersize=5, zorder=9)
+        axes.plot(clipped, [0.97 * limit] * len(clipped), "^", color=style.BLACK, markersize=5, zorder=9)
         listed = ", ".join(f"layer {layer}: {largest[layer]:.3g}" for layer in clipped[:2])
         more = f" and {len(clipped) - 2} more" if len(clipped) > 2 else ""
-        axes.plot([], [], "^", color=BLACK, markersize=5, label=f"beyond the axis: {listed}{more}")
+        axes.plot([], [], "^", color=style.BLACK, markersize=5, label=f"beyond the axis: {listed}{more}")
 
 
 def mark_layer(axes: Axes, index: int | None, n_layers: int, what: str) -> None:
     """A dashed line at a layer, named in the legend, or that there is none: mark_layer(axes, 2, 30, "")."""
     if index is not None:
-        axes.axvline(index, color=RED, linestyle="--", linewidth=1.3, zorder=9)
+        axes.axvline(index, color=style.RED, linestyle="--", linewidth=1.3, zorder=9)
     text = f"{what}: none" if index is None else f"{what}: layer {index} of {n_layers}"
-    axes.plot([], [], color=RED, linestyle="--", linewidth=1.3, label=text, alpha=1.0 if index is not None else 0.0)
+    axes.plot([], [], color=style.RED, linestyle="--", linewidth=1.3, label=text, alpha=float(index is not None))
 
 
 def draw_runs(axes: Axes, own: Mapping[str, Tensor], label: str, axis: str, points: bool) -> None:
@@ -112,21 +98,21 @@ def draw_runs(axes: Axes, own: Mapping[str, Tensor], label: str, axis: str, poin
     lengths = {len(curve) for curve in own.values()}
     handles: list[Line2D] = []
     for number, curve in enumerate(own.values()):
-        style, colour = _LINES[number // len(COLOURS) % len(_LINES)], COLOURS[number % len(COLOURS)]
+        dashes, colour = _LINES[number // len(style.COLOURS) % len(_LINES)], style.COLOURS[number % len(style.COLOURS)]
         places = relative_depth(len(curve), points) if len(lengths) > 1 else np.arange(len(curve))
-        handles += axes.plot(places, curve.numpy(), style, color=colour, marker="o", markersize=2.5, linewidth=1.4)
+        handles += axes.plot(places, curve.numpy(), dashes, color=colour, marker="o", markersize=2.5, linewidth=1.4)
     axes.set_ylabel(label)
     axes.set_xlabel("Relative depth")
     if len(lengths) == 1:
-        layer_axis(axes.xaxis, lengths.pop(), axis)
-    labels = [printable(name) for name in own]
+        style.layer_axis(axes.xaxis, lengths.pop(), axis)
+    labels = [style.printable(name) for name in own]
     # Labels are set afterwards: given to legend() itself, one that begins with an underscore would be left out.
     legend = axes.legend(
         handles,
         ["run"] * len(labels),
         loc="lower left",
         bbox_to_anchor=(0, 1.0),
-        ncols=columns_of(labels, axes),
+        ncols=style.columns_of(labels, axes),
         borderaxespad=0.2,
     )
     for text, name in zip(legend.get_texts(), labels, strict=True):
@@ -169,36 +155,36 @@ def maps_figure(
     longest = max(max(own.shape) for own in maps.values())
     size = 3.6 if longest <= 12 else 4.6 if longest <= 60 else 6.0
     several = len(maps) > 1 or "" not in maps
-    figure = new_figure(*((3.1 * columns + 0.9, 3.2 * n_lines) if several else (size + 1.0, size)))
+    figure = style.new_figure(*((3.1 * columns + 0.9, 3.2 * n_lines) if several else (size + 1.0, size)))
     grid = figure.subplots(n_lines, columns, squeeze=False)
     for number, (axes, (label, own)) in enumerate(zip(grid.flat, maps.items(), strict=False)):
         long = max(own.shape) > 3 * min(own.shape)
-        image = heat_map(axes, own, scale, aspect="auto" if long else "equal")
+        image = style.heat_map(axes, own, scale, aspect="auto" if long else "equal")
         if causal:  # nothing reaches an earlier layer: paper, not the colour of 0
             if causal is True:
                 blank = np.tril(np.ones(own.shape), -1)
                 axes.imshow(np.dstack([np.ones((*own.shape, 3)), blank]), aspect="auto" if long else "equal")
             for row, first in enumerate(() if causal is True else first_columns(causal, len(own))):
                 axes.add_patch(Rectangle((-0.5, row - 0.5), first, 1, facecolor="white", edgecolor="none"))
-        layer_axis(axes.yaxis, len(own), row_label if number % columns == 0 else "")
-        layer_axis(axes.xaxis, own.shape[1], column_label)
+        style.layer_axis(axes.yaxis, len(own), row_label if number % columns == 0 else "")
+        style.layer_axis(axes.xaxis, own.shape[1], column_label)
         for axis, names, rotation in zip((axes.yaxis, axes.xaxis), labels, (0, 90), strict=False):
-            name_places(axis, names, rotation)
+            style.name_places(axis, names, rotation)
         if path:
-            axes.plot(own.nan_to_num(torch.inf).argmin(0).numpy(), "-o", color=RED, markersize=2, linewidth=1)
+            axes.plot(own.nan_to_num(torch.inf).argmin(0).numpy(), "-o", color=style.RED, markersize=2, linewidth=1)
         if other:
             _other_half(axes, len(own), *other)
         if several:
-            run_title(axes, label)
+            style.run_title(axes, label)
     for axes in grid.flat[len(maps) :]:
         axes.set_visible(False)
-    colour_bar(figure, image, list(grid.flat), scale, list(maps.values()), fraction=0.05, pad=0.03)
+    style.colour_bar(figure, image, list(grid.flat), scale, list(maps.values()), fraction=0.05, pad=0.03)
     return figure
 
 
 def _other_half(axes: Axes, n: int, row_label: str, column_label: str) -> None:
     """The axes of what is right of the diagonal, on its own two sides, and the line between the halves."""
     stairs = np.arange(n)[:, None] + np.array([-0.5, 0.5])
-    axes.plot(np.repeat(stairs[:, 1], 2), stairs.ravel(), color=BLACK, linewidth=0.8)
-    layer_axis(axes.secondary_xaxis("top", (partial(np.add, -1), partial(np.add, 1))).xaxis, n, column_label)
-    layer_axis(axes.secondary_yaxis("right").yaxis, n, row_label)
+    axes.plot(np.repeat(stairs[:, 1], 2), stairs.ravel(), color=style.BLACK, linewidth=0.8)
+    style.layer_axis(axes.secondary_xaxis("top", (partial(np.add, -1), partial(np.add, 1))).xaxis, n, column_label)
+    style.layer_axis(axes.secondary_yaxis("right").yaxis, n, row_label)

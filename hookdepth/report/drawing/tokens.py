@@ -16,17 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from torch import Tensor
 
-from hookdepth.report.drawing.style import (
-    BLACK,
-    GREY,
-    RED,
-    colour_bar,
-    heat_map,
-    layer_axis,
-    new_figure,
-    printable,
-    run_title,
-)
+from hookdepth.report.drawing import style
 from hookdepth.report.scale import Rows, Scale
 
 LONGEST_TOKEN = 14
@@ -41,20 +31,20 @@ def token_label(token: str) -> str:
     """
     if token in _BEGIN:
         return "BOS"
-    text = printable(token.translate(_READABLE))
+    text = style.printable(token.translate(_READABLE))
     return text if len(text) <= LONGEST_TOKEN else f"{text[: LONGEST_TOKEN - 1]}…"
 
 
 def token_figure(values: Tensor, probe: Mapping[str, Any], scale: Scale, rows: Rows | None = None) -> Figure:
     """A map of layer against token, with a strip beside it where there is one: token_figure(effect, probe, scale)."""
     width, height = _size(values)
-    figure = new_figure(width + (1.5 if rows else 0), height)
+    figure = style.new_figure(width + (1.5 if rows else 0), height)
     ratios = [width - 0.6, 1.0] if rows else [1.0]
     grid = figure.subplots(1, len(ratios), sharey=True, squeeze=False, width_ratios=ratios)
     image = _draw_tokens(grid[0, 0], values, probe, scale)
     if rows:
         _draw_rows(grid[0, 1], rows)
-    colour_bar(figure, image, list(grid[0]), scale, [values], fraction=0.04 if rows else 0.05, pad=0.02)
+    style.colour_bar(figure, image, list(grid[0]), scale, [values], fraction=0.04 if rows else 0.05, pad=0.02)
     return figure
 
 
@@ -63,12 +53,12 @@ def tokens_figure(maps: Mapping[str, tuple[Tensor, Mapping[str, Any]]], scale: S
     shown = [values for values, _ in maps.values()]
     sizes = [_size(values) for values in shown]
     heights = [min(height, 4.5) for _, height in sizes]
-    figure = new_figure(max(width for width, _ in sizes), sum(heights))
+    figure = style.new_figure(max(width for width, _ in sizes), sum(heights))
     grid = figure.subplots(len(maps), 1, squeeze=False, height_ratios=heights)
     for axes, (label, (values, probe)) in zip(grid.flat, maps.items(), strict=True):
         image = _draw_tokens(axes, values, probe, scale)
-        run_title(axes, label)
-    colour_bar(figure, image, list(grid.flat), scale, shown, aspect=40, fraction=0.05, pad=0.02)
+        style.run_title(axes, label)
+    style.colour_bar(figure, image, list(grid.flat), scale, shown, aspect=40, fraction=0.05, pad=0.02)
     return figure
 
 
@@ -79,20 +69,20 @@ def _draw_rows(axes: Axes, rows: Rows) -> None:
     shown = np.clip(values, low, None)
     axes.set_xscale("log")
     axes.set_xlim(low / 1.5, max(1.0, float(np.nanmax(shown, initial=0.0))) * 2)
-    axes.axvline(rows.tolerance, color=BLACK, linestyle=":", linewidth=1)
-    axes.plot(shown[good], layers[good], "o", color=GREY, markersize=3)
-    axes.plot(shown[~good], layers[~good], "X", color=RED, markersize=6, markeredgewidth=0)
+    axes.axvline(rows.tolerance, color=style.BLACK, linestyle=":", linewidth=1)
+    axes.plot(shown[good], layers[good], "o", color=style.GREY, markersize=3)
+    axes.plot(shown[~good], layers[~good], "X", color=style.RED, markersize=6, markeredgewidth=0)
     axes.set_xlabel(rows.label, fontsize=8)
     axes.tick_params(axis="x", labelsize=7)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     if not good.all():
-        axes.set_title(f"✖ {rows.bad}: {int((~good).sum())}", color=RED, fontsize=8)
+        axes.set_title(f"✖ {rows.bad}: {int((~good).sum())}", color=style.RED, fontsize=8)
 
 
 def _draw_tokens(axes: Axes, values: Tensor, probe: Mapping[str, Any], scale: Scale) -> AxesImage:
-    image = heat_map(axes, values, scale, aspect="auto", origin="lower")
-    layer_axis(axes.yaxis, len(values))
+    image = style.heat_map(axes, values, scale, aspect="auto", origin="lower")
+    style.layer_axis(axes.yaxis, len(values))
     n_tokens = values.shape[1]
     tokens = [token_label(token) for token in probe.get("tokens") or map(str, range(n_tokens))]
     axes.set_xticks(range(n_tokens), (tokens + [""] * n_tokens)[:n_tokens])
