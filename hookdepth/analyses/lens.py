@@ -120,12 +120,7 @@ class LogitLens(Analysis):
         return said.spelled(subject, tensors)
 
 
-def lens_sums(
-    model: Decoder,
-    prompt: Sequence[int],
-    front: int = 0,
-    look: Look | None = None,
-) -> Tensors:
+def lens_sums(model: Decoder, prompt: Sequence[int], front: int = 0, look: Look | None = None) -> Tensors:
     """Sums over a prompt's tokens from `front` on of KL and top-5 overlap.
 
         lens_sums(model, ids)["topk_overlap"]   # [L+1]
@@ -151,9 +146,7 @@ def points_of(model: Decoder, prompt: Sequence[int], front: int = 0) -> Float[Te
 
 
 def stream_sums(
-    model: Decoder,
-    resid: Float[Tensor, "point token width"],
-    look: Look | None = None,
+    model: Decoder, resid: Float[Tensor, "point token width"], look: Look | None = None
 ) -> Float[Tensor, "2 point"]:
     """Sums over tokens of KL and top-5 overlap of what each point predicts, against the last.
 
