@@ -73,15 +73,13 @@ def checked(name: str, given: Any, check: Check, flag: str) -> Any:
         raise HookdepthError(f"{name}={clipped(repr(given))} {error}", remedy) from error
 
 
-def whole(least: int | None = None, most: int | None = None) -> Check:
-    """A whole number, perhaps with bounds: whole(1)("12") is 12."""
+def whole(least: int | None = None) -> Check:
+    """A whole number, perhaps of at least so much: whole(1)("12") is 12."""
 
     def check(given: Any) -> int:
         number = _whole(given)
         if number is None or (least is not None and number < least):
             raise ValueError("is not a whole number" + ("" if least is None else f" of at least {least}"))
-        if most is not None and number > most:
-            raise ValueError(f"is more than {most:,}")
         return number
 
     return check

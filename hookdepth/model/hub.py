@@ -23,10 +23,10 @@ TIMEOUT_S = 10.0
 NOT_THERE = "the hub cannot be reached, and it was not downloaded before"
 
 
-def reachable(address: str, timeout: float = TIMEOUT_S) -> bool:
+def reachable(address: str) -> bool:
     """Whether anything answers at an address, by one request, through the proxy of the environment if there is one."""
     try:
-        urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=timeout).close()
+        urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=TIMEOUT_S).close()
     except urllib.error.HTTPError:
         return True  # a refusal is an answer
     except urllib.error.URLError as error:
