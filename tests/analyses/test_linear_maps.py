@@ -10,7 +10,7 @@ from tiny_tokenizer import tiny_tokenizer
 import hookdepth
 from hookdepth.analyses import Inputs
 from hookdepth.analyses.alignment import aligned
-from hookdepth.analyses.ridge import RIDGES, Fit, split_prompts
+from hookdepth.analyses.ridge import RIDGES, Fit, ridge_map, split_prompts
 from hookdepth.analyses.settings import Settings
 from hookdepth.analyses.subject import Subject
 from hookdepth.errors import HookdepthError
@@ -117,7 +117,7 @@ def test_the_weights_of_a_known_map():
     x = torch.randn(400, 12, generator=draw) * torch.logspace(-1, 2, 12)
     truth, offset = torch.randn(12, 7, generator=draw), torch.randn(1, 7, generator=draw)
     y = x @ truth + offset
-    weight, bias = Fit(x[:300], x[300:]).solve(y[:300], y[300:])
+    weight, bias = ridge_map((x[:300], x[300:]), (y[:300], y[300:]))
     assert torch.allclose(weight, truth, atol=1e-3)
     assert torch.allclose(x @ weight + bias, y, atol=1e-2)
 
@@ -125,7 +125,7 @@ def test_the_weights_of_a_known_map():
 def test_a_target_that_nothing_predicts_gets_its_mean():
     draw = torch.Generator().manual_seed(0)
     x, y = torch.randn(60, 12, generator=draw), torch.randn(60, 3, generator=draw) + 5
-    weight, bias = Fit(x[:48], x[48:]).solve(y[:48], y[48:])
+    weight, bias = ridge_map((x[:48], x[48:]), (y[:48], y[48:]))
     assert not weight.any() or weight.abs().max() < 0.3
     assert torch.allclose(bias, y[:48].mean(0), atol=0.3)
 
