@@ -3,12 +3,12 @@
     tables = map_errors([x_train, x_valid, x_test], [y_train, y_valid, y_test], [12, 15], device)   # states
     tables["r2"]      # [source, target]
 
-The floor is the same with a target's tokens exchanged in random pairs (s, t). With the sums x_s + x_t and the
-differences x_s − x_t of each pair, halved,
+For the floor the tokens of a target are permuted: in random pairs they change places. By x_s + x_t and x_s − x_t of
+every pair, each times √½, instead of the tokens,
 
-    Σ x yᵀ = sumsᵀ sums + differencesᵀ differences          Σ x (y exchanged)ᵀ = sumsᵀ sums − differencesᵀ differences
+    Σ x yᵀ = sumsᵀ sums + differencesᵀ differences          Σ x (y permuted)ᵀ = sumsᵀ sums − differencesᵀ differences
 
-so that it costs no product of its own. And both, of points i and j of one model, are those of j and i transposed.
+so that the floor costs no product of its own. Both, of points i and j of one model, are those of j and i transposed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hookdepth.analyses.ridge import SPLIT_SEED, Fit, product, tiles
+from hookdepth.analyses.ridge import SPLIT_SEED, Fit, Sums, product, tiles
 from hookdepth.analyses.subject import Tensors
 from hookdepth.metrics import EPS
 
@@ -34,17 +34,18 @@ class _Point:
     Attributes:
         pairs: of the tokens that train and of those that choose, sums and differences of pairs.
         test: the tokens that test.
-        lengths: of their states as they are.
+        lengths, alone: of their states as they are, and of what the mean in training leaves of them.
     """
 
     pairs: Sequence[tuple[Tensor, Tensor]]
     test: Float[Tensor, "token width"]
     lengths: Float[Tensor, " token"]
+    alone: Float[Tensor, " token"]
 
     def prediction_error(self, features: Tensor, weight: Tensor | None) -> Float[Tensor, " token"]:
         """‖error‖ of each token that tests; without a weight, of the mean alone."""
         if weight is None:
-            return self.test.norm(dim=-1)
+            return self.alone
         both = zip(self.test.split(_BLOCK), features.split(_BLOCK), strict=True)
         return torch.cat([torch.addmm(true, given, weight, alpha=-1).norm(dim=-1) for true, given in both])
 
@@ -68,14 +69,15 @@ class _Stream:
         """An eigendecomposition a point, however often it is held."""
         if number not in self.fits:
             own = self.held[number]
-            self.fits[number] = Fit(*_sums(own, own)[0])
+            self.fits[number] = Fit(_sums(own, own)[0])
         return self.fits[number]
 
     def _read(self, number: int) -> _Point:
         train, valid, test = (one[:, number].to(self.device).float() for one in self.states)
         mean = train.mean(0, dtype=torch.float64).float()
         pairs = [_in_pairs(one - mean, order) for one, order in zip((train, valid), self.orders, strict=True)]
-        return _Point(pairs, test - mean, test.norm(dim=-1).clamp(min=EPS))
+        lengths, test = test.norm(dim=-1).clamp(min=EPS), test - mean
+        return _Point(pairs, test, lengths, test.norm(dim=-1))
 
 
 class _Errors:
@@ -83,14 +85,22 @@ class _Errors:
 
     def __init__(self, counts: Sequence[int], sources: int, targets: int, device: torch.device) -> None:
         self.counts, shape = counts, (len(counts), sources, targets)
+        self.tokens = torch.tensor(counts, dtype=torch.float64, device=device)
         self.relative, self.permuted, self.squares = torch.zeros(3, *shape, dtype=torch.float64, device=device)
         self.variance = torch.zeros(targets, dtype=torch.float64, device=device)
         self.own_variance = torch.zeros(len(counts), targets, dtype=torch.float64, device=device)
 
     def add_target(self, number: int, target: _Point) -> None:
-        self.variance[number] = _squares_around_mean(target.test)
-        own = target.test.split(list(self.counts))
-        self.own_variance[:, number] = torch.stack([_squares_around_mean(states) for states in own])
+        """Its squares around each prompt's mean, and around that of all: those, and the means' around it."""
+        parts = target.test.split(list(self.counts))
+        means = torch.stack([own.mean(0, dtype=torch.float64) for own in parts])
+        squares = [
+            (own - mean.float()).norm(dim=-1).double().square().sum() for own, mean in zip(parts, means, strict=True)
+        ]
+        tokens = self.tokens[:, None]
+        apart = (means - (means * tokens).sum(0) / tokens.sum()).square() * tokens
+        self.own_variance[:, number] = torch.stack(squares)
+        self.variance[number] = self.own_variance[:, number].sum() + apart.sum()
 
     def add(self, place: tuple[int, int], maps: Sequence[Tensor | None], given: _Point, target: _Point) -> None:
         """Of one pair, by the map and by that of the floor."""
@@ -101,11 +111,11 @@ class _Errors:
         self.squares[cell] = self._by_prompt(rest.double().square())
 
     def _by_prompt(self, values: Tensor) -> Tensor:
-        return torch.stack([own.sum(dtype=torch.float64) for own in values.split(list(self.counts))])
+        return torch.stack([own.sum() for own in values.double().split(list(self.counts))])
 
     def tables(self) -> Tensors:
         """Of all tokens, and each prompt's."""
-        tokens = torch.tensor(self.counts, dtype=torch.float64, device=self.relative.device)[:, None, None]
+        tokens = self.tokens[:, None, None]
         found = {"r2": 1 - self.squares.sum(0) / self.variance}
         found["per_prompt.r2"] = 1 - self.squares / self.own_variance[:, None]
         for name, sums in {"relative_error": self.relative, "permuted_error": self.permuted}.items():
@@ -138,32 +148,28 @@ def map_errors(
                 x, y = predictors.held[i], targets.held[j]
                 sums, exchanged = _sums(x, y)
                 fit = predictors.fit(i)
-                errors.add((i, j), [fit.map(*sums), fit.map(*exchanged)], x, y)
+                errors.add((i, j), [fit.map(sums), fit.map(exchanged)], x, y)
                 if itself and i != j:
                     fit = predictors.fit(j)
-                    errors.add((j, i), [fit.map(*sums.mT), fit.map(*exchanged.mT)], y, x)
+                    errors.add((j, i), [fit.map(sums.transposed()), fit.map(exchanged.transposed())], y, x)
     return errors.tables()
 
 
-def _squares_around_mean(states: Tensor) -> Tensor:
-    return (states.double() - states.mean(0, dtype=torch.float64)).square().sum()
+def _sums(left: _Point, right: _Point) -> tuple[Sums, Sums]:
+    """Of both as they are, and with the tokens of `right` exchanged in pairs.
 
-
-def _sums(left: _Point, right: _Point) -> tuple[Tensor, Tensor]:
-    """Sums [train or valid, feature, width] of both as they are, and with the tokens of `right` exchanged in pairs.
-
-    The latter are float32: a map of noise needs no more digits.
+    The latter are float32 throughout: a map of noise needs no more digits.
     """
-    parts = []
+    plain, exchanged = [], []
     for own, other in zip(left.pairs, right.pairs, strict=True):
         together, apart = (product(one, another) for one, another in zip(own, other, strict=True))
-        parts.append((together + apart, (together - apart).float()))
-    plain, exchanged = zip(*parts, strict=True)
-    return torch.stack(plain), torch.stack(exchanged)
+        exchanged.append((together - apart).float())
+        plain.append(together.add_(apart))
+    return Sums(*plain), Sums(*exchanged)
 
 
 def _in_pairs(states: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
     """Their sums, and of an odd number the last as it is, which stays in its place; and their differences."""
-    first, second = states[order].split(len(order) // 2)[:2]
-    last = states[order[2 * len(first) :]]
+    half = len(order) // 2
+    first, second, last = (states[own] for own in (order[:half], order[half : 2 * half], order[2 * half :]))
     return torch.cat([(first + second) * 0.5**0.5, last]), (first - second) * 0.5**0.5

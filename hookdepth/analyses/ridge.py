@@ -3,8 +3,8 @@
     weight, bias = ridge_map((x_train, x_valid), (y_train, y_valid))     # [token, width] each
     prediction = x @ weight + bias
 
-    fit = Fit(product(x_train, x_train), product(x_valid, x_valid))      # around their means: one eigendecomposition
-    weight = fit.map(product(x_train, y_train), product(x_valid, y_valid))                      # of one target
+    fit = Fit(Sums(product(x_train, x_train), product(x_valid, x_valid)))    # around means: one eigendecomposition
+    weight = fit.map(Sums(product(x_train, y_train), product(x_valid, y_valid)))                    # of one target
 
 Products of tokens are taken in float32, over blocks of tokens whose sums are added in float64. In float64 are the
 eigenvectors found, and the sums seen along them, which small eigenvalues divide; the choice of the ridge and the map
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -31,42 +32,49 @@ TOKENS_A_FEATURE, SPLIT_SEED, BLOCK, TILE = 4, 123, 8192, 3 << 25
 _TIE = 1e-6
 
 
-class Fit:
-    """What the maps from one point have in common: see the module.
+class Sums(NamedTuple):
+    """xᵀy of features and targets around their means in training, over the tokens that train, that choose the ridge.
 
-    Args:
-        train, valid: xᵀx of the features around their means, of the tokens that train and of those that choose.
+    Sums(product(x_train, y_train), product(x_valid, y_valid))
     """
 
-    def __init__(self, train: Float[Tensor, "feature feature"], valid: Float[Tensor, "feature feature"]) -> None:
-        spread = train.diagonal().sqrt()
+    train: Float[Tensor, "feature width"]
+    valid: Float[Tensor, "feature width"]
+
+    def transposed(self) -> Sums:
+        """Those of the way back: Sums(product(x, y), product(x_v, y_v)).transposed()"""
+        return Sums(self.train.T, self.valid.T)
+
+
+class Fit:
+    """What the maps from one point have in common, of the sums of its features with themselves: see the module."""
+
+    def __init__(self, own: Sums) -> None:
+        spread = own.train.diagonal().sqrt()
         spread = torch.where(spread > 0, spread, torch.ones_like(spread))
-        values, vectors = torch.linalg.eigh(train / spread / spread[:, None])
+        values, vectors = torch.linalg.eigh(own.train / spread / spread[:, None])
         values = values.clamp(min=0)
-        self.vectors = vectors / spread[:, None]  # of features that are not divided by it
-        self.valid_gram = (self.vectors.T @ valid @ self.vectors).float()
-        ridges = torch.tensor(RIDGES, dtype=torch.float64, device=train.device) * values.mean().clamp(min=1e-30)
+        into = (vectors / spread[:, None]).T.contiguous()  # of features that are not divided by it
+        self.into = {torch.float64: into, torch.float32: into.float()}
+        self.valid_gram = (into @ own.valid @ into.T).float()
+        ridges = torch.tensor(RIDGES, dtype=torch.float64, device=into.device) * values.mean().clamp(min=1e-30)
         self.shrink = (1 / (values + ridges[:, None])).float()  # [ridge, eigenvalue]
 
-    def map(
-        self, train: Float[Tensor, "feature width"], valid: Float[Tensor, "feature width"]
-    ) -> Float[Tensor, "feature width"] | None:
-        """The map of least validation error, None where the mean alone is best: fit.map(sums, sums_v)
+    def map(self, sums: Sums) -> Float[Tensor, "feature width"] | None:
+        """The map of least validation error, None where the mean alone is best: fit.map(sums)
 
-        Args:
-            train, valid: xᵀy of features and targets around their means in training; float64, or float32 where
-                digits do not matter.
+        Sums may be float32 where digits do not matter.
         """
-        vectors = self.vectors.float()
-        by_vector = (self.vectors.to(train.dtype).T @ train).float()
-        gain = self.shrink @ (by_vector * (vectors.T @ valid.float())).sum(-1)
-        cost = ((self.shrink @ (by_vector @ by_vector.T * self.valid_gram)) * self.shrink).sum(-1)
+        into = self.into[torch.float32]
+        by_vector = (self.into[sums.train.dtype] @ sums.train).float()
+        gain = self.shrink @ (by_vector * (into @ sums.valid.float())).sum(-1)
+        cost = ((self.shrink @ (by_vector @ by_vector.T).mul_(self.valid_gram)) * self.shrink).sum(-1)
         squares = cost - 2 * gain  # the error, but for what no ridge changes
         # Of ridges that float32 cannot tell apart the smallest: where nearly all is predicted it errs least.
         best = int((squares <= squares.min() * (1 - _TIE)).int().argmax())
         if best == len(RIDGES) - 1:
             return None
-        return vectors @ (self.shrink[best][:, None] * by_vector)
+        return into.T @ by_vector.mul_(self.shrink[best][:, None])
 
 
 def ridge_map(
@@ -75,8 +83,8 @@ def ridge_map(
     """The map of one target, and its offset: ridge_map((x_train, x_valid), (y_train, y_valid))"""
     mean, offset = (one[0].mean(0, dtype=torch.float64) for one in (features, targets))
     x, y = [one - mean.float() for one in features], [one - offset.float() for one in targets]
-    fit = Fit(*(product(one, one) for one in x))
-    weight = fit.map(*(product(one, other) for one, other in zip(x, y, strict=True)))
+    fit = Fit(Sums(*(product(one, one) for one in x)))
+    weight = fit.map(Sums(*(product(one, other) for one, other in zip(x, y, strict=True))))
     if weight is None:
         weight = torch.zeros_like(mean[:, None] * offset, dtype=torch.float32)
     return weight, (offset - mean @ weight.double()).float()
@@ -84,9 +92,10 @@ def ridge_map(
 
 def product(left: Float[Tensor, "token a"], right: Float[Tensor, "token b"]) -> Float[Tensor, "a b"]:
     """leftᵀ · right in float64, the products of a block in float32: product(x, y)"""
-    total = torch.zeros(left.shape[1], right.shape[1], dtype=torch.float64, device=left.device)
-    for begin in range(0, len(left), BLOCK):
-        total += left[begin : begin + BLOCK].T @ right[begin : begin + BLOCK]
+    first, *others = zip(left.split(BLOCK), right.split(BLOCK), strict=True)
+    total = (first[0].T @ first[1]).double()
+    for one, other in others:
+        total += one.T @ other
     return total
 
 
