@@ -22,7 +22,7 @@ from torch import Tensor
 from hookdepth.analyses.base import Analysis, token_means
 from hookdepth.analyses.jacobian import mean_jacobian
 from hookdepth.analyses.lens import stream_sums
-from hookdepth.analyses.ridge import Fit, refuse_few, split_prompts, states_of, stream_of
+from hookdepth.analyses.ridge import refuse_few, ridge_map, split_prompts, states_of, stream_of
 from hookdepth.analyses.subject import OnPass, Partial, Subject, Tensors
 from hookdepth.engine.work import Work, plain_work
 from hookdepth.report.figures import Bars, Lines
@@ -146,8 +146,7 @@ def _linear_lens(states: Sequence[Tensor], device: torch.device) -> tuple[Tensor
     width = states[0].shape[2]
     weights, biases = [], []
     for point in range(states[0].shape[1] - 1):
-        fit = Fit(*(one[:, point].to(device).float() for one in states))
-        weight, bias = fit.solve(*last)
+        weight, bias = ridge_map([one[:, point].to(device).float() for one in states], last)
         weights.append(weight)
         biases.append(bias)
     weights.append(torch.eye(width, device=device))

@@ -4,9 +4,10 @@
 
 For each point i of the model and j of the target (default: the same model) a ridge regression with intercept, solved
 in closed form: half of the prompts test, a third of the rest chooses the ridge, the others train. Test means of
-‖error‖/‖target‖ and R²; and the same with the target's tokens permuted, which is what a map of nothing but the mean
-reaches. The first `keep_front` tokens (1) are left out. Tokens of two tokenizers meet where both have read the same
-characters. The authors train a layer a source by 10,000 steps of AdamW, and draw a row and a column of zeros.
+‖error‖/‖target‖ and R²; and the same with the target's tokens permuted (random pairs change places), which is what a
+map of nothing but the mean reaches. The first `keep_front` tokens (1) are left out. Tokens of two tokenizers meet where
+both have read the same characters. The authors train a layer a source by 10,000 steps of AdamW, and draw a row and a
+column of zeros.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class LinearMaps(Analysis):
         ),
         Heatmap(
             "permuted_error",
-            "The same for targets whose tokens are permuted: as far as the mean alone goes.",
+            "The same for targets whose tokens are permuted, in random pairs: as far as the mean alone goes.",
             label="Relative error",
             caption="floor: relative error with permuted targets",
             limits=(0.0, 1.0),
@@ -110,8 +111,9 @@ class LinearMaps(Analysis):
         model, target, prompts = subject.model, target_of(subject), subject.inputs.prompts
         tokens, size = sum(self.measured_tokens(subject)), model.dtype.itemsize
         points, others, width, wide = model.n_layers + 1, target.n_layers + 1, model.d_model, target.d_model
-        # Half of the tokens train or choose, twice (the floor), the others test; and three products of features each.
-        algebra = points * others * (2.0 * width * wide * 1.5 * tokens + 12.0 * width**2 * wide)
+        # Half of the tokens train or choose, the others test; of one model's points half of the sums are taken.
+        summed = 0.5 * (1 + 1 / points) if target is model else 1.0
+        algebra = points * others * width * wide * (tokens * (summed + 1) + 14.0 * width)
         algebra += points * (25.0 * width**3 + width**2 * tokens)  # of each source alone: its eigenvectors
         held, work = points * width, plain_work(model, prompts)
         notes: tuple[str, ...] = ()
@@ -121,9 +123,10 @@ class LinearMaps(Analysis):
             notes = (f"note: {target.name}, the target, has {weights:.1f} GiB of weights besides",)
             algebra, held = algebra + sum(theirs.flops(target)), held + others * wide
             work += replace(theirs, token_layers=0)
-        # A tile of targets, at least one, of all tokens, twice, in float32; and what is solved of each source.
-        tile = min(others * tokens * wide, max(tokens * wide, 3 * TILE))
-        room = work.bytes + 8 * tile + 12 * points * width**2
+        # A tile of targets, at least one, of all tokens in float32, a source, and what a point is read with; then what
+        # is solved of each source.
+        tile = min(others, max(1, TILE // max(1, tokens * wide))) * wide + width + 2 * max(width, wide)
+        room = work.bytes + 4 * tile * tokens + 16 * points * width**2
         if model.device.type != "cpu":
             states = f"note: {held * tokens * size / 2**30:.1f} GiB of residual streams lie in the host's memory"
             return work + Work(algebra=algebra, bytes=room, notes=(*notes, states))

@@ -1,17 +1,22 @@
-"""Ridge regression with intercept in closed form: many targets at once, the ridge chosen on tokens of its own.
+"""Ridge regression with intercept in closed form, from sums over tokens, the ridge chosen on tokens of its own.
 
-    fit = Fit(x_train, x_valid)                      # [token, width]: one eigendecomposition
-    weight, bias = fit.solve(y_train, y_valid)       # of one target [token, width]: a matrix and an offset
+    weight, bias = ridge_map((x_train, x_valid), (y_train, y_valid))     # [token, width] each
     prediction = x @ weight + bias
 
-Products of tokens are taken in float32, over blocks of tokens whose sums are added in float64; the maps are solved in
-float64. Features are divided by their spread first, so that one that is far larger than the others costs no digits.
+    fit = Fit(Sums(product(x_train, x_train), product(x_valid, x_valid)))    # around means: one eigendecomposition
+    weight = fit.map(Sums(product(x_train, y_train), product(x_valid, y_valid)))                    # of one target
+
+Products of tokens are taken in float32, over blocks of tokens whose sums are added in float64. In float64 are the
+eigenvectors found, and the sums seen along them, which small eigenvalues divide; the choice of the ridge and the map
+itself need no more than float32. Features are divided by their spread first, so that one that is far larger than the
+others costs no digits.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -23,84 +28,74 @@ from hookdepth.model.decoder import Decoder
 from hookdepth.model.devices import send
 
 RIDGES = (*(10.0**power for power in range(-9, 2)), torch.inf)  # times the mean eigenvalue; the last is the mean alone
-TOKENS_A_FEATURE, SPLIT_SEED, BLOCK, TILE = 4, 123, 8192, 1 << 25
+TOKENS_A_FEATURE, SPLIT_SEED, BLOCK, TILE = 4, 123, 8192, 3 << 25
+_TIE = 1e-6
+
+
+class Sums(NamedTuple):
+    """xᵀy of features and targets around their means in training, over the tokens that train, that choose the ridge.
+
+    Sums(product(x_train, y_train), product(x_valid, y_valid))
+    """
+
+    train: Float[Tensor, "feature width"]
+    valid: Float[Tensor, "feature width"]
+
+    def transposed(self) -> Sums:
+        """Those of the way back: Sums(product(x, y), product(x_v, y_v)).transposed()"""
+        return Sums(self.train.T, self.valid.T)
 
 
 class Fit:
-    """What many targets have in common: see the module. `train` and `valid` are float32 on the device to compute on."""
+    """What the maps from one point have in common, of the sums of its features with themselves: see the module."""
 
-    def __init__(self, train: Float[Tensor, "token width"], valid: Float[Tensor, "token_v width"]) -> None:
-        self.mean = train.double().mean(0)
-        spread = (train - self.mean.float()).double().square().mean(0).sqrt()
-        self.spread = torch.where(spread > 0, spread, torch.ones_like(spread))
-        self.take(train, valid)
-        values, self.vectors = torch.linalg.eigh(_product(self.train, self.train))
+    def __init__(self, own: Sums) -> None:
+        spread = own.train.diagonal().sqrt()
+        spread = torch.where(spread > 0, spread, torch.ones_like(spread))
+        values, vectors = torch.linalg.eigh(own.train / spread / spread[:, None])
         values = values.clamp(min=0)
-        self.valid_gram = (self.vectors.T @ _product(self.valid, self.valid) @ self.vectors).float()
-        ridges = torch.tensor(RIDGES, dtype=torch.float64, device=train.device) * values.mean().clamp(min=1e-30)
-        self.shrink = 1 / (values + ridges[:, None])  # [ridge, eigenvalue]
+        into = (vectors / spread[:, None]).T.contiguous()  # of features that are not divided by it
+        self.into = {torch.float64: into, torch.float32: into.float()}
+        self.valid_gram = (into @ own.valid @ into.T).float()
+        ridges = torch.tensor(RIDGES, dtype=torch.float64, device=into.device) * values.mean().clamp(min=1e-30)
+        self.shrink = (1 / (values + ridges[:, None])).float()  # [ridge, eigenvalue]
 
-    def take(self, train: Tensor, valid: Tensor) -> None:
-        """Hold the features again, which others may need the room of meanwhile: fit.take(x_train, x_valid)."""
-        self.train, self.valid = self.scaled(train), self.scaled(valid)
+    def map(self, sums: Sums) -> Float[Tensor, "feature width"] | None:
+        """The map of least validation error, None where the mean alone is best: fit.map(sums)
 
-    def drop(self) -> None:
-        """Let go of them; what was solved stays: fit.drop()."""
-        self.train = self.valid = self.train[:0]
-
-    def scaled(self, values: Float[Tensor, "token width"]) -> Float[Tensor, "token width"]:
-        """The features that the maps of `maps` are of: fit.scaled(x_test) @ weight"""
-        return (values - self.mean.float()) / self.spread.float()
-
-    def maps(
-        self,
-        train: Float[Tensor, "token columns"],
-        valid: Float[Tensor, "token_v columns"],
-        count: int,
-        orders: Sequence[Tensor] = (),
-    ) -> Float[Tensor, "target feature width"]:
-        """Maps from scaled features, float32, for targets side by side whose means in training are taken away.
-
-        Each has the ridge of least validation error; where the mean alone is best, it is all zero.
-
-        Args:
-            orders: permutations of the tokens that train and that choose, for the floor.
+        Sums may be float32 where digits do not matter.
         """
-        features = [self.train, self.valid]
-        if orders:
-            features = [one[order.to(one.device)] for one, order in zip(features, orders, strict=True)]
-
-        def by_target(product: Tensor) -> Tensor:
-            return product.view(len(product), count, -1).transpose(0, 1)
-
-        by_vector = by_target(self.vectors.T @ _product(features[0], train))
-        few = by_vector.float()  # a choice needs no more
-        seen = by_target(self.vectors.T.float() @ _product(features[1], valid).float())
-        shrink = self.shrink.float()
-        gain = (few * seen).sum(-1) @ shrink.T
-        cost = ((shrink @ (few @ few.mT * self.valid_gram)) * shrink).sum(-1)
-        best = (cost - 2 * gain).argmin(1)  # the squared error, but for what no ridge changes
-        found = torch.zeros_like(few)
-        some = best < len(RIDGES) - 1
-        if some.any():
-            found[some] = (self.vectors @ (self.shrink[best[some]][:, :, None] * by_vector[some])).float()
-        return found
-
-    def solve(
-        self, train: Float[Tensor, "token width"], valid: Float[Tensor, "token_v width"]
-    ) -> tuple[Float[Tensor, "feature width"], Float[Tensor, " width"]]:
-        """The map of one target, and its offset, from features as they are: fit.solve(y_train, y_valid)."""
-        mean = train.double().mean(0)
-        (scaled,) = self.maps(train - mean.float(), valid - mean.float(), 1)
-        weight = scaled.double() / self.spread[:, None]
-        return weight.float(), (mean - self.mean @ weight).float()
+        into = self.into[torch.float32]
+        by_vector = (self.into[sums.train.dtype] @ sums.train).float()
+        gain = self.shrink @ (by_vector * (into @ sums.valid.float())).sum(-1)
+        cost = ((self.shrink @ (by_vector @ by_vector.T).mul_(self.valid_gram)) * self.shrink).sum(-1)
+        squares = cost - 2 * gain  # the error, but for what no ridge changes
+        # Of ridges that float32 cannot tell apart the smallest: where nearly all is predicted it errs least.
+        best = int((squares <= squares.min() * (1 - _TIE)).int().argmax())
+        if best == len(RIDGES) - 1:
+            return None
+        return into.T @ by_vector.mul_(self.shrink[best][:, None])
 
 
-def _product(left: Float[Tensor, "token a"], right: Float[Tensor, "token b"]) -> Float[Tensor, "a b"]:
-    """leftᵀ · right in float64, the products of a block in float32."""
-    total = torch.zeros(left.shape[1], right.shape[1], dtype=torch.float64, device=left.device)
-    for begin in range(0, len(left), BLOCK):
-        total += left[begin : begin + BLOCK].T @ right[begin : begin + BLOCK]
+def ridge_map(
+    features: Sequence[Float[Tensor, "token feature"]], targets: Sequence[Float[Tensor, "token width"]]
+) -> tuple[Float[Tensor, "feature width"], Float[Tensor, " width"]]:
+    """The map of one target, and its offset: ridge_map((x_train, x_valid), (y_train, y_valid))"""
+    mean, offset = (one[0].mean(0, dtype=torch.float64) for one in (features, targets))
+    x, y = [one - mean.float() for one in features], [one - offset.float() for one in targets]
+    fit = Fit(Sums(*(product(one, one) for one in x)))
+    weight = fit.map(Sums(*(product(one, other) for one, other in zip(x, y, strict=True))))
+    if weight is None:
+        weight = torch.zeros_like(mean[:, None] * offset, dtype=torch.float32)
+    return weight, (offset - mean @ weight.double()).float()
+
+
+def product(left: Float[Tensor, "token a"], right: Float[Tensor, "token b"]) -> Float[Tensor, "a b"]:
+    """leftᵀ · right in float64, the products of a block in float32: product(x, y)"""
+    first, *others = zip(left.split(BLOCK), right.split(BLOCK), strict=True)
+    total = (first[0].T @ first[1]).double()
+    for one, other in others:
+        total += one.T @ other
     return total
 
 
