@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -22,6 +23,9 @@ TEMPLATE = (
 # Tiny models gain nothing from more, several runs beside each other lose a lot, and how the products of a few rows are
 # shared out among threads depends on how many rows there are: some tiny models' noise floor is 0 with one thread only.
 torch.set_num_threads(1)
+
+hypothesis.settings.register_profile("without-clock", deadline=None)  # what fails fails on a busy machine, too
+hypothesis.settings.load_profile("without-clock")
 
 
 def pytest_collection_modifyitems(items):

@@ -71,7 +71,7 @@ def test_masked_reduce_by_hand():
 
 @pytest.mark.parametrize("how", metrics.REDUCTIONS)
 @given(data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_zeros_that_are_known_count_like_columns(how, data):
     """Tokens that need not be computed, because their value is 0, count as if they were there."""
     numbers = st.lists(st.sampled_from([-2.0, -1.0, 0.0, 3.0]), max_size=4)
@@ -99,7 +99,7 @@ def test_what_is_not_selected_may_be_anything():
 
 
 @given(st.integers(0, 1000), st.sampled_from([1e-3, 1.0, 1e3]))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_ranges_and_scale(seed, scale):
     a, b = rows(seed, scale), rows(seed + 1)
     assert (metrics.relative_norm(a, b) >= 0).all()

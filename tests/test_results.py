@@ -34,7 +34,7 @@ JSON = st.recursive(
 
 
 @given(shapes=TENSORS, metadata=st.dictionaries(st.text(max_size=8), JSON, max_size=4), seed=st.integers(0, 9))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_round_trip(tmp_path, shapes, metadata, seed):
     metadata = {key: value for key, value in metadata.items() if key not in ("schema", "analysis", "digest")}
     generator = torch.Generator().manual_seed(seed)
@@ -184,7 +184,7 @@ def test_what_is_no_name_of_a_file_is_refused(name):
 
 
 @given(content=st.binary(max_size=200))
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_garbage_is_refused(tmp_path, content):
     path = tmp_path / "garbage.safetensors"
     path.write_bytes(content)
@@ -193,7 +193,7 @@ def test_garbage_is_refused(tmp_path, content):
 
 
 @given(where=st.integers(0, 10**6), value=st.integers(0, 255))
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_changed_byte_is_refused_or_read(tmp_path, where, value):
     path = Result("x", {"a": torch.ones(3)}, {"seed": 1}).save(tmp_path / "x.safetensors")
     content = bytearray(path.read_bytes())

@@ -41,7 +41,7 @@ KINDS = [
     for bos in (False, True)
 ]
 # Hypothesis writes one file again and again: no fixture is made anew between its examples, and none needs to be.
-same_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+same_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 encodable = st.text(st.characters(exclude_categories=["Cs"]))
 filled = encodable.filter(str.strip)
 
@@ -440,7 +440,6 @@ def raw(tokenizer, ids):
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind["kind"] == "byte-level"], ids=str)
-@settings(deadline=None)
 @given(prompt=pieces, answer=pieces)
 @example(prompt="the people of ", answer="the town")
 @example(prompt="a ", answer=" the")
@@ -461,7 +460,6 @@ def test_probe_is_aligned_to_the_byte_or_refused(kind, prompt, answer):
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-@settings(deadline=None)
 @given(prompt=pieces, answer=pieces)
 def test_probe_positions_follow_each_other_up_to_the_end(kind, prompt, answer):
     tokenizer = tiny_tokenizer(**kind)

@@ -46,7 +46,7 @@ def untouched():
 
 
 @given(some_tokens(), st.integers(0, LENGTH), st.integers(0, LENGTH))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_patch_of_a_part_is_the_part_of_a_patch(tokens, one, other):
     start, stop = min(one, other), max(one, other)
     chosen = list(positions(tokens, LENGTH))

@@ -346,7 +346,7 @@ def test_nothing_to_plan():
 
 
 @given(problems())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_any_plan(problem):
     branches, lengths, n_layers, limits, only = problem
     plan = make_plan(branches, lengths, n_layers, only=only, **limits)

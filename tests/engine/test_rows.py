@@ -37,7 +37,7 @@ def born(branch, prefix):
 
 
 @given(problems())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_rows_join_and_leave_where_their_branches_say(problem):
     branches, lengths, n_layers, limits, only = problem
     plan = make_plan(branches, lengths, n_layers, only=only, **limits)

@@ -11,7 +11,7 @@ from hookdepth.errors import HookdepthError
 
 
 @given(some_tokens(), st.integers(0, LENGTH), st.integers(0, LENGTH))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_locate_finds_the_tokens_of_any_launch(tokens, one, other):
     start, stop = min(one, other), max(one, other)
     chosen = [token % LENGTH for token in (range(LENGTH)[tokens] if isinstance(tokens, slice) else tokens)]
