@@ -47,7 +47,7 @@ from hookdepth.runs.branches import Branches
 from hookdepth.runs.branches import measured as run_here
 from hookdepth.runs.config import Config
 from hookdepth.runs.runner import Run
-from hookdepth.runs.start import analyses_of, met, read_dataset, run_of
+from hookdepth.runs.start import analyses_of, met, read_dataset, refuse_noise, run_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -87,7 +87,9 @@ def analyse(
     if texts is not None and {"dataset", "limit"} & set(options):
         raise HookdepthError("texts are given besides dataset= or limit=", "give texts alone, as many as are meant")
     config = Config(analyses=analyses, **options)
-    wanted = analyses_of(config, [name for name in options if options[name] is not None])
+    given = [name for name in options if options[name] is not None]
+    _refuse_what_does_nothing(model, config, given)
+    wanted = analyses_of(config, given)
     notes: list[str] = []
     data = read_dataset(config, wanted, notes.append) if texts is None else texts_as_dataset(texts)
     if texts is not None:
@@ -103,8 +105,19 @@ def analyse(
     finally:
         for note in notes:
             warnings.warn(note, stacklevel=3)  # here, so that it points at the caller; `plainly` stands between
+    if config.strict:
+        refuse_noise(found)
     alone = isinstance(analyses, Analysis) or (isinstance(analyses, str) and analyses in [one.name for one in wanted])
     return found[0] if alone else {result.analysis: result for result in found}
+
+
+def _refuse_what_does_nothing(model: Any, config: Config, given: Sequence[str]) -> None:
+    if config.dry_run:
+        raise HookdepthError("dry_run=True plans, and analyse measures", "use `hookdepth run --dry-run`")
+    loading = [name for name in given if name in config.of_model]
+    if isinstance(model, Decoder) and loading:
+        what = f"{loading[0]}= says how a model is loaded, and this one is there already"
+        raise HookdepthError(what, f"give it to load(…, {loading[0]}=…)")
 
 
 @plainly

@@ -11,6 +11,7 @@ import hookdepth
 from hookdepth import cli
 from hookdepth.analyses import known
 from hookdepth.errors import HookdepthError
+from hookdepth.runs.runner import Run
 
 NAMES = tuple(name for name, kind in known().items() if kind.in_all)
 
@@ -166,6 +167,31 @@ def test_what_is_no_text_or_model_is_refused(model, call, says):
     with pytest.raises(HookdepthError) as caught:
         call(model)
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [({"dry_run": True}, "plans, and analyse measures"), ({"dtype": "bfloat16"}, "dtype= says how a model is loaded")],
+)
+def test_an_option_that_would_do_nothing_is_refused(model, options, said):
+    with pytest.raises(HookdepthError, match=said):
+        hookdepth.analyse(model, "logit-lens", TEXT, **options)
+
+
+def test_strict_refuses_a_noise_floor(model, monkeypatch):
+    quiet = hookdepth.analyse(model, "skip-current", TEXT, strict=True)
+    assert quiet.metadata["null_effect"] == 0
+    execute = Run.execute
+
+    def noisy(*arguments):
+        found = execute(*arguments)
+        found[0].metadata.update(null_effect=0.25, null_where="somewhere")
+        return found
+
+    monkeypatch.setattr(Run, "execute", noisy)
+    assert hookdepth.analyse(model, "skip-current", TEXT).metadata["null_effect"] == 0.25
+    with pytest.raises(HookdepthError, match=r"skip-current is 0\.25, not 0 \(somewhere\)"):
+        hookdepth.analyse(model, "skip-current", TEXT, strict=True)
 
 
 def test_a_device_map_is_heeded():

@@ -19,17 +19,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 PARTS = ("layer", "attn", "mlp")
-COSINES = ("cosine.attn", "cosine.mlp", "cosine.layer")
+_COSINE = "cosine."
 KL_SHARE = 0.5
 OVERLAP_THRESHOLD = 0.3
 
 
 def mean_cosine(stats: Mapping[str, Tensor]) -> Float[Tensor, " layer"]:
-    """Mean of the attention, MLP and layer cosine curves, from −1 to 1.
+    """Mean of the cosine curves of attention, MLP and layer, or of what else there is, from −1 to 1.
 
     mean_cosine(result.tensors)   # [L]
     """
-    return torch.stack([stats[name].double() for name in COSINES]).mean(0)
+    return torch.stack([curve.double() for name, curve in stats.items() if name.startswith(_COSINE)]).nanmean(0)
 
 
 def last_crossing(curve: Float[Tensor, " layer"]) -> int | None:
@@ -117,10 +117,10 @@ def depth(
 
 def cosine_depth(stats: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
     """Where the mean cosine turns positive for the last time (2512.14064): cosine_depth(result.tensors)["cosine"]."""
-    measured = all(name in stats for name in COSINES)
+    measured = f"{_COSINE}layer" in stats
     curve = mean_cosine(stats) if measured else None
     definition = (
-        "last layer l where the mean of the three cosine curves crosses from negative to non-negative "
+        "last layer l where the mean of the cosine curves crosses from negative to non-negative "
         "(mean[l-1] < 0 <= mean[l])"
     )
     index, n_layers = (None, None) if curve is None else (last_crossing(curve), len(curve))

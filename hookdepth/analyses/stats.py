@@ -2,7 +2,8 @@
 
     hookdepth.analyse("demo", "residual-stats", limit=2)["relative_contribution.attn"]   # [L]
 
-attn: ‖a‖/‖h‖ and cos(a, h); mlp: ‖m‖/‖h+a‖ and cos(m, h+a); layer: ‖c‖/‖h‖ and cos(c, h). Means over all
+attn: ‖a‖/‖h‖ and cos(a, h); mlp: ‖m‖/‖h+a‖ and cos(m, h+a); layer: ‖c‖/‖h‖ and cos(c, h). What other families add,
+a mixer or a third contribution, is likewise compared with the stream that it is added to. Means over all
 tokens of all prompts but the first `keep_front` of each (0), so a long prompt counts for more. Beside them, in
 float64, angular distances arccos(cos(h_i, h_j))/π of all pairs of points (2403.17887), at each prompt's last token and
 over all tokens, and block influence 1 − cos(h_l, h_{l+1}) (2403.03853). What the first tokens alone give, as means over
@@ -30,6 +31,9 @@ from hookdepth.report.figures import Bars, Heatmap, Lines
 from hookdepth.results import Result
 
 _PARTS = ("attn", "mlp", "layer")
+_MEANS = ("relative_contribution", "cosine", "norm")
+STATISTICS = tuple(f"{kind}.{part}" for kind in _MEANS for part in _PARTS)
+"""The means of each layer of attention and MLP."""
 _LARGEST = "relative_contribution_max."
 _LAST = "angular_distance.last"
 _FIRST = "first_token."
@@ -51,7 +55,8 @@ class ResidualStats(Analysis):
     options = ("keep_front",)
     tensors = {
         "norm.resid": "point",
-        **{f"{kind}.{part}": "layer" for kind in ("relative_contribution", "cosine", "norm") for part in _PARTS},
+        **{f"{kind}.layer": "layer" for kind in _MEANS},
+        **{f"{kind}.{{part}}": "layer?" for kind in _MEANS},
         "relative_contribution_max.{part}": "layer?",
         "first_token.relative_contribution.{part}": "layer?",
         "first_token.norm.resid": "point?",
@@ -204,12 +209,13 @@ def residual_sums(model: Decoder, prompt: Sequence[int], front: int = 0, points:
         norms = resid[0, front:].float().norm(dim=-1)
         return torch.stack([norms.sum(), norms[0]])
 
+    parts = [*(part for part in model.parts if part != "layer"), "layer"]
+
     def measure(layer: int, sites: LayerSites) -> None:
-        attn_out, mlp_out = sites.added["attn"], sites.added["mlp"]
         points.append(sites.resid_pre[0, front:])
-        resid_mid = sites.resid_pre if model.sites.parallel else sites.resid_pre + attn_out
-        contribution = sites.resid_post.float() - sites.resid_pre.float()
-        pairs = ((attn_out, sites.resid_pre), (mlp_out, resid_mid), (contribution, sites.resid_pre))
+        added = {**sites.added, "layer": sites.resid_post.float() - sites.resid_pre.float()}
+        missing = torch.full_like(sites.resid_pre, torch.nan)  # where layers differ
+        pairs = [(added.get(part, missing), _added_to(model, part, sites)) for part in parts]
         relative = torch.stack([relative_norm(part, whole)[0, front:] for part, whole in pairs])  # [part, token]
         cosines = torch.stack([cosine(part, whole)[0, front:] for part, whole in pairs])
         norms = torch.stack([part.float().norm(dim=-1)[0, front:] for part, _ in pairs])
@@ -222,11 +228,17 @@ def residual_sums(model: Decoder, prompt: Sequence[int], front: int = 0, points:
     with model.evaluating(), each_layer(model, measure):
         model.forward(send([list(prompt)], model.device))
     every = torch.cat([values.to(model.device) for values in (*per_layer, *last_norm)]).cpu()  # one copy to the host
-    table = every[:-2].view(model.n_layers, -1).T  # [20, L]
-    kinds = ["relative_contribution", "cosine", "norm", "relative_contribution_max"]
+    table = every[:-2].view(model.n_layers, -1).T  # [6 · part + 2, L]
+    kinds = [*_MEANS, "relative_contribution_max"]
     kinds += [f"{_FIRST}relative_contribution", f"{_FIRST}norm"]
-    names = [f"{kind}.{part}" for kind in kinds for part in _PARTS]
+    names = [f"{kind}.{part}" for kind in kinds for part in parts]
     found = dict(zip(names, table, strict=False))
     resid = torch.cat([table[-2:], every[-2:, None]], dim=1)
     found |= {"norm.resid": resid[0], f"{_FIRST}norm.resid": resid[1]}
     return {name: own for name, own in found.items() if not (front and name.startswith(_FIRST))}
+
+
+def _added_to(model: Decoder, part: str, sites: LayerSites) -> Tensor:
+    """The stream that a part is added to: the layer's input, with what the parts before it have added."""
+    before = {"mlp": () if model.sites.parallel else ("mixer", "attn"), "extra": ("mixer", "attn", "mlp")}.get(part, ())
+    return sum((sites.added[other] for other in before if other in sites.added), sites.resid_pre)

@@ -54,6 +54,7 @@ def _checked(config: Config, given: Sequence[str]) -> list[Analysis]:
 def _finish(config: Config, results: Sequence[Result]) -> int:
     from hookdepth.results import read_log
     from hookdepth.runs.reporting import report
+    from hookdepth.runs.start import refuse_noise
 
     page, log = report(str(config.out)), read_log(str(config.out))
     for result in results:
@@ -63,15 +64,8 @@ def _finish(config: Config, results: Sequence[Result]) -> int:
         cost = f"{known['wall_time_s']:8.1f} s, {known['passes']} passes" if known else f"{'?':>8} s"
         print(f"{result.analysis:22} {cost}{noise}")
     _say_pages(page)
-    noisy = [result for result in results if result.metadata.get("null_effect")]
-    if config.strict and noisy:
-        worst = max(noisy, key=lambda result: float(result.metadata["null_effect"]))
-        raise HookdepthError(
-            f"--strict: the noise floor of {worst.analysis} is {worst.metadata['null_effect']:.2g}, not 0 "
-            f"({worst.metadata['null_where']})",
-            "results are kept; try another --max-rows, --dtype or --attn-implementation",
-            1,
-        )
+    if config.strict:
+        refuse_noise(results)
     return 0
 
 

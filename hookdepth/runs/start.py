@@ -6,7 +6,7 @@ results = run(config, analyses_of(config), warn=print)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -165,3 +165,20 @@ def _plan(
         kind = {name: config.of_model[name] for name in ("dtype", "device")} | {"machine": machine}
         settings = replace(settings, target=load_outline(settings.target, **kind))
     return outline, estimate(outline, analyses, inputs, settings, machine=machine), notes
+
+
+def refuse_noise(results: Iterable[Result]) -> None:
+    """Raise where a noise floor is not 0, as --strict wants it: refuse_noise(results).
+
+    Raises:
+        HookdepthError: with the largest floor, and where it was.
+    """
+    noisy = [result for result in results if result.metadata.get("null_effect")]
+    if noisy:
+        worst = max(noisy, key=lambda result: float(result.metadata["null_effect"]))
+        raise HookdepthError(
+            f"--strict: the noise floor of {worst.analysis} is {worst.metadata['null_effect']:.2g}, not 0 "
+            f"({worst.metadata['null_where']})",
+            "what was written stays; try another --max-rows, --dtype or --attn-implementation",
+            1,
+        )

@@ -28,13 +28,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from hookdepth.analyses.stats import ResidualStats
+from hookdepth.analyses.stats import STATISTICS
 from hookdepth.errors import HookdepthError
 from hookdepth.metrics import EPS, differs_by_rounding
 from hookdepth.training.wrapping import Target, autocast_without_memory, run_eagerly, same_randomness
 
 Mask = Callable[[Mapping[str, Any]], Tensor | None]
-STATISTICS = [name for name, axes in ResidualStats.tensors.items() if axes == "layer"]
 LARGEST = [f"relative_contribution_max.{name.partition('.')[2]}" for name in STATISTICS[:3]]
 
 
