@@ -69,7 +69,7 @@ def run_pass(
         on_hidden: gets the last hidden states, of the rows of `table.final`; keys and values are then recorded.
     """
     pass_ = table.pass_
-    record = pass_.record or on_hidden is not None
+    record = table.lent() if on_hidden is None else slice(None)
     cache = PrefixCache(pass_.start, parent.prefix(table) if parent else None, record)
     none = cache if model.prefixes else None  # a mixer's state is in no cache of ours
     layered = [m for m in measurements if isinstance(m, LayerMeasurement) and table.observed_rows()]
