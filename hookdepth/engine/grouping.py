@@ -6,9 +6,27 @@ cheapest_runs(3, lambda begin, end: 5 + (end - begin) ** 2)     # [slice(0, 1), 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 
-from hookdepth.engine.plan import Span, peak_rows
+from hookdepth.engine.machines import PassCost
+from hookdepth.engine.plan import ROWS_PER_PROMPT, Span, peak_rows
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a pass may hold, and what it costs: Limits(1 << 15, 64, USUAL, None).branches(180, 1)     # 62"""
+
+    row_tokens: int
+    rows: int
+    cost: PassCost
+    kept_tokens: int | None
+    prefixes: bool = True
+    hand_on: bool = False
+
+    def branches(self, tokens: int, prompts: int) -> int:
+        """How many branches fit beside the clean runs and null branches of `prompts`; at least one."""
+        return max(1, min(self.rows, self.row_tokens // max(tokens, 1)) - ROWS_PER_PROMPT * prompts)
 
 
 def sums(numbers: Iterable[int]) -> list[int]:

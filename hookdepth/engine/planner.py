@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from hookdepth.engine.branches import Branch
-from hookdepth.engine.grouping import cheapest_runs, filled, spread, sums
+from hookdepth.engine.grouping import Limits, cheapest_runs, filled, spread, sums
 from hookdepth.engine.machines import USUAL, PassCost
 from hookdepth.engine.plan import (
     ROWS_PER_PROMPT,
@@ -80,29 +80,14 @@ def make_plan(
     """
     chosen = list(range(len(branches))) if only is None else sorted(only)
     spans = tuple(span_of(branch, lengths[branch.prompt], n_layers, changes_only) for branch in branches)
-    limits = _Limits(max_row_tokens, max_rows or 1 << 30, cost, max_kept_tokens, prefixes, hand_on)
+    limits = Limits(max_row_tokens, max_rows or 1 << 30, cost, max_kept_tokens, prefixes, hand_on)
     builder = _Builder(branches, lengths, spans, n_layers, limits, keys or [None] * len(lengths))
     by_prompt: dict[int, list[int]] = {}
     for index in chosen:
         by_prompt.setdefault(branches[index].prompt, []).append(index)
     passes = [pass_ for pack in builder.packs(by_prompt) for pass_ in builder.passes(pack)]
     works = [pass_work(pass_, spans, n_layers) for top in passes for pass_ in top.walk()]
-    costs = sum(cost(work, n_layers) for work in works)
-    return Plan(tuple(passes), sum(works), builder.least(by_prompt), n_layers, spans, costs)
-
-
-@dataclass(frozen=True)
-class _Limits:
-    row_tokens: int
-    rows: int
-    cost: PassCost
-    kept_tokens: int | None
-    prefixes: bool = True
-    hand_on: bool = False
-
-    def branches(self, tokens: int, prompts: int) -> int:
-        """How many branches fit beside the clean runs and null branches of `prompts`; at least one."""
-        return max(1, min(self.rows, self.row_tokens // max(tokens, 1)) - ROWS_PER_PROMPT * prompts)
+    return Plan(tuple(passes), sum(works), builder.least(by_prompt), n_layers, spans, builder.costs(passes))
 
 
 @dataclass
@@ -111,7 +96,7 @@ class _Builder:
     lengths: Sequence[int]
     spans: Sequence[Span]
     n_layers: int
-    limits: _Limits
+    limits: Limits
     keys: Sequence[Hashable]
     on_paths: int = 0  # token-layers of branches with a path, each stage that they share once
 
@@ -121,6 +106,8 @@ class _Builder:
 
     def packs(self, by_prompt: dict[int, list[int]]) -> list[dict[int, list[int]]]:
         """Group prompts, of similar length and equal key, that cost less in passes that they share."""
+        if len(by_prompt) < 2:
+            return [by_prompt] if by_prompt else []
         order = sorted(by_prompt, key=lambda p: (self.lengths[p], p))
         lives = [[self.spans[group[0]] for group in self._families(by_prompt[p]).values()] for p in order]
         rows = sums(ROWS_PER_PROMPT + peak_rows(own) for own in lives)
@@ -145,7 +132,7 @@ class _Builder:
     def _cost(self, token_layers: int, passes: int = 1) -> int:
         return self.limits.cost(token_layers, self.n_layers, passes)
 
-    def _costs(self, tops: Iterable[ForwardPass]) -> int:
+    def costs(self, tops: Iterable[ForwardPass]) -> int:
         return sum(self._cost(pass_work(one, self.spans, self.n_layers)) for top in tops for one in top.walk())
 
     def passes(self, pack: dict[int, list[int]]) -> list[ForwardPass]:
@@ -158,23 +145,22 @@ class _Builder:
         passes = self._sharing(pack)
         if not self.limits.hand_on and any(pass_.prefix == "own" for top in passes for pass_ in top.suffixes):
             alone = replace(self, limits=replace(self.limits, prefixes=False))._sharing(pack)
-            if self._costs(alone) <= _MIN_SAVING * self._costs(passes):
+            if self.costs(alone) <= _MIN_SAVING * self.costs(passes):
                 passes = alone
         return found + passes
 
     def _sharing(self, pack: dict[int, list[int]]) -> list[ForwardPass]:
         """Passes of a pack's branches without a path, which hand on keys and values where they may."""
-        cut_families = set()
-        for indices in pack.values():
-            cut_families |= {self._family[i] for i in indices if self.branches[i].cut is not None}
-        free = [i for indices in pack.values() for i in indices if self._family[i] not in cut_families]
-        tied = [i for indices in pack.values() for i in indices if self._family[i] in cut_families]
+        every = [i for indices in pack.values() for i in indices]
+        cut_families = {self._family[i] for i in every if self.branches[i].cut is not None}
+        tied = dict.fromkeys(i for i in every if cut_families and self._family[i] in cut_families)
+        free = [i for i in every if i not in tied]
         # With gradients all passes are whole: keys and values handed on would hold on to the graph that made them.
         may_share = self.limits.kept_tokens is None and self.limits.prefixes
         shared = self._clean_prefixed(free) if free and may_share else None
         if shared is None:
-            return self._whole(tied + free)
-        return ([*self._whole(tied)] if tied else []) + [shared]
+            return self._whole([*tied, *free])
+        return [*(self._whole([*tied]) if tied else ()), shared]
 
     def _sweeps(self, indices: Sequence[int]) -> list[ForwardPass]:
         """Of branches with a path: the first sweep of as many as fit, with the later ones as its suffixes."""
@@ -233,18 +219,17 @@ class _Builder:
         return max((tokenwise and self.branches[i].cut) or self.spans[i].stop for i in group)
 
     def _whole_pass(self, members: Sequence[tuple[int, list[int]]]) -> ForwardPass:
+        rows = tuple(row for row, _ in members)
+        stop = max(self._stop(group) for _, group in members)
         if not self.limits.prefixes:
-            own = tuple(row for row, _ in members)
-            return ForwardPass(self._prompts(own), 0, max(self.spans[i].stop for i in own), own, frozenset(own))
+            return ForwardPass(self._prompts(rows), 0, stop, rows, frozenset(rows))
         uncut = frozenset(i for _, group in members for i in group if self.branches[i].cut is None)
         cuts = sorted({cut for _, group in members for i in group if (cut := self.branches[i].cut) is not None})
         suffixes = []
         for cut in cuts:
             at_cut = [i for _, group in members for i in group if self.branches[i].cut == cut]
-            stop = max(self.spans[i].stop for i in at_cut)
-            suffixes.append(ForwardPass(self._prompts(at_cut), cut, stop, tuple(at_cut), frozenset(at_cut), "own"))
-        stop = max(self._stop(group) for _, group in members)
-        rows = tuple(row for row, _ in members)
+            last = max(self.spans[i].stop for i in at_cut)
+            suffixes.append(ForwardPass(self._prompts(at_cut), cut, last, tuple(at_cut), frozenset(at_cut), "own"))
         return ForwardPass(self._prompts(rows), 0, stop, rows, uncut, "none", tuple(suffixes))
 
     def _prompts(self, indices: Iterable[int]) -> tuple[int, ...]:

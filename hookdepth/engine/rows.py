@@ -136,14 +136,18 @@ class RowTable:
         for layer in range(n_layers):
             laid.append(self._layer(layer, self.final, joining))
             self.final = laid[-1].staying
-        found = zip(self._places(laid).flatten(1), self._slots(laid), map(_kept, laid), strict=True)
-        sent = iter(send_together([(one, device(layer)) for layer, own in enumerate(found) for one in own]))
+        found = {(layer, "places"): own for layer, own in enumerate(self._places(laid))}
+        if len(self.clean_ids) > 1:
+            own = numbers(self.slot)[_flat(laid)[2]].split([len(rows.outside) for rows in laid])
+            found |= {(layer, "slots"): slots for layer, slots in enumerate(own)}
+        found |= {(layer, "keep"): _kept(rows) for layer, rows in enumerate(laid) if rows.staying != rows.outside}
+        sent = send_together({key: (own, device(key[0])) for key, own in found.items()})
         clean = slice(0, len(self.clean_ids))  # they never leave, so they are the first everywhere
         self.layers = [
             LayerRows(
-                *rows, clean, next(sent).unflatten(0, (2, -1)), _unless_empty(next(sent)), _unless_empty(next(sent))
+                *own, clean, sent[n, "places"].unflatten(0, (2, -1)), sent.get((n, "slots")), sent.get((n, "keep"))
             )
-            for rows in laid
+            for n, own in enumerate(laid)
         ]
 
     @staticmethod
@@ -218,18 +222,13 @@ class RowTable:
         leaving = self._leaving(layer, outside)
         return _Laid(born, inside, outside, [id_ for id_ in outside if id_ not in leaving] if leaving else outside)
 
-    def _places(self, laid: Sequence[_Laid]) -> Int[Tensor, "layer 2 row"]:
+    def _places(self, laid: Sequence[_Laid]) -> Int[Tensor, "layer places"]:
         """`LayerRows.places` of all layers, by few operations: there may be hundreds of rows at each."""
         layers, order, ids = _flat(laid)
         own = torch.full((len(laid), self.n_rows), -1)
         own[layers, ids] = order
         own, clean = self._measured_places(own), numbers(self.slot).expand(own.shape)
-        return torch.stack([torch.where(own < 0, clean, own), clean], dim=1)
-
-    def _slots(self, laid: Sequence[_Laid]) -> Sequence[Int[Tensor, " here"]]:
-        if len(self.clean_ids) == 1:
-            return [numbers([])] * len(laid)
-        return numbers(self.slot)[_flat(laid)[2]].split([len(rows.outside) for rows in laid])
+        return torch.cat([torch.where(own < 0, clean, own), clean], dim=1)
 
     def lent(self) -> slice | None:
         """The places of rows whose keys and values later passes start from."""
@@ -257,11 +256,5 @@ def _flat(laid: Sequence[_Laid]) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _kept(rows: _Laid) -> Int[Tensor, " staying"]:
-    if rows.staying is rows.outside:
-        return numbers([])
     staying = set(rows.staying)
     return numbers([place for place, id_ in enumerate(rows.outside) if id_ in staying])
-
-
-def _unless_empty(numbers: Tensor) -> Tensor | None:
-    return numbers if len(numbers) else None

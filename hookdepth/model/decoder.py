@@ -122,8 +122,9 @@ class Decoder:
         """
         if site not in self.sites.of(layer):
             return (0,)
-        own = self.sites.found.contributions[layer].get(part_of(site) or "")
-        if site not in INNER_SITE.values() or own is None or own.inner is None:
+        inside = site in INNER_SITE.values()
+        own = self.sites.found.contributions[layer].get(part_of(site) or "") if inside else None
+        if own is None or own.inner is None:
             return (self.d_model,)
         width = width_read(own.inner)
         return (width,) if site == "neurons" else (own.heads, width // own.heads)

@@ -1,7 +1,7 @@
 """Where a model's parts lie; and numbers and masks from the host to there, without waiting for what is running.
 
     index = send([0, 4, 2], model.device)
-    first, second = send_together([(torch.tensor([0, 4, 2]), model.device), (torch.tensor([1]), model.device)])
+    both = send_together({"places": (numbers([0, 4, 2]), model.device), "keep": (numbers([1]), model.device)})
 
 An ordinary copy waits until all earlier work of the device is done, and then the device waits for the host. From
 pinned memory the copy takes its place in the device's queue like any other work.
@@ -9,11 +9,14 @@ pinned memory the copy takes its place in the device's queue like any other work
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+Key = TypeVar("Key", bound=Hashable)
 
 _WITH_A_QUEUE = {"cuda"}
 
@@ -37,17 +40,17 @@ def send(values: Sequence[int] | Sequence[Sequence[int]] | Tensor, device: torch
     return _pinned(tensor).to(device, non_blocking=True)
 
 
-def send_together(wanted: Sequence[tuple[Tensor, torch.device]]) -> list[Tensor]:
+def send_together(wanted: Mapping[Key, tuple[Tensor, torch.device]]) -> dict[Key, Tensor]:
     """Tensors of one dtype and one axis, each on its device, in one copy for each device.
 
-    send_together([(torch.tensor([0, 4]), model.device), (torch.tensor([1]), model.device)])[1]   # [1]
+    send_together({"a": (numbers([0, 4]), model.device), "b": (numbers([1]), model.device)})["b"]   # [1]
     """
-    found: dict[int, Tensor] = {}
-    for device in {device for _, device in wanted}:
-        mine = [n for n, (_, own) in enumerate(wanted) if own == device]
-        buffer = send(torch.cat([wanted[n][0] for n in mine]), device)
-        found.update(zip(mine, buffer.split([len(wanted[n][0]) for n in mine]), strict=True))
-    return [found[n] for n in range(len(wanted))]
+    found: dict[Key, Tensor] = {}
+    for device in {device for _, device in wanted.values()}:
+        mine = {key: given for key, (given, own) in wanted.items() if own == device}
+        buffer = send(torch.cat(list(mine.values())), device)
+        found.update(zip(mine, buffer.split([given.shape[0] for given in mine.values()]), strict=True))
+    return found
 
 
 def _pinned(tensor: Tensor) -> Tensor:
