@@ -1,6 +1,11 @@
 """How a row is changed: by a branch's interventions at one site, one after the other, and by what they read there.
 
-new = changed(row, [(skip, where)], Readable(pre, clean, contributions, slot=0, tokens=12), scale=1.0)
+from hookdepth.engine.interventions import Skip
+from hookdepth.engine.tokens import locate
+
+pre, row = torch.zeros(12, 8), torch.ones(12, 8)
+around = Readable(pre, row, {}, slot=0, tokens=12)
+changed(row, [(Skip(3), locate(slice(1, None), 12, 0, 12))], around, scale=1.0)     # 0 from the second token on
 """
 
 from __future__ import annotations
@@ -60,7 +65,8 @@ class _Around:
 def changed(raw: Tensor, own: Sequence[tuple[Intervention, Where]], readable: Readable, scale: float) -> Tensor:
     """A copy of a row, changed; `scale` is the family's factor for what is added to the stream there.
 
-    changed(row, [(skip, where)], readable, 1.0)     # [token, width]
+    row = torch.ones(12, 8)
+    changed(row, [], Readable(None, row, {}, slot=0, tokens=12), 1.0)     # [token, width]
     """
 
     def change(row: Tensor) -> Tensor:
