@@ -75,11 +75,11 @@ def choose(what: str, given: Any, allowed: Iterable[str], also: Mapping[str, str
         also: what people call it elsewhere → the word that is meant; suggested, never accepted.
     """
     options = list(allowed)
+    if isinstance(given, str) and given in options:
+        return given
     listed = ", ".join(options)
     if not isinstance(given, str):
         raise HookdepthError(f"unknown {what} {shown(given)}", f"use one of {listed}")
-    if given in options:
-        return given
     near = suggestion(given, options, also)
     remedy = f"did you mean {near}? ({listed})" if near else f"use one of {listed}"
     raise HookdepthError(f"unknown {what} {clipped(given)!r}", remedy)

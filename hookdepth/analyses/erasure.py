@@ -194,9 +194,12 @@ def uninformative_residual(model: Decoder, prompts: Sequence[Sequence[int]]) -> 
         if layer == model.n_layers - 1:
             here.append(sites.resid_post[0].float().sum(0))
 
+    of_prompts: list[Tensor] = []
     with model.evaluating(), each_layer(model, add):
         for prompt in prompts:
             here: list[Tensor] = []
             model.forward(send([list(prompt)], model.device))
-            sums += torch.stack([value.to(model.device) for value in here]).cpu().double()
+            of_prompts.append(torch.stack([value.to(model.device) for value in here]))
+    for found in torch.stack(of_prompts).cpu():  # at the end, so that no pass waits for the one before
+        sums += found.double()
     return (sums / sum(len(prompt) for prompt in prompts)).float()

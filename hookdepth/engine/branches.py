@@ -115,4 +115,4 @@ class Branch:
         chosen = positions(self.measured if self.measured is not None else slice(None), length)
         if isinstance(chosen, range) and chosen.step == 1:
             return range(max(chosen.start, first), max(chosen.stop, first))
-        return [position for position in chosen if position >= first]
+        return [position for position in chosen if position >= first] if first else list(chosen)

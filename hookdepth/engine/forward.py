@@ -21,9 +21,10 @@ from jaxtyping import Int
 from torch import Tensor
 
 from hookdepth.engine.branches import Branch
+from hookdepth.engine.changing import Readable, changed
 from hookdepth.engine.intervention import Intervention
 from hookdepth.engine.interventions import is_patch, patched_rows
-from hookdepth.engine.measured import checked, measured_tokens, only_read
+from hookdepth.engine.measured import checked, measured_tokens
 from hookdepth.engine.measurement import LayerMeasurement, LayerView, Measurement, OutputMeasurement
 from hookdepth.engine.output import measure_output
 from hookdepth.engine.pass_result import PassResult
@@ -69,7 +70,7 @@ def run_pass(
         on_hidden: gets the last hidden states, of the rows of `table.final`; keys and values are then recorded.
     """
     pass_ = table.pass_
-    record = pass_.record or on_hidden is not None
+    record = table.lent() if on_hidden is None else slice(None)
     cache = PrefixCache(pass_.start, parent.prefix(table) if parent else None, record)
     none = cache if model.prefixes else None  # a mixer's state is in no cache of ours
     layered = [m for m in measurements if isinstance(m, LayerMeasurement) and table.observed_rows()]
@@ -86,33 +87,6 @@ def run_pass(
         on_hidden(hidden)
     output = measure_output(model, hidden, token_ids, table, branches, lengths, outputs, most, forward.lenses)
     return PassResult.of_both(table, forward.layer_results(), output, cache.recorded)
-
-
-class _Around:
-    """What an intervention may read: see `intervention.Surroundings`."""
-
-    def __init__(
-        self, resid_pre: Tensor | None, clean: Tensor, contributions: dict[int, Tensor], slot: int, tokens: int
-    ) -> None:
-        self._resid_pre, self._clean, self._contributions = resid_pre, clean, contributions
-        self._slot, self._tokens = slot, tokens
-
-    def clean(self) -> Tensor:
-        return self._clean
-
-    def resid_pre(self) -> Tensor:
-        assert self._resid_pre is not None, "asked for resid_pre before the layer's input is complete"
-        return self._resid_pre[: self._tokens]
-
-    def contribution(self, layer: int) -> Tensor:
-        return self._contributions[layer][self._slot, : self._tokens]
-
-    def lent(self) -> dict[str, Tensor]:
-        """All that it may read, by name."""
-        own = (
-            {"clean": self._clean} if self._resid_pre is None else {"clean": self._clean, "resid_pre": self._resid_pre}
-        )
-        return own | {f"contribution({layer})": values for layer, values in self._contributions.items()}
 
 
 class _Pass:
@@ -299,19 +273,8 @@ class _Pass:
     ) -> Tensor:
         pass_, slot = self.table.pass_, self.table.slot[id_]
         tokens = min(self.lengths[slot], pass_.stop) - pass_.start  # of the prompt: an intervention sees no padding
-        clean = clean if scale == 1.0 else clean * scale
-
-        def change(row: Tensor) -> Tensor:
-            row = row.clone()
-            for one in own:
-                where = self._where(one, id_)
-                seen = (slice(tokens),) if one.head is None else (slice(tokens), one.head)
-                around = _Around(pre, clean[seen], self.contributions, slot, tokens)
-                with only_read(f"the intervention {type(one).__name__}", around.lent()):
-                    one.apply(row[seen], where, around)
-            return row
-
-        return rescaled(change, raw, scale)
+        readable = Readable(pre, clean if scale == 1.0 else clean * scale, self.contributions, slot, tokens)
+        return changed(raw, [(one, self._where(one, id_)) for one in own], readable, scale)
 
     def layer_results(self) -> dict[str, Tensor]:
         """Measurement → [2, row, L] or [2, row, L, token], the rows' and their clean runs', on the first device."""

@@ -1,12 +1,32 @@
-"""Things in a row, split into runs that cost least together.
+"""Things in a row, split: into runs that cost least together, or into passes that each hold as many as fit.
 
 cheapest_runs(3, lambda begin, end: 5 + (end - begin) ** 2)     # [slice(0, 1), slice(1, 3)], 15
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
+
+from hookdepth.engine.machines import PassCost
+from hookdepth.engine.plan import ROWS_PER_PROMPT, Span, peak_rows
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a pass may hold, and what it costs: Limits(1 << 15, 64, USUAL, None).branches(180, 1)     # 62"""
+
+    row_tokens: int
+    rows: int
+    cost: PassCost
+    kept_tokens: int | None
+    prefixes: bool = True
+    hand_on: bool = False
+
+    def branches(self, tokens: int, prompts: int) -> int:
+        """How many branches fit beside the clean runs and null branches of `prompts`; at least one."""
+        return max(1, min(self.rows, self.row_tokens // max(tokens, 1)) - ROWS_PER_PROMPT * prompts)
 
 
 def sums(numbers: Iterable[int]) -> list[int]:
@@ -32,3 +52,34 @@ def cheapest_runs(n: int, cost: Callable[[int, int], int | None]) -> tuple[list[
         runs.append(slice(previous[end], end))
         end = previous[end]
     return runs[::-1], best[n]
+
+
+def spread(lives: Sequence[Span], size: int) -> list[slice]:
+    """Rows in the order in which they join, dealt out to as few passes as hold them: each pass gets early and late
+    ones, so that none has all the rows that run through every layer. spread(lives, 16)     # [slice(0, None, 2), …]"""
+    chunks = -(-peak_rows(lives) // size)
+    while any(peak_rows(lives[number::chunks]) > size for number in range(chunks)):
+        chunks += 1
+    return [slice(number, None, chunks) for number in range(chunks)]
+
+
+def filled(kept: Sequence[int], size: int, most: int) -> list[slice]:
+    """With gradients: one pass filled after the other, so that rows that join at the same layer are side by side.
+
+        filled([4, 4, 2], 16, 8)     # [slice(0, 2), slice(2, 3)]
+
+    The whole batch is part of the graph from the first layer at which a row joins. Late rows among themselves keep
+    only late layers; dealt out, every pass would keep all of them.
+
+    Args:
+        kept: of each row, the tokens × layers whose activations it keeps.
+        size: most rows of a pass.
+        most: of tokens × layers; one row is always allowed.
+    """
+    chunks, begin, total = [], 0, 0
+    for number, own in enumerate(kept):
+        total += own
+        if number > begin and (number - begin >= size or total > most):
+            chunks.append(slice(begin, number))
+            begin, total = number, own
+    return [*chunks, slice(begin, len(kept))]

@@ -275,10 +275,13 @@ def for_tokens(whose: Intervention, value: Tensor, where: Where) -> Tensor:
 
 def check_shape(whose: Intervention, value: Tensor, length: int, shape: tuple[int, ...]) -> None:
     """Raise where a value fits neither one token nor all that are acted on."""
+    given = tuple(value.shape)
+    if given == shape:
+        return
     acted_on = len(positions(whose.tokens, length))
-    if tuple(value.shape) not in {shape, (acted_on, *shape)}:
+    if given != (acted_on, *shape):
         axes = "tokens acted on, heads, width of one" if len(shape) > 1 else "tokens acted on, width there"
         raise HookdepthError(
-            f"{type(whose).__name__} got a value of shape {list(value.shape)} for {acted_on} tokens",
+            f"{type(whose).__name__} got a value of shape {list(given)} for {acted_on} tokens",
             f"give {list(shape)} or {[acted_on, *shape]} ({axes})",
         )

@@ -24,7 +24,7 @@ from hookdepth.engine.measurement import LayerView, Measurement, OutputView
 from hookdepth.engine.rows import RowTable
 from hookdepth.errors import HookdepthError, shown
 from hookdepth.metrics import masked_reduce
-from hookdepth.model.devices import send
+from hookdepth.model.devices import numbers, send
 
 
 @dataclass
@@ -85,16 +85,16 @@ def measured_tokens(
     """
     pass_ = table.pass_
     whole = torch.zeros(table.n_rows, max(*lengths, pass_.stop), dtype=torch.bool)
+    alike: dict[range | tuple[int, ...], list[int]] = {}  # there may be hundreds of rows, at few choices of tokens
     for id_, row in rows:
-        length = lengths[table.slot[id_]]
-        chosen = branches[row].measured_positions(length)
-        whole[id_, slice(chosen.start, chosen.stop) if isinstance(chosen, range) and chosen.step == 1 else chosen] = (
-            True
-        )
-        if targets:
-            whole[id_, length - 1] = False
-    for slot, ids in enumerate(zip(table.clean_ids, table.control_ids, strict=True)):
-        whole[list(ids)] = whole[table.of_prompt(slot)].any(0)
+        chosen = branches[row].measured_positions(lengths[table.slot[id_]])
+        alike.setdefault(chosen if isinstance(chosen, range) else tuple(chosen), []).append(id_)
+    for tokens, ids in alike.items():
+        whole[numbers(ids)[:, None], numbers(tokens)] = True
+    if targets:
+        whole[torch.arange(table.n_rows), numbers([lengths[slot] - 1 for slot in table.slot])] = False
+    for slot, both in enumerate(zip(table.clean_ids, table.control_ids, strict=True)):
+        whole[list(both)] = whole[table.of_prompt(slot)].any(0)
     mask = whole[:, pass_.start : pass_.stop]
     outside = whole.sum(-1) - mask.sum(-1)
     return MeasuredTokens(mask, outside if outside.any() else None)

@@ -166,7 +166,7 @@ def run_top(
     travel = None if top.sweep is None else Travel(top.sweep.trie)
     for pass_ in top.walk():
         lengths = [len(prompts[prompt]) for prompt in pass_.prompts]
-        token_ids = padded([prompts[prompt] for prompt in pass_.prompts], model.device)
+        token_ids = padded([prompts[prompt] for prompt in pass_.prompts], model.device, pass_.stop)
         if travel is None:
             table = RowTable(pass_, branches, plan.spans, model.n_layers, model.layer_device)
         else:
@@ -236,8 +236,9 @@ def _keys(model: Decoder, lengths: Sequence[int]) -> list[Hashable] | None:
     return [model.rotary.key(length) for length in lengths] if model.rotary.places else None
 
 
-def padded(prompts: Sequence[Sequence[int]], device: torch.device) -> Tensor:
-    """Prompts as one tensor: padded([[5, 6], [7]], model.device)."""
-    longest = max(len(prompt) for prompt in prompts)
+def padded(prompts: Sequence[Sequence[int]], device: torch.device, least: int = 0) -> Tensor:
+    """Prompts as one tensor, of at least so many tokens: padded([[5, 6], [7]], model.device)."""
+    # In a later sweep only shorter prompts may be left, beside what the longer ones measured in the sweeps before.
+    longest = max(least, *(len(prompt) for prompt in prompts))
     # On the right, any token serves: causal attention never looks there, so no mask is needed.
     return send([[*prompt, *[prompt[-1]] * (longest - len(prompt))] for prompt in prompts], device)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.tokens import positions
@@ -27,8 +28,7 @@ ROWS_PER_PROMPT = 2
 """Rows that a prompt adds to a pass besides its branches: its clean run and its control."""
 
 
-@dataclass(frozen=True)
-class Span:
+class Span(NamedTuple):
     """Where a branch differs from its clean run.
 
     Attributes:
@@ -61,21 +61,20 @@ def span_of(branch: Branch, length: int, n_layers: int, changes_only: bool = Tru
     """
     layer, site = branch.joins()
     order = ORDER.index(site)
-    changed = [_ends(where)[0] for i in branch.interventions if (where := positions(i.tokens, length))]
+    changed = [min(_ends(where)) for i in branch.interventions if (where := positions(i.tokens, length))]
     measured = branch.measured_positions(length)
     if not changes_only and measured:
-        changed.append(_ends(measured)[0])
-    stop = 1 + _ends(measured)[1] if measured else (branch.cut or 0)
+        changed.append(min(_ends(measured)))
+    stop = 1 + max(_ends(measured)) if measured else (branch.cut or 0)
     last = n_layers - 1 if branch.until is None else branch.until
     if not all(i.tokenwise for i in branch.interventions):
         changed, stop = [0], length  # it may look at any token of the prompt, so a pass must hold all of them
     return Span((layer, order), layer + (order >= _MLP_IS_READ), last, min(changed, default=length), stop)
 
 
-def _ends(where: range | list[int]) -> tuple[int, int]:
-    """The least and the largest, without a walk through a range."""
-    ends = (where[0], where[-1]) if isinstance(where, range) else where
-    return min(ends), max(ends)
+def _ends(where: range | list[int]) -> Sequence[int]:
+    """Among them the least and the largest, without a walk through a range."""
+    return (where[0], where[-1]) if isinstance(where, range) else where
 
 
 def family_of(branch: Branch) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ where they first differ from their clean run. There are three kinds of pass:
 * *own prefix*: the tokens ≥ t of branches with a cut t. By causality their states left of t are those of the
   same branches without a cut, so a whole pass of the uncut branches serves every cut.
 * *clean prefix*: branches that change nothing left of some token start there, with the clean run's keys and
-  values in front. Which tokens share a pass is chosen by dynamic programming over what passes cost.
+  values in front, of a whole pass. Which tokens share a pass is chosen by dynamic programming over what passes cost.
 
 What a pass costs is the machine's to say (`machines`). Where its tokens cost little beside it, as those of a small
 model on a GPU do, fewer passes do more work: prompts, tokens and cuts are then run together.
@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from hookdepth.engine.branches import Branch
-from hookdepth.engine.grouping import cheapest_runs, sums
+from hookdepth.engine.grouping import Limits, cheapest_runs, filled, spread, sums
 from hookdepth.engine.machines import USUAL, PassCost
 from hookdepth.engine.plan import (
     ROWS_PER_PROMPT,
@@ -80,29 +80,14 @@ def make_plan(
     """
     chosen = list(range(len(branches))) if only is None else sorted(only)
     spans = tuple(span_of(branch, lengths[branch.prompt], n_layers, changes_only) for branch in branches)
-    limits = _Limits(max_row_tokens, max_rows or 1 << 30, cost, max_kept_tokens, prefixes, hand_on)
+    limits = Limits(max_row_tokens, max_rows or 1 << 30, cost, max_kept_tokens, prefixes, hand_on)
     builder = _Builder(branches, lengths, spans, n_layers, limits, keys or [None] * len(lengths))
     by_prompt: dict[int, list[int]] = {}
     for index in chosen:
         by_prompt.setdefault(branches[index].prompt, []).append(index)
     passes = [pass_ for pack in builder.packs(by_prompt) for pass_ in builder.passes(pack)]
     works = [pass_work(pass_, spans, n_layers) for top in passes for pass_ in top.walk()]
-    costs = sum(cost(work, n_layers) for work in works)
-    return Plan(tuple(passes), sum(works), builder.least(by_prompt), n_layers, spans, costs)
-
-
-@dataclass(frozen=True)
-class _Limits:
-    row_tokens: int
-    rows: int
-    cost: PassCost
-    kept_tokens: int | None
-    prefixes: bool = True
-    hand_on: bool = False
-
-    def branches(self, tokens: int, prompts: int) -> int:
-        """How many branches fit beside the clean runs and null branches of `prompts`; at least one."""
-        return max(1, min(self.rows, self.row_tokens // max(tokens, 1)) - ROWS_PER_PROMPT * prompts)
+    return Plan(tuple(passes), sum(works), builder.least(by_prompt), n_layers, spans, builder.costs(passes))
 
 
 @dataclass
@@ -111,7 +96,7 @@ class _Builder:
     lengths: Sequence[int]
     spans: Sequence[Span]
     n_layers: int
-    limits: _Limits
+    limits: Limits
     keys: Sequence[Hashable]
     on_paths: int = 0  # token-layers of branches with a path, each stage that they share once
 
@@ -121,6 +106,8 @@ class _Builder:
 
     def packs(self, by_prompt: dict[int, list[int]]) -> list[dict[int, list[int]]]:
         """Group prompts, of similar length and equal key, that cost less in passes that they share."""
+        if len(by_prompt) < 2:
+            return [by_prompt] if by_prompt else []
         order = sorted(by_prompt, key=lambda p: (self.lengths[p], p))
         lives = [[self.spans[group[0]] for group in self._families(by_prompt[p]).values()] for p in order]
         rows = sums(ROWS_PER_PROMPT + peak_rows(own) for own in lives)
@@ -145,7 +132,7 @@ class _Builder:
     def _cost(self, token_layers: int, passes: int = 1) -> int:
         return self.limits.cost(token_layers, self.n_layers, passes)
 
-    def _costs(self, tops: Iterable[ForwardPass]) -> int:
+    def costs(self, tops: Iterable[ForwardPass]) -> int:
         return sum(self._cost(pass_work(one, self.spans, self.n_layers)) for top in tops for one in top.walk())
 
     def passes(self, pack: dict[int, list[int]]) -> list[ForwardPass]:
@@ -158,23 +145,22 @@ class _Builder:
         passes = self._sharing(pack)
         if not self.limits.hand_on and any(pass_.prefix == "own" for top in passes for pass_ in top.suffixes):
             alone = replace(self, limits=replace(self.limits, prefixes=False))._sharing(pack)
-            if self._costs(alone) <= _MIN_SAVING * self._costs(passes):
+            if self.costs(alone) <= _MIN_SAVING * self.costs(passes):
                 passes = alone
         return found + passes
 
     def _sharing(self, pack: dict[int, list[int]]) -> list[ForwardPass]:
         """Passes of a pack's branches without a path, which hand on keys and values where they may."""
-        cut_families = set()
-        for indices in pack.values():
-            cut_families |= {self._family[i] for i in indices if self.branches[i].cut is not None}
-        free = [i for indices in pack.values() for i in indices if self._family[i] not in cut_families]
-        tied = [i for indices in pack.values() for i in indices if self._family[i] in cut_families]
+        every = [i for indices in pack.values() for i in indices]
+        cut_families = {self._family[i] for i in every if self.branches[i].cut is not None}
+        tied = dict.fromkeys(i for i in every if cut_families and self._family[i] in cut_families)
+        free = [i for i in every if i not in tied]
         # With gradients all passes are whole: keys and values handed on would hold on to the graph that made them.
         may_share = self.limits.kept_tokens is None and self.limits.prefixes
         shared = self._clean_prefixed(free) if free and may_share else None
         if shared is None:
-            return self._whole(tied + free)
-        return ([*self._whole(tied)] if tied else []) + [shared]
+            return self._whole([*tied, *free])
+        return [*(self._whole([*tied]) if tied else ()), shared]
 
     def _sweeps(self, indices: Sequence[int]) -> list[ForwardPass]:
         """Of branches with a path: the first sweep of as many as fit, with the later ones as its suffixes."""
@@ -194,10 +180,12 @@ class _Builder:
         if not self.limits.prefixes:
             return {(index,): [index] for index in indices}
         families: dict[tuple[int, ...], list[int]] = {}
+        taken: set[tuple[tuple[int, ...], int | None]] = set()
         for index in indices:
             key, cut = self._family[index], self.branches[index].cut
-            while any(self.branches[other].cut == cut for other in families.get(key, ())):
+            while (key, cut) in taken:
                 key = (*key, 0)
+            taken.add((key, cut))
             families.setdefault(key, []).append(index)
         return families
 
@@ -211,31 +199,11 @@ class _Builder:
         tokens = max(max(self._stop(families[key]), self._widest_suffix(families[key])) for key in order)
         size = self.limits.branches(tokens, len({self.branches[i].prompt for i in indices}))
         lives = [self.spans[carrier[key]] for key in order]
-        spread = self._spread(lives, size) if self.limits.kept_tokens is None else self._filled(lives, size, tokens)
-        return [self._whole_pass([(carrier[key], families[key]) for key in order[chunk]]) for chunk in spread]
-
-    @staticmethod
-    def _spread(lives: Sequence[Span], size: int) -> list[slice]:
-        """Rows in the order in which they join, dealt out to as few passes as hold them: each pass gets early and late
-        ones, so that none has all the rows that run through every layer."""
-        chunks = -(-peak_rows(lives) // size)
-        while any(peak_rows(lives[number::chunks]) > size for number in range(chunks)):
-            chunks += 1
-        return [slice(number, None, chunks) for number in range(chunks)]
-
-    def _filled(self, lives: Sequence[Span], size: int, tokens: int) -> list[slice]:
-        """With gradients: one pass filled after the other, so that rows that join at the same layer are side by side.
-
-        The whole batch is part of the graph from the first layer at which a row joins. Late rows among themselves keep
-        only late layers; dealt out, every pass would keep all of them.
-        """
-        chunks, begin, kept = [], 0, 0
-        for number, span in enumerate(lives):
-            kept += span.kept_layers * tokens
-            if number > begin and (number - begin >= size or kept > (self.limits.kept_tokens or 0)):
-                chunks.append(slice(begin, number))
-                begin, kept = number, span.kept_layers * tokens
-        return [*chunks, slice(begin, len(lives))]
+        kept = self.limits.kept_tokens
+        chunks = (
+            spread(lives, size) if kept is None else filled([life.kept_layers * tokens for life in lives], size, kept)
+        )
+        return [self._whole_pass([(carrier[key], families[key]) for key in order[chunk]]) for chunk in chunks]
 
     def _widest_suffix(self, group: Sequence[int]) -> int:
         if not self.limits.prefixes:
@@ -251,43 +219,47 @@ class _Builder:
         return max((tokenwise and self.branches[i].cut) or self.spans[i].stop for i in group)
 
     def _whole_pass(self, members: Sequence[tuple[int, list[int]]]) -> ForwardPass:
+        rows = tuple(row for row, _ in members)
+        stop = max(self._stop(group) for _, group in members)
         if not self.limits.prefixes:
-            own = tuple(row for row, _ in members)
-            return ForwardPass(self._prompts(own), 0, max(self.spans[i].stop for i in own), own, frozenset(own))
+            return ForwardPass(self._prompts(rows), 0, stop, rows, frozenset(rows))
         uncut = frozenset(i for _, group in members for i in group if self.branches[i].cut is None)
         cuts = sorted({cut for _, group in members for i in group if (cut := self.branches[i].cut) is not None})
         suffixes = []
         for cut in cuts:
             at_cut = [i for _, group in members for i in group if self.branches[i].cut == cut]
-            stop = max(self.spans[i].stop for i in at_cut)
-            suffixes.append(ForwardPass(self._prompts(at_cut), cut, stop, tuple(at_cut), frozenset(at_cut), "own"))
-        stop = max(self._stop(group) for _, group in members)
-        rows = tuple(row for row, _ in members)
+            last = max(self.spans[i].stop for i in at_cut)
+            suffixes.append(ForwardPass(self._prompts(at_cut), cut, last, tuple(at_cut), frozenset(at_cut), "own"))
         return ForwardPass(self._prompts(rows), 0, stop, rows, uncut, "none", tuple(suffixes))
 
     def _prompts(self, indices: Iterable[int]) -> tuple[int, ...]:
         return tuple(sorted({self.branches[i].prompt for i in indices}))
 
     def _clean_prefixed(self, indices: Sequence[int]) -> ForwardPass | None:
-        """The clean run alone, then its branches grouped by first token; None where that saves too little."""
+        """Branches grouped by first token, to start from the keys and values of the clean runs: of a pass of clean
+        runs alone, or of the first group, where it starts at token 0. None where that saves too little."""
         stop = max(self.spans[i].stop for i in indices)
         prompts = self._prompts(indices)
         by_token: dict[int, list[int]] = {}
         for index in indices:
             by_token.setdefault(min(self.spans[index].token, max(stop - 1, 0)), []).append(index)
-        groups, cost = self._group(by_token, stop, len(prompts))
         overhead = ROWS_PER_PROMPT * len(prompts) * self.n_layers
-        whole = self._cost(stop * (overhead + sum(self.spans[i].layers for i in indices)))
-        if cost + self._cost(stop * overhead) > _MIN_SAVING * whole:
+        first, *others = sorted(by_token)
+        groups, cost = self._group({0: by_token[first], **{t: by_token[t] for t in others}}, stop, len(prompts))
+        if first:
+            apart, more = self._group(by_token, stop, len(prompts))
+            more += self._cost(stop * overhead)
+            groups, cost = min((groups, cost), ([(0, []), *apart], more), key=lambda found: found[1])
+        if cost > _MIN_SAVING * self._cost(stop * (overhead + sum(self.spans[i].layers for i in indices))):
             return None
-        suffixes = []
+        passes = []
         for start, members in groups:
-            size = self.limits.branches(stop - start, len(prompts))
-            chunks = -(-len(members) // size)
+            chunks = max(1, -(-len(members) // self.limits.branches(stop - start, len(prompts))))
             for number in range(chunks):
                 rows = tuple(sorted(members[number::chunks], key=lambda i: (self.spans[i].joins, i)))
-                suffixes.append(ForwardPass(self._prompts(rows), start, stop, rows, frozenset(rows), "clean"))
-        return ForwardPass(prompts, 0, max(start for start, _ in groups), (), frozenset(), "none", tuple(suffixes))
+                passes.append(ForwardPass(self._prompts(rows), start, stop, rows, frozenset(rows), "clean"))
+        needed = stop if passes[0].rows else max(start for start, _ in groups)
+        return replace(passes[0], prompts=prompts, stop=needed, prefix="none", suffixes=tuple(passes[1:]))
 
     def _group(
         self, by_token: dict[int, list[int]], stop: int, prompts: int
@@ -315,10 +287,11 @@ class _Builder:
         for indices in by_prompt.values():
             total += self.n_layers * max(self.spans[i].stop for i in indices)
             indices = [i for i in indices if self.branches[i].path is None]
-            for group in self._families(indices).values():
-                for index in group:
-                    span, cut = self.spans[index], self.branches[index].cut
-                    total += span.layers * max(0, span.stop - (span.token if cut is None else cut))
+            for index in indices:
+                span, cut = self.spans[index], self.branches[index].cut
+                total += span.layers * max(0, span.stop - (span.token if cut is None else cut))
+            cut_ones = [i for i in indices if self.branches[i].cut is not None]
+            for group in self._families(indices).values() if cut_ones else ():
                 cuts = [cut for i in group if (cut := self.branches[i].cut) is not None]
                 if cuts and len(cuts) == len(group):  # only cut branches: their prefix is needed as well
                     span = self.spans[group[0]]

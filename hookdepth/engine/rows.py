@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Int
@@ -21,7 +22,7 @@ from torch import Tensor
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.intervention import Intervention
 from hookdepth.engine.plan import CLEAN, CONTROL, ForwardPass, Span, family_of
-from hookdepth.model.devices import send_together
+from hookdepth.model.devices import numbers, send_together
 from hookdepth.model.sites import AT_OUTPUT, ORDER
 
 Key = tuple[int, ...]
@@ -65,6 +66,15 @@ class LayerRows:
     def attending(self) -> list[int]:
         """Rows whose attention is computed."""
         return self.inside[: self.before("z")]
+
+
+class _Laid(NamedTuple):
+    """The first fields of `LayerRows`."""
+
+    born: dict[str, list[int]]
+    inside: list[int]
+    outside: list[int]
+    staying: list[int]
 
 
 @dataclass(frozen=True)
@@ -121,18 +131,23 @@ class RowTable:
             for place in self._joins(id_, row, spans[row]):
                 joining.setdefault(place, []).append(id_)
         self.edits = self._edits(branches)
-        laid, numbers = [], []
-        alive = list(self.clean_ids)  # the decoder's own embedding made them; all others join by a hook
+        laid: list[_Laid] = []
+        self.final = list(self.clean_ids)  # the decoder's own embedding made them; all others join by a hook
         for layer in range(n_layers):
-            rows, found = self._layer(layer, alive, joining)
-            laid.append(rows)
-            numbers += [(one, device(layer)) for one in found]
-            alive = rows[3]  # those that stay
-        self.final = alive
-        sent = iter(send_together(numbers))
+            laid.append(self._layer(layer, self.final, joining))
+            self.final = laid[-1].staying
+        found = {(layer, "places"): own for layer, own in enumerate(self._places(laid))}
+        if len(self.clean_ids) > 1:
+            own = numbers(self.slot)[_flat(laid)[2]].split([len(rows.outside) for rows in laid])
+            found |= {(layer, "slots"): slots for layer, slots in enumerate(own)}
+        found |= {(layer, "keep"): _kept(rows) for layer, rows in enumerate(laid) if rows.staying != rows.outside}
+        sent = send_together({key: (own, device(key[0])) for key, own in found.items()})
+        clean = slice(0, len(self.clean_ids))  # they never leave, so they are the first everywhere
         self.layers = [
-            LayerRows(*rows, next(sent).unflatten(0, (2, -1)), _unless_empty(next(sent)), _unless_empty(next(sent)))
-            for rows in laid
+            LayerRows(
+                *own, clean, sent[n, "places"].unflatten(0, (2, -1)), sent.get((n, "slots")), sent.get((n, "keep"))
+            )
+            for n, own in enumerate(laid)
         ]
 
     @staticmethod
@@ -186,12 +201,13 @@ class RowTable:
     def _visits(self, id_: int, layer: int) -> bool:
         return True
 
-    def _stays(self, id_: int, layer: int) -> bool:
-        return self.last[id_] > layer or self.last[id_] == self.n_layers - 1
+    def _leaving(self, layer: int, here: list[int]) -> set[int]:
+        """Those of the rows at a layer's output that do not go on."""
+        return set() if layer == self.n_layers - 1 else {id_ for id_ in here if self.last[id_] == layer}
 
-    def _measured_as(self, layer: int) -> Sequence[int]:
-        """For every row, the one whose value at a layer is its own."""
-        return range(self.n_rows)
+    def _measured_places(self, places: Int[Tensor, "layer row"]) -> Int[Tensor, "layer row"]:
+        """Of the places of all rows, those of the rows whose values count as theirs; −1 where there is none."""
+        return places
 
     def _joins(self, id_: int, row: int, span: Span) -> list[tuple[int, int]]:
         # Right of a cut nothing is changed: what tells the branch from its clean run are the keys and values
@@ -199,29 +215,46 @@ class RowTable:
         layer, order = span.joins
         return [(layer, AT_OUTPUT if self.pass_.prefix == "own" and order else order)]
 
-    def _layer(
-        self, layer: int, alive: list[int], joining: dict[tuple[int, int], list[int]]
-    ) -> tuple[tuple[dict[str, list[int]], list[int], list[int], list[int], slice], tuple[list[int], ...]]:
-        """The first fields of `LayerRows`; and places, slots and keep, which belong on a device."""
+    def _layer(self, layer: int, alive: list[int], joining: dict[tuple[int, int], list[int]]) -> _Laid:
         born = {site: joining.get((layer, order), []) for order, site in enumerate(ORDER)}
         inside = alive + [id_ for site in ORDER[:-1] for id_ in born[site]]
         outside = inside + born["resid_post"]
-        staying = [id_ for id_ in outside if self._stays(id_, layer)]
-        place = {id_: n for n, id_ in enumerate(outside)}
-        keep = [place[id_] for id_ in staying] if len(staying) < len(outside) else []
-        slots = [self.slot[id_] for id_ in outside] if len(self.clean_ids) > 1 else []
-        first = place[self.clean_ids[0]]  # clean runs never leave, so they stay side by side
-        clean = [first + slot for slot in self.slot]
-        own = [place.get(id_, there) for id_, there in zip(self._measured_as(layer), clean, strict=True)]
-        side_by_side = slice(first, first + len(self.clean_ids))
-        return (born, inside, outside, staying, side_by_side), (own + clean, slots, keep)
+        leaving = self._leaving(layer, outside)
+        return _Laid(born, inside, outside, [id_ for id_ in outside if id_ not in leaving] if leaving else outside)
+
+    def _places(self, laid: Sequence[_Laid]) -> Int[Tensor, "layer places"]:
+        """`LayerRows.places` of all layers, by few operations: there may be hundreds of rows at each."""
+        layers, order, ids = _flat(laid)
+        own = torch.full((len(laid), self.n_rows), -1)
+        own[layers, ids] = order
+        own, clean = self._measured_places(own), numbers(self.slot).expand(own.shape)
+        return torch.cat([torch.where(own < 0, clean, own), clean], dim=1)
+
+    def lent(self) -> slice | None:
+        """The places of rows whose keys and values later passes start from."""
+        if not self.pass_.record:
+            return None
+        own = any(suffix.prefix == "own" for suffix in self.pass_.suffixes)
+        return slice(None) if own else slice(len(self.clean_ids))
 
     def prefix_rows(self, layer: int, recorded: RowTable) -> list[int]:
         """For each attending row, the row of `recorded` whose keys and values lie left of it."""
-        place = {recorded.keys[id_]: n for n, id_ in enumerate(recorded.layers[layer].attending)}
-        own = self.pass_.prefix == "own"
-        return [place[self.keys[id_ if own else self.clean_id(id_)]] for id_ in self.layers[layer].attending]
+        attending = self.layers[layer].attending
+        if self.pass_.prefix == "own":
+            place = {recorded.keys[id_]: n for n, id_ in enumerate(recorded.layers[layer].attending)}
+            return [place[self.keys[id_]] for id_ in attending]
+        clean = [recorded.pass_.prompts.index(prompt) for prompt in self.pass_.prompts]
+        return [clean[self.slot[id_]] for id_ in attending]
 
 
-def _unless_empty(numbers: Tensor) -> Tensor | None:
-    return numbers if len(numbers) else None
+def _flat(laid: Sequence[_Laid]) -> tuple[Tensor, Tensor, Tensor]:
+    """Of every row at every layer's output, layer after layer: the layer, its place there and its id."""
+    counts = numbers([len(rows.outside) for rows in laid])
+    layers = torch.arange(len(laid)).repeat_interleave(counts)
+    order = torch.arange(len(layers)) - (counts.cumsum(0) - counts)[layers]
+    return layers, order, numbers([id_ for rows in laid for id_ in rows.outside])
+
+
+def _kept(rows: _Laid) -> Int[Tensor, " staying"]:
+    staying = set(rows.staying)
+    return numbers([place for place, id_ in enumerate(rows.outside) if id_ in staying])

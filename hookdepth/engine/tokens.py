@@ -77,10 +77,10 @@ def positions(tokens: Tokens, length: int) -> range | list[int]:
     """
     if isinstance(tokens, slice):
         return range(*tokens.indices(length))
-    wrong = [token for token in tokens if not -length <= token < length]
-    if wrong:
+    if len(tokens) and not -length <= min(tokens) <= max(tokens) < length:
+        wrong = next(token for token in tokens if not -length <= token < length)
         raise HookdepthError(
-            f"token {wrong[0]} of a prompt of {length} tokens", f"give positions from {-length} to {length - 1}"
+            f"token {wrong} of a prompt of {length} tokens", f"give positions from {-length} to {length - 1}"
         )
     chosen = [token % length for token in tokens]
     if len(set(chosen)) < len(chosen):

@@ -15,12 +15,14 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import cast
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.plan import ForwardPass, Span
 from hookdepth.engine.rows import RowTable
 from hookdepth.engine.trie import Run, State, Trie
+from hookdepth.model.devices import numbers
 
 
 class SweepTable(RowTable):
@@ -67,8 +69,15 @@ class SweepTable(RowTable):
     def _visits(self, id_: int, layer: int) -> bool:
         return self.seen[id_].get(layer) == id_
 
-    def _measured_as(self, layer: int) -> list[int]:
-        return [self.seen[id_].get(layer, -1) if id_ in self.seen else id_ for id_ in range(self.n_rows)]
+    def _measured_places(self, places: Int[Tensor, "layer row"]) -> Int[Tensor, "layer row"]:
+        layers = range(self.n_layers)
+        ids = range(self.n_rows)
+        rows = [[self.seen[id_].get(n, -1) if id_ in self.seen else id_ for id_ in ids] for n in layers]
+        seen = numbers(rows)
+        return torch.where(seen < 0, -1, places.gather(1, seen.clamp(min=0)))
+
+    def _leaving(self, layer: int, here: list[int]) -> set[int]:
+        return {id_ for id_ in here if not self._stays(id_, layer)}
 
     def _stays(self, id_: int, layer: int) -> bool:
         if id_ not in self.seen or layer == self.n_layers - 1:

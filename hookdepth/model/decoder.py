@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
@@ -91,7 +92,7 @@ class Decoder:
         """H, the number of query heads, the most where layers differ; 0 where no layer has any."""
         return self.sites.found.heads
 
-    @property
+    @cached_property
     def d_model(self) -> int:
         """d, the width of the residual stream."""
         return int(self.config.hidden_size)
@@ -119,10 +120,11 @@ class Decoder:
 
         model.shape_of("z", 3)      # (9, 64)
         """
-        own = self.sites.found.contributions[layer].get(part_of(site) or "")
         if site not in self.sites.of(layer):
             return (0,)
-        if site not in INNER_SITE.values() or own is None or own.inner is None:
+        inside = site in INNER_SITE.values()
+        own = self.sites.found.contributions[layer].get(part_of(site) or "") if inside else None
+        if own is None or own.inner is None:
             return (self.d_model,)
         width = width_read(own.inner)
         return (width,) if site == "neurons" else (own.heads, width // own.heads)

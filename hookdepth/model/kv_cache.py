@@ -1,6 +1,6 @@
 """Keys and values handed from one pass to the next: the one place that speaks transformers' cache language.
 
-    recorder = PrefixCache(record=True)
+    recorder = PrefixCache(record=slice(None))
     model.forward(token_ids, recorder)                  # recorder.recorded[layer] is (keys, values)
     left = {layer: (keys[:, :, :40], values[:, :, :40]) for layer, (keys, values) in recorder.recorded.items()}
     model.forward(token_ids[:, 40:], PrefixCache(start=40, prefix=left.get))
@@ -31,10 +31,12 @@ class PrefixCache(Cache):
     Args:
         start: number of tokens left of the pass_.
         prefix: layer → keys and values of these tokens, a row for each row of the pass at that layer.
-        record: keep all of a layer's keys and values, from token 0 on, in `recorded`.
+        record: of which rows to keep a layer's keys and values, from token 0 on, in `recorded`.
     """
 
-    def __init__(self, start: int = 0, prefix: Callable[[int], KeysValues] | None = None, record: bool = False) -> None:
+    def __init__(
+        self, start: int = 0, prefix: Callable[[int], KeysValues] | None = None, record: slice | None = None
+    ) -> None:
         # Not Cache.__init__: it makes layers that store; this one has none.
         self.layers: list[Any] = []
         self.start = start
@@ -49,8 +51,11 @@ class PrefixCache(Cache):
         if self.prefix is not None:
             keys, values = self.prefix(layer_idx)
             key_states, value_states = torch.cat([keys, key_states], dim=2), torch.cat([values, value_states], dim=2)
-        if self.record:
-            self.recorded[layer_idx] = (key_states, value_states)
+        if self.record is not None:
+            keys, values = key_states[self.record], value_states[self.record]
+            whole = len(keys) == len(key_states)
+            # A view of some rows would hold on to all of them.
+            self.recorded[layer_idx] = (keys, values) if whole else (keys.clone(), values.clone())
         return key_states, value_states
 
     def get_seq_length(self, layer_idx: int = 0) -> int:

@@ -53,6 +53,7 @@ READ_ONLY = ("q", "k", "v", "pattern")
 """What can be read besides: before positions are applied [row, token, head, head_dim]; and [row, head, query, key]."""
 PARTS = ("layer", "attn", "mlp", "mixer", "extra")
 """What a layer can be skipped by: the whole, or one contribution."""
+_INSIDE = {site: part for part, site in INNER_SITE.items()}
 
 
 def part_site(part: str) -> str:
@@ -62,8 +63,7 @@ def part_site(part: str) -> str:
 
 def part_of(site: str) -> str | None:
     """The contribution that a site is in; None for the residual stream: part_of("z") is "attn"."""
-    inner = {site: part for part, site in INNER_SITE.items()}
-    return inner.get(site) or (site.removesuffix("_out") if site.endswith("_out") else None)
+    return _INSIDE.get(site) or (site.removesuffix("_out") if site.endswith("_out") else None)
 
 
 class Sites:
@@ -79,9 +79,16 @@ class Sites:
     def __init__(self, found: Found, name: str, family: Family, device: Callable[[int], torch.device]) -> None:
         self.found, self.name, self.family, self.device = found, name, family, device
         self.parallel = False  # whether the MLP reads the layer's input; the self-check finds out
+        self._known: dict[tuple[int, bool], tuple[str, ...]] = {}
 
     def of(self, layer: int) -> tuple[str, ...]:
         """The sites of a layer, in their order."""
+        key = layer, self.parallel
+        if key not in self._known:  # every intervention of a plan asks
+            self._known[key] = self._sites(layer)
+        return self._known[key]
+
+    def _sites(self, layer: int) -> tuple[str, ...]:
         parts = self.found.contributions[layer]
         inside = [
             *(f"{part}_out" for part in parts),

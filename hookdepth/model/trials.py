@@ -92,7 +92,7 @@ def _takes_prefixes(model: Decoder, token_ids: Tensor) -> bool:
     from hookdepth.model.kv_cache import PrefixCache
 
     cut = token_ids.shape[1] // 2
-    recorder = PrefixCache(record=True)
+    recorder = PrefixCache(record=slice(None))
     try:
         whole = model.forward(token_ids, recorder)
         if not _near(whole, model.forward(token_ids)):

@@ -159,6 +159,25 @@ def test_packing_changes_nothing(llama):
     torch.testing.assert_close(small.layer["effect"], alone, rtol=1e-4, atol=1e-4, equal_nan=True)
 
 
+@pytest.mark.parametrize("reduce", ["max", None])
+def test_sweeps_may_be_of_the_shorter_prompts_alone(llama, reduce):
+    """The longer prompt's path is at its end after one sweep, the shorter one's after two."""
+    model, (long, short) = llama[1], prompts(2, lengths=(T, T - 8))
+    paths = [Branch((LayerPath("0-4,2-4"),), prompt=1), Branch((LayerPath("0,2-4"),), prompt=0)]
+    measurements = [LayerEffect(), OutputEffect()]
+    for one in measurements:
+        one.reduce = reduce
+    together = measure(model, [long, short], paths, measurements)
+    alone = measure(model, [short], [Branch(paths[0].interventions)], measurements)
+    for kind, name in (("layer", "effect"), ("output", "output")):
+        own = getattr(together, kind)[name][0]
+        other = getattr(alone, kind)[name][0]
+        if reduce is None:
+            assert own[..., T - 8 :].isnan().all()
+            own = own[..., : T - 8]
+        torch.testing.assert_close(own, other, equal_nan=True)
+
+
 def test_later_tokens_change_nothing_before_them(llama):
     _, model = llama
     first, second = prompts(2, T)

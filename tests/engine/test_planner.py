@@ -178,13 +178,14 @@ def test_erasure_groups_first_tokens():
     branches = erasures(40, [37, 38])
     plan = make_plan(branches, [40], L, cost=PassCost(32))
     (top,) = plan.passes
-    assert top.rows == ()
-    assert top.stop == max(suffix.start for suffix in top.suffixes)
+    assert top.prefix == "none"
+    assert {plan.spans[row].token for row in top.rows} == set(range(top.suffixes[0].start)), "the first group itself"
     assert 5 < len(top.suffixes) < 39, "several tokens a pass, several passes"
-    for suffix in top.suffixes:
-        assert suffix.prefix == "clean"
-        assert suffix.stop == 39
-        assert suffix.rows == tuple(sorted(suffix.rows, key=lambda i: (plan.spans[i].joins, i)))
+    assert all(suffix.prefix == "clean" for suffix in top.suffixes)
+    for pass_ in top.walk():
+        assert pass_.stop == 39
+        assert pass_.measured == set(pass_.rows)
+        assert pass_.rows == tuple(sorted(pass_.rows, key=lambda i: (plan.spans[i].joins, i)))
     # A pass that costs nothing holds one token's branches; a dear one holds all.
     assert len(make_plan(branches, [40], L, cost=PassCost(0)).passes[0].suffixes) > len(top.suffixes)
     assert make_plan(branches, [40], L, cost=PassCost(10_000), max_row_tokens=1 << 20).n_passes == 1
@@ -197,8 +198,7 @@ def test_erasure_groups_are_the_best(pass_cost, n_layers, max_row_tokens):
     length = 12
     branches = erasures(length, [length - 1], n_layers)
     plan = make_plan(branches, [length], n_layers, cost=PassCost(pass_cost), max_row_tokens=max_row_tokens)
-    suffixes = plan.passes[0].suffixes
-    assert suffixes, "there is something to divide"
+    assert plan.passes[0].suffixes, "there is something to divide"
     layers = sum(len(layers_of(b, n_layers)) for b in branches) // length  # of the branches of one token
 
     def cost(start, stop):
@@ -215,8 +215,18 @@ def test_erasure_groups_are_the_best(pass_cost, n_layers, max_row_tokens):
         for n in range(length)
         for inner in combinations(range(1, length), n)
     )
-    base = 2 * n_layers * plan.passes[0].stop
-    assert plan.work - base + len(suffixes) * pass_cost * n_layers == best
+    assert plan.work + plan.n_passes * pass_cost * n_layers == best
+    assert plan.cost == best
+
+
+def test_clean_runs_are_alone_where_that_costs_less():
+    """The first group starts at token 0 where its tokens left of what changes cost less than a pass of clean runs."""
+    for first, alone in ((1, False), (30, True)):
+        branches = [branch for branch in erasures(40, [38]) if branch.interventions[0].tokens[0] >= first]
+        (top,) = make_plan(branches, [40], L, cost=PassCost(32)).passes
+        assert (top.rows == ()) is alone
+        assert top.start == 0
+        assert top.stop == (max(suffix.start for suffix in top.suffixes) if alone else 39)
 
 
 def test_trunk_prefix_only_where_it_saves():

@@ -18,7 +18,7 @@ def test_the_rest_of_a_prompt_continues_its_beginning(model, start):
     ids = torch.tensor(prompts(3, 20))
     with torch.no_grad():
         whole = model.forward(ids)
-        recorder = PrefixCache(record=True)
+        recorder = PrefixCache(record=slice(None))
         torch.testing.assert_close(model.forward(ids, recorder), whole)
         assert set(recorder.recorded) == set(range(model.n_layers))
         left = {n: (keys[:, :, :start], values[:, :, :start]) for n, (keys, values) in recorder.recorded.items()}
@@ -31,7 +31,7 @@ def test_a_beginning_may_be_recorded_alone(model):
     ids = torch.tensor(prompts(2, 20))
     with torch.no_grad():
         whole = model.forward(ids)
-        recorder = PrefixCache(record=True)
+        recorder = PrefixCache(record=slice(None))
         model.forward(ids[:, :9], recorder)
         rest = model.forward(ids[:, 9:], PrefixCache(9, prefix=recorder.recorded.__getitem__))
     assert (rest - whole[:, 9:]).abs().max() <= 1e-5 * whole.abs().max()
