@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -32,7 +32,8 @@ TOKENS_A_FEATURE, SPLIT_SEED, BLOCK, TILE = 4, 123, 8192, 3 << 25
 _TIE = 1e-6
 
 
-class Sums(NamedTuple):
+@dataclass(frozen=True)
+class Sums:
     """xᵀy of features and targets around their means in training, over the tokens that train, that choose the ridge.
 
     Sums(product(x_train, y_train), product(x_valid, y_valid))
