@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from typed import run_script
 
 import hookdepth
 import hookdepth.training
+from hookdepth.analyses import registry
 from hookdepth.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -116,6 +116,26 @@ def test_shapes_in_comments_are_held():
     assert held_to_its_shape("x = 1  # one") == "x = 1  # one"
     with pytest.raises(AssertionError, match=r"2, 3"):
         exec(held_to_its_shape("torch.ones(2, 3)[:]  # [2]: rows"), {"torch": torch})
+
+
+def run_script(code, folder, monkeypatch):
+    """Run it in `folder`, with no name but its own, as a process that has not met the classes of others."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(registry, "_SEEN", {})
+    script = folder / "script.py"
+    script.write_text(code, encoding="utf-8")
+    with torch.random.fork_rng():
+        runpy.run_path(str(script), run_name="__main__")
+    script.unlink()
+
+
+@pytest.mark.parametrize("name", TITLES)
+def test_pages_import_what_they_name(name):
+    """They run where all is imported already, so what they take from hookdepth must be there without."""
+    text = (PAGES / f"{name}.md").read_text(encoding="utf-8")
+    code = "\n".join(re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
+    modules = set(re.findall(r"^import hookdepth\.(\w+)", code, re.MULTILINE))
+    assert set(re.findall(r"(?<!from )(?<!import )hookdepth\.(\w+)", code)) <= {*hookdepth.__all__, *modules}
 
 
 @pytest.mark.demo

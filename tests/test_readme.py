@@ -13,7 +13,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from typed import run_script
 
 from benchmarks.output import readme_table
 from benchmarks.workloads import WORKLOADS
@@ -65,9 +64,8 @@ def test_the_shell_examples_run(demo_model, tmp_path):
 
 @pytest.mark.demo
 @pytest.mark.parametrize("number", range(len(blocks("python"))))
-@pytest.mark.filterwarnings("error::DeprecationWarning:hookdepth")
-def test_the_python_examples_run(demo_model, tmp_path, monkeypatch, number):
-    run_script(blocks("python")[number], tmp_path, monkeypatch)
+def test_the_python_examples_run(demo_model, tmp_path, number):
+    run([sys.executable, "-W", "error::DeprecationWarning:hookdepth", "-c", blocks("python")[number]], tmp_path)
 
 
 def test_the_pages_and_figures_it_names_are_there():

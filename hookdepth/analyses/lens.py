@@ -21,11 +21,10 @@ from torch import Tensor
 from hookdepth.analyses import depth, said
 from hookdepth.analyses.base import Analysis, token_means
 from hookdepth.analyses.subject import OnPass, Partial, Subject, Tensors
-from hookdepth.engine.reading import capture
+from hookdepth.engine.reading import points_of
 from hookdepth.engine.work import Work, plain_work
 from hookdepth.metrics import blocks, kl_divergence, topk_overlap
 from hookdepth.model.decoder import Decoder
-from hookdepth.model.devices import send
 from hookdepth.model.unembedding import most_logits
 from hookdepth.report.figures import Bars, WordMap
 from hookdepth.results import Result
@@ -131,18 +130,6 @@ def lens_sums(model: Decoder, prompt: Sequence[int], front: int = 0, look: Look 
     with model.evaluating():
         kl, overlap = stream_sums(model, points_of(model, prompt, front), look).cpu()
     return {"kl": kl, "topk_overlap": overlap}
-
-
-def points_of(model: Decoder, prompt: Sequence[int], front: int = 0) -> Float[Tensor, "point token width"]:
-    """The residual stream of one forward pass before each layer and after the last, at the tokens from `front` on.
-
-    points_of(model, ids)   # [L+1, token, d]
-    """
-    last = model.n_layers - 1
-    with model.evaluating(), capture(model, "resid_pre") as acts, capture(model, "resid_post", layers=[last]) as end:
-        model.forward(send([list(prompt)], model.device))
-    points = [*(acts["resid_pre", layer] for layer in range(model.n_layers)), end["resid_post", last]]
-    return torch.stack([point[0, front:].to(points[-1].device) for point in points])
 
 
 def stream_sums(

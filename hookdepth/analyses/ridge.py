@@ -22,10 +22,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hookdepth.engine.reading import LayerSites, each_layer
+from hookdepth.engine.reading import points_of
 from hookdepth.errors import HookdepthError
 from hookdepth.model.decoder import Decoder
-from hookdepth.model.devices import send
 
 RIDGES = (*(10.0**power for power in range(-9, 2)), torch.inf)  # times the mean eigenvalue; the last is the mean alone
 TOKENS_A_FEATURE, SPLIT_SEED, BLOCK, TILE = 4, 123, 8192, 3 << 25
@@ -130,16 +129,7 @@ def stream_of(model: Decoder, ids: Sequence[int], positions: Sequence[int]) -> F
 
     stream_of(model, ids, [1, 2, 3])   # [L+1, 3, d]
     """
-    points: list[Tensor] = []
-
-    def keep(layer: int, sites: LayerSites) -> None:
-        points.append(sites.resid_pre[0, list(positions)])
-        if layer == model.n_layers - 1:
-            points.append(sites.resid_post[0, list(positions)])
-
-    with model.evaluating(), each_layer(model, keep):
-        model.forward(send([list(ids)], model.device))
-    return torch.stack([point.cpu() for point in points])
+    return points_of(model, ids)[:, list(positions)].cpu()
 
 
 def states_of(

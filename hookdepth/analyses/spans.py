@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hookdepth.analyses.lens import points_of
 from hookdepth.analyses.stats import turns
 from hookdepth.analyses.subject import OnPass, Subject, Tensors
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.measurements import Loss
 from hookdepth.engine.passes import measure
 from hookdepth.engine.paths import LayerPath
+from hookdepth.engine.reading import points_of
 from hookdepth.errors import HookdepthError
 from hookdepth.metrics import rank_correlation
 from hookdepth.model.decoder import Decoder

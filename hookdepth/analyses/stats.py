@@ -214,8 +214,9 @@ def residual_sums(model: Decoder, prompt: Sequence[int], front: int = 0, points:
     def measure(layer: int, sites: LayerSites) -> None:
         points.append(sites.resid_pre[0, front:])
         added = {**sites.added, "layer": sites.resid_post.float() - sites.resid_pre.float()}
-        missing = torch.full_like(sites.resid_pre, torch.nan)  # where layers differ
-        pairs = [(added.get(part, missing), _added_to(model, part, sites)) for part in parts]
+        for part in set(parts) - set(added):  # layers differ
+            added[part] = torch.full_like(sites.resid_pre, torch.nan)
+        pairs = [(added[part], _added_to(model, part, sites)) for part in parts]
         relative = torch.stack([relative_norm(part, whole)[0, front:] for part, whole in pairs])  # [part, token]
         cosines = torch.stack([cosine(part, whole)[0, front:] for part, whole in pairs])
         norms = torch.stack([part.float().norm(dim=-1)[0, front:] for part, _ in pairs])

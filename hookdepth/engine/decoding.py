@@ -35,8 +35,9 @@ from hookdepth.engine.rows import RowTable
 from hookdepth.engine.texts import Generated, Generations
 from hookdepth.engine.tokens import Tokens, positions
 from hookdepth.engine.writing import write, write_again
-from hookdepth.errors import HookdepthError, choose, shown, whole_number
+from hookdepth.errors import HookdepthError, choose, whole_number
 from hookdepth.model.ambient import plainly
+from hookdepth.model.checking import checked
 from hookdepth.model.decoder import Decoder
 
 WHERE = ("both", "prompt", "new")
@@ -86,8 +87,7 @@ def generate(
     Greedy tokens are those of Hugging Face's `generate` under plain hooks. Where the two likeliest logits lie within
     1e-4 of each other, rounding may decide: `close_call` says at which token.
     """
-    if not isinstance(model, Decoder):
-        raise HookdepthError(f"the model is {shown(model)}", "give what load or wrap gave")
+    checked(model)
     ids = as_prompts(model, prompts)
     new = whole_number("max_new_tokens", max_new_tokens, 1)
     choose("where", where, WHERE)

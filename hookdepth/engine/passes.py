@@ -34,7 +34,7 @@ from hookdepth.engine.planner import make_plan
 from hookdepth.engine.results import Gathered, Outcome
 from hookdepth.engine.rows import RowTable
 from hookdepth.engine.travel import SweepTable, Travel
-from hookdepth.errors import HookdepthError, shown
+from hookdepth.model.checking import checked
 from hookdepth.model.decoder import Decoder
 from hookdepth.model.devices import send
 
@@ -70,8 +70,7 @@ def measure(
         HookdepthError: a branch that does not fit model or prompt, arguments of a wrong kind (before anything runs);
             values of a wrong shape or that are not finite, or a device on which not even one branch fits.
     """
-    if not isinstance(model, Decoder):
-        raise HookdepthError(f"the model is {shown(model)}", "give what load or wrap gave")
+    checked(model)
     prompts = as_prompts(model, prompts)
     branches = as_branches(model, branches, prompts)
     measurements = as_measurements(model, measurements)

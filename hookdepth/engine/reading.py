@@ -20,6 +20,7 @@ from torch import Tensor
 
 from hookdepth.errors import HookdepthError, choose, shown, whole_number
 from hookdepth.model.decoder import Decoder
+from hookdepth.model.devices import send
 from hookdepth.model.sites import ORDER, READ_ONLY
 from hookdepth.model.turns import in_this_thread, turn_of
 
@@ -112,6 +113,18 @@ def _in_graph(value: Tensor) -> Tensor:
     held = value if value.requires_grad else value.detach().requires_grad_()
     held.retain_grad()
     return held
+
+
+def points_of(model: Decoder, prompt: Sequence[int], front: int = 0) -> Float[Tensor, "point token width"]:
+    """The residual stream of one forward pass before each layer and after the last, at the tokens from `front` on.
+
+    points_of(model, ids)   # [L+1, token, d]
+    """
+    last = model.n_layers - 1
+    with model.evaluating(), capture(model, "resid_pre") as acts, capture(model, "resid_post", layers=[last]) as end:
+        model.forward(send([list(prompt)], model.device))
+    points = [*(acts["resid_pre", layer] for layer in range(model.n_layers)), end["resid_post", last]]
+    return torch.stack([point[0, front:].to(points[-1].device) for point in points])
 
 
 @dataclass

@@ -73,20 +73,14 @@ def render(figure: Figure, *kinds: str) -> list[bytes]:
     """The figure as each of `png`, `svg`, …, without dates, so that the same figure gives the same bytes."""
     buffers = [io.BytesIO() for _ in kinds]
     figure.draw_without_rendering()
-    with _laid_out(figure):  # or it would be laid out twice more for each kind, which takes longer than drawing
+    engine = figure.get_layout_engine()
+    figure.set_layout_engine(None)  # or it would be laid out twice more for each kind, which takes longer than drawing
+    try:
         for buffer, kind in zip(buffers, kinds, strict=True):
             figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else None)
-    return [buffer.getvalue() for buffer in buffers]
-
-
-@contextmanager
-def _laid_out(figure: Figure) -> Iterator[None]:
-    engine = figure.get_layout_engine()
-    figure.set_layout_engine(None)
-    try:
-        yield
     finally:
         figure.set_layout_engine(engine)
+    return [buffer.getvalue() for buffer in buffers]
 
 
 class _Shown(Figure):
