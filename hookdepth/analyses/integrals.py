@@ -181,7 +181,8 @@ def _fixed(path: Path, layers: list[int], nodes: list[float], weights: list[floa
 
 def _adaptive(path: Path, layers: list[int], tolerance: float, most_evaluations: int) -> tuple[Tensor, Tensor, Tensor]:
     narrowest = torch.finfo(path.model.dtype).eps
-    settled = tolerance / 2 if path.model.dtype == torch.float32 else math.inf  # tokens; noise of 16 bits never settles
+    # Of tokens: half, since their errors are estimates; in 16 bits noise never settles.
+    settled = tolerance / 2 if path.model.dtype == torch.float32 else math.inf
     by_layer = {
         layer: AdaptivePath(tolerance, most_evaluations, narrowest, token_tolerance=settled) for layer in layers
     }

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from hookdepth.errors import HookdepthError, shown, whole_number
@@ -77,12 +78,18 @@ def positions(tokens: Tokens, length: int) -> range | list[int]:
     """
     if isinstance(tokens, slice):
         return range(*tokens.indices(length))
+    return list(_positions(tuple(tokens), length))
+
+
+@lru_cache(maxsize=1 << 12)
+def _positions(tokens: tuple[int, ...], length: int) -> tuple[int, ...]:
+    """Remembered, since checks, plans and passes ask the same of thousands of branches."""
     if len(tokens) and not -length <= min(tokens) <= max(tokens) < length:
         wrong = next(token for token in tokens if not -length <= token < length)
         raise HookdepthError(
             f"token {wrong} of a prompt of {length} tokens", f"give positions from {-length} to {length - 1}"
         )
-    chosen = [token % length for token in tokens]
+    chosen = tuple(token % length for token in tokens)
     if len(set(chosen)) < len(chosen):
         twice, _ = Counter(chosen).most_common(1)[0]
         named = [token for token in tokens if token % length == twice]
