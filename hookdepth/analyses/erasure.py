@@ -28,11 +28,11 @@ from hookdepth.data import Probe, encode
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.interventions import Patch
 from hookdepth.engine.measurements import OutputEffect
+from hookdepth.engine.passes import padded, prompts_together
 from hookdepth.engine.reading import LayerSites, each_layer
 from hookdepth.engine.work import Work, plain_work
 from hookdepth.errors import HookdepthError
 from hookdepth.model.decoder import Decoder
-from hookdepth.model.devices import send
 from hookdepth.report.figures import TokenMap
 from hookdepth.results import Result
 
@@ -188,18 +188,19 @@ def uninformative_residual(model: Decoder, prompts: Sequence[Sequence[int]]) -> 
     uninformative_residual(model, first_ten_prompts)   # [L+1, d]
     """
     sums = torch.zeros(model.n_layers + 1, model.d_model, dtype=torch.float64)
+    of_prompts: dict[int, list[Tensor]] = {}
 
     def add(layer: int, sites: LayerSites) -> None:
-        here.append(sites.resid_pre[0].float().sum(0))
-        if layer == model.n_layers - 1:
-            here.append(sites.resid_post[0].float().sum(0))
+        points = [sites.resid_pre, *([sites.resid_post] if layer == model.n_layers - 1 else [])]
+        for point in points:
+            for row, number in enumerate(group):
+                total = point[row, : len(prompts[number])].float().sum(0)
+                of_prompts.setdefault(number, []).append(total.to(model.device))
 
-    of_prompts: list[Tensor] = []
     with model.evaluating(), each_layer(model, add):
-        for prompt in prompts:
-            here: list[Tensor] = []
-            model.forward(send([list(prompt)], model.device))
-            of_prompts.append(torch.stack([value.to(model.device) for value in here]))
-    for found in torch.stack(of_prompts).cpu():  # at the end, so that no pass waits for the one before
+        for group in prompts_together(model, prompts):
+            model.forward(padded([prompts[number] for number in group], model.device))
+    # At the end, so that no pass waits for the one before; in the order of the prompts, whoever shared a pass.
+    for found in torch.stack([torch.stack(of_prompts[number]) for number in range(len(prompts))]).cpu():
         sums += found.double()
     return (sums / sum(len(prompt) for prompt in prompts)).float()

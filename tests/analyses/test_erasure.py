@@ -8,7 +8,9 @@ from tiny_models import prompts, tiny_model
 
 import hookdepth
 from hookdepth.analyses import Inputs
+from hookdepth.analyses.erasure import uninformative_residual
 from hookdepth.cli import main
+from hookdepth.engine.machines import PassCost
 
 IDS = prompts(3, (9, 7, 11))
 PROBES = (probe_of(IDS[0], [7, 8]), probe_of(IDS[1], [6]))
@@ -58,6 +60,21 @@ def test_against_a_plain_pass_for_each(kind, erase, measure):
         stored = ours[f"baseline.{number}"] if kind == "prompt" else ours["baseline"]
         assert torch.allclose(stored, baseline, atol=1e-4)
         close(ours[f"effect.{number}"], one_pass_each(hf, probe, baseline, erase, measure))
+
+
+def test_prompts_of_the_baseline_share_passes_where_that_costs_less(monkeypatch):
+    hf, ids = tiny_model("llama", num_hidden_layers=2), prompts(4, (9, 30, 8, 9))
+    model, passes = hookdepth.wrap(hf), []
+    monkeypatch.setattr("hookdepth.engine.passes.cost_of", lambda model: PassCost(4, full=40))
+    forward = model.forward
+    monkeypatch.setattr(model, "forward", lambda ids: passes.append(tuple(ids.shape)) or forward(ids))
+    together = uninformative_residual(model, ids)
+    assert passes == [(3, 9), (1, 30)], "one with a padded prompt, and one that would be too long for more"
+    assert torch.allclose(together, naive.erasure_baseline(hf, ids), atol=1e-5)
+    model.shares = False
+    apart = uninformative_residual(model, ids)
+    assert len(passes) == 2 + 4
+    assert torch.allclose(together, apart, atol=1e-6)
 
 
 @pytest.mark.parametrize(("option", "value"), [("--erase", "after"), ("--measure", "all"), ("--erasure-baseline", "0")])
