@@ -134,6 +134,5 @@ def test_errors_of_tokens_that_cancel_in_the_sum_are_resolved():
             slope = 1 / (0.1 * math.pi) / (1 + ((alpha - 0.3) / 0.1) ** 2)  # its integral: 0.852
             path.accept(alpha, alpha, torch.tensor([1 + slope, -slope]))  # f(α) = α: completeness sees nothing
     bump = (math.atan(7) + math.atan(3)) / math.pi
-    # Twice the tolerance: of a bump as narrow as the first intervals the error is an estimate.
-    assert path.integral().tolist() == pytest.approx([1 + bump, -bump], abs=2 * 0.0025 * (1 + bump))
+    assert path.integral().tolist() == pytest.approx([1 + bump, -bump], abs=0.0025 * (1 + bump))
     assert 9 < path.evaluations < 50
