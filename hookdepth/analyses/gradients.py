@@ -24,7 +24,7 @@ from hookdepth.engine.work import Work
 from hookdepth.report.figures import Strip, TokenMap
 from hookdepth.results import Result
 
-NODES = 98
+NODES = 88
 """A layer's, of an adaptive path: the mean over layers, weighted by their work, on the demo model."""
 
 

@@ -11,11 +11,12 @@ first, 2403.03853), of each length the best single span and that of the smallest
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from hookdepth.analyses.base import Analysis
 from hookdepth.analyses.settings import Settings
@@ -66,8 +67,8 @@ class LayerPruning(Analysis):
     )
 
     def items(self, subject: Subject) -> Sequence[int]:
-        """One: which layer goes next depends on all prompts together."""
-        return [0]
+        """One for each way of choosing; none is for prompts, since which layer goes next depends on all of them."""
+        return range(len(_WAYS))
 
     def refuse(self, subject: Subject) -> None:
         """Also more layers to keep than there are, and prompts of which no next token can be predicted."""
@@ -90,36 +91,20 @@ class LayerPruning(Analysis):
 
     def measure(self, subject: Subject, item: int, on_pass: OnPass) -> Partial:
         """Losses by rule, [1 + k], and of each prompt, [prompt, 1 + k]."""
-        n, losses = subject.model.n_layers, Losses(subject, on_pass)
-        steps = range(n - self.keep(subject))
-        clean = losses.of([[*range(n)]])
-        found, order = {"greedy": [clean[0]]}, []
-        for _ in steps:
-            rest = [layer for layer in range(n) if layer not in order]
-            own = losses.of([[one for one in rest if one != layer] for layer in rest])
-            best = int(losses.mean(own).argmin())
-            order.append(rest[best])
-            found["greedy"].append(own[best])
-        known = self._magnitudes(subject, on_pass)
-        influence = known["block_influence"].argsort(stable=True).tolist()
-        found["influence"] = [*losses.of(without(influence[: len(steps)], n))]
-        found["span"], found["distance"] = [clean[0]], [clean[0]]
-        for more in steps:  # layers of a span beside its first
-            own = losses.of([rearranged("skip", a, a + more, n) for a in range(n - more)])
-            found["span"].append(own[int(losses.mean(own).argmin())])
-            found["distance"].append(own[int(known["angular_distance"].diagonal(more).argmin())])
-        draws = [Random(number).sample(range(n), len(steps)) for number in range(_RANDOM)]
-        own = losses.of([path for draw in draws for path in without(draw, n)])
-        found["random"] = [*own.view(_RANDOM, len(steps) + 1, -1).mean(0)]
-        tensors: Tensors = {"order": torch.tensor(order).float()}
+        losses = Losses(subject, on_pass)
+        search = _Search(subject, losses, subject.model.n_layers - self.keep(subject), on_pass)
+        order, found = _WAYS[item](search)
+        tensors: Tensors = {"order": torch.tensor(order).float()} if order else {}
         for rule, values in found.items():
             each = torch.stack(list(values))  # [1 + k, prompt]
             tensors |= {f"{rule}.loss": losses.mean(each).float(), f"per_prompt.{rule}.loss": each.T.contiguous()}
-        return Partial(tensors, losses.passes + len(subject.inputs.prompts), losses.floor, losses.where)
+        return Partial(tensors, losses.passes + search.passes, losses.floor, losses.where)
 
     def reduce(self, subject: Subject, items: Sequence[Tensors]) -> Tensors:
-        """The one that there is."""
-        return dict(items[0])
+        """What all ways found, the rules in their order."""
+        found = {name: values for item in items for name, values in item.items()}
+        ordered = [name for rule in _RULES for name in (f"{rule}.loss", f"per_prompt.{rule}.loss")]
+        return {name: found[name] for name in ("order", *ordered)}
 
     def sample(self, settings: Settings, times: int) -> Settings:
         """Half of the layers, of which the small model of a dry run has few."""
@@ -156,13 +141,63 @@ class LayerPruning(Analysis):
             f"Layers left out until the loss is a tenth above the model's {own['clean_loss']:.3f}: {reached}.",
         ]
 
-    @staticmethod
-    def _magnitudes(subject: Subject, on_pass: OnPass) -> Tensors:
+
+@dataclass
+class _Search:
+    """The ways of choosing `steps` layers: each gives losses after 0, 1, … of them, [prompt], by rule."""
+
+    subject: Subject
+    losses: Losses
+    steps: int
+    on_pass: OnPass
+    passes: int = 0  # beside those of the losses
+
+    @property
+    def n_layers(self) -> int:
+        return self.subject.model.n_layers
+
+    def clean(self) -> Tensor:
+        return self.losses.of([[*range(self.n_layers)]])[0]
+
+    def greedy(self) -> tuple[list[int], dict[str, list[Tensor]]]:
+        found, order = [self.clean()], []
+        for _ in range(self.steps):
+            rest = [layer for layer in range(self.n_layers) if layer not in order]
+            own = self.losses.of([[one for one in rest if one != layer] for layer in rest])
+            best = int(self.losses.mean(own).argmin())
+            order.append(rest[best])
+            found.append(own[best])
+        return order, {"greedy": found}
+
+    def spans(self) -> tuple[list[int], dict[str, list[Tensor]]]:
+        distance, clean = self._magnitude("angular_distance"), self.clean()
+        best, nearest = [clean], [clean]
+        for more in range(self.steps):  # layers of a span beside its first
+            starts = range(self.n_layers - more)
+            own = self.losses.of([rearranged("skip", a, a + more, self.n_layers) for a in starts])
+            best.append(own[int(self.losses.mean(own).argmin())])
+            nearest.append(own[int(distance.diagonal(more).argmin())])
+        return [], {"span": best, "distance": nearest}
+
+    def influence(self) -> tuple[list[int], dict[str, list[Tensor]]]:
+        least = self._magnitude("block_influence").argsort(stable=True).tolist()
+        return [], {"influence": [*self.losses.of(without(least[: self.steps], self.n_layers))]}
+
+    def random(self) -> tuple[list[int], dict[str, list[Tensor]]]:
+        draws = [Random(number).sample(range(self.n_layers), self.steps) for number in range(_RANDOM)]
+        own = self.losses.of([path for draw in draws for path in without(draw, self.n_layers)])
+        return [], {"random": [*own.view(_RANDOM, self.steps + 1, -1).mean(0)]}
+
+    def _magnitude(self, name: str) -> Tensor:
         """Sums over the tokens of all prompts, of angular distances over prompts: only their order matters."""
-        total: Tensors = {}
-        for prompt in subject.inputs.prompts:
-            found = magnitudes(subject.model, prompt)
-            found["block_influence"] *= len(prompt)
-            total = {name: value.double() + total.get(name, 0.0) for name, value in found.items()}
-            on_pass()
-        return total
+        each = []
+        for prompt in self.subject.inputs.prompts:
+            found = magnitudes(self.subject.model, prompt)[name]
+            each.append((found * len(prompt) if name == "block_influence" else found).double())
+            self.passes += 1
+            self.on_pass()
+        return torch.stack(each).sum(0)
+
+
+_WAYS = (_Search.greedy, _Search.spans, _Search.influence, _Search.random)
+"""Items of a run, so that one that is stopped goes on with the next way, and several processes share them."""

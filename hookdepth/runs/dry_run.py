@@ -123,7 +123,7 @@ def _sample(group: Group, small: Decoder) -> Group:
     branches as often as the model has layers for each of the miniature's: a product of few rows takes as long as one
     of many."""
     first, subject = group.members[0], group.subject
-    tokens = round(statistics.mean(len(first.tokens(subject, item)) for item in first.items(subject)))
+    tokens = round(statistics.mean(map(len, first.texts(subject.inputs))))
     shortest, times = _SHORTEST + first.front(subject.settings), 1
 
     def made(tokens: int, times: int) -> Group:

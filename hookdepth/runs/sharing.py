@@ -65,9 +65,9 @@ class Group:
         """Items by chunk: consecutive prompts that are short enough to fill a pass together, others alone."""
         first = self.members[0]
         items = first.items(self.subject)[self.begin :]
-        lengths = [len(first.tokens(self.subject, item)) for item in items]
-        if not self.branching or first.needs == "probes" or not lengths:
+        if not self.branching or first.needs == "probes" or not items:
             return [[item] for item in items]
+        lengths = [len(first.tokens(self.subject, item)) for item in items]
         longest = items[max(range(len(lengths)), key=lengths.__getitem__)]
         rows = self._rows(longest, max(lengths))
         return [[items[place] for place in places] for places in _consecutive(lengths, rows)]
