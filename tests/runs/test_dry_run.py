@@ -316,7 +316,7 @@ def test_the_plan_of_a_config(folder):
     printed = start.describe_plan(config, chosen("all"))
     for words in ("skip-current and skip-future", "passes", "TFLOP", "GiB of weights", "time: about"):
         assert words in printed
-    assert "here 98 a layer are assumed; with --ig-max-evaluations 1024 it may be up to 10 times as many" in printed
+    assert "here 88 a layer are assumed; with --ig-max-evaluations 1024 it may be up to 12 times as many" in printed
     assert printed.endswith("--device-map spreads the weights, and moving them takes time")
     without = start.describe_plan(replace(config, analyses="logit-lens"), chosen("logit-lens"))
     assert "nodes" not in without
