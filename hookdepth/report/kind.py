@@ -76,12 +76,12 @@ class Picture:
 
     def draw(self) -> Figure:
         """The figure, with what is said about it under it: picture.draw()"""
-        from hookdepth.report.drawing.style import say_below, style
+        from hookdepth.report.drawing.style import lay_out, say_below, style
 
         with style():
             figure = self.render()
             say_below(figure, self.said)
-            figure.draw_without_rendering()  # once is not enough for the layout where names are long
+            lay_out(figure)  # once is not enough for the layout where names are long
         return figure
 
 

@@ -72,7 +72,7 @@ def style() -> Iterator[None]:
 def render(figure: Figure, *kinds: str) -> list[bytes]:
     """The figure as each of `png`, `svg`, …, without dates, so that the same figure gives the same bytes."""
     buffers = [io.BytesIO() for _ in kinds]
-    figure.draw_without_rendering()
+    lay_out(figure)
     engine = figure.get_layout_engine()
     figure.set_layout_engine(None)  # or it would be laid out twice more for each kind, which takes longer than drawing
     try:
@@ -81,6 +81,13 @@ def render(figure: Figure, *kinds: str) -> list[bytes]:
     finally:
         figure.set_layout_engine(engine)
     return [buffer.getvalue() for buffer in buffers]
+
+
+def lay_out(figure: Figure) -> None:
+    """Give everything its place, in half the time that drawing without rendering takes: lay_out(figure)."""
+    engine = figure.get_layout_engine()
+    if engine is not None and not isinstance(figure, Borrowed):
+        engine.execute(figure)
 
 
 class _Shown(Figure):
