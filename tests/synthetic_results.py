@@ -14,6 +14,7 @@ from hookdepth.results import SCHEMA, Result
 
 ADDITION = ["<|im_start|>", "5", " +", " 7", " +", " 5", " +", " 3", " +", " 1", " +", " 7", " =", " ", "28"]
 STRANGE = ["日本", "$x$", "\n", "é", "_", "a_very_long_token_indeed", "<script>", "🙂", "$", "%", "\t", "Ġword"]
+EVERY_KIND = ("residual-stats", "logit-lens", "skip-current", "residual-erasure", "integrated-gradients")
 INTERVENTIONS = ("skip-current", "skip-future", "local-current", "local-future")
 
 
@@ -59,9 +60,15 @@ def synthetic_results(
     return results
 
 
-def write_folder(folder, **options):
-    """`write_folder(tmp_path / "out", n_layers=4)`: the synthetic results as files; returns the folder."""
-    for name, result in synthetic_results(**options).items():
+def some_results(names=EVERY_KIND, **options):
+    """`some_results(n_layers=4)`: of one probe, and of an analysis for each kind of figure or of those named alone."""
+    results = synthetic_results(**{"n_probes": 1, **options})
+    return {name: results[name] for name in names}
+
+
+def write_folder(folder, names=None, **options):
+    """`write_folder(tmp_path / "out", n_layers=4)`: the results as files, all or those named; returns the folder."""
+    for name, result in (some_results(names, **options) if names else synthetic_results(**options)).items():
         result.save(Path(folder) / f"{name}.safetensors")
     return Path(folder)
 

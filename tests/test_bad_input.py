@@ -553,16 +553,3 @@ def test_what_a_result_says_of_its_data_set_is_the_same_for_every_limit(here):
         assert main(run(here, "--limit", limit, dataset="many.txt", analyses="residual-stats", out=f"o{limit}")) == 0
         digests.add(load_folder(f"o{limit}")["residual-stats"].metadata["data"]["prompts_sha256"])
     assert len(digests) == 1
-
-
-@pytest.mark.parametrize("backend", ["nonsense", "", "svg"])
-def test_figures_need_no_backend(backend):
-    code = (
-        "import os; import hookdepth.report.page; import matplotlib.figure;"
-        "from hookdepth.report.drawing.style import new_figure, render; print(matplotlib.get_backend());"
-        "print(len(render(new_figure(1, 1), 'png')[0]) > 100);"
-        "print(repr(os.environ['MPLBACKEND']))"
-    )
-    given = {**os.environ, "MPLBACKEND": backend}
-    done = subprocess.run([sys.executable, "-c", code], env=given, capture_output=True, text=True, check=False)
-    assert (done.stdout, done.stderr) == (f"{'svg' if backend == 'svg' else 'agg'}\nTrue\n{backend!r}\n", "")

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import bad_files
 import pytest
-from synthetic_results import synthetic_results
+from synthetic_results import some_results
 
 import hookdepth
 from hookdepth.model import demo
+from hookdepth.report.drawing import style
 from hookdepth.runs.reporting import comparison, report
 
 PACKAGE = Path(hookdepth.__file__).parent
@@ -112,6 +113,11 @@ ATTRIBUTES |= {"alt", "src", "viewbox", "preserveaspectratio", "d"}
 class Strict(HTMLParser):
     """Refuses every element and attribute that our pages do not use, and every address that leads anywhere."""
 
+    text = ""
+
+    def handle_data(self, data):
+        self.text += data
+
     def handle_starttag(self, tag, attrs):
         assert tag in ALLOWED
         for name, value in attrs:
@@ -125,7 +131,7 @@ class Strict(HTMLParser):
 
 
 def poisoned(folder, trick):
-    for result in synthetic_results(n_layers=2, n_tokens=4, model=trick, null=1e-3).values():
+    for result in some_results(n_layers=2, n_tokens=4, model=trick, null=1e-3).values():
         result.metadata["null_where"] = trick
         result.metadata["settings"] = {trick: trick, "list": [trick]}
         result.metadata["versions"] = {trick: trick}
@@ -135,8 +141,9 @@ def poisoned(folder, trick):
         result.save(folder / f"{result.analysis}.safetensors")
 
 
-def test_pages_of_texts_that_would_be_markup(tmp_path):
+def test_pages_of_texts_that_would_be_markup(tmp_path, monkeypatch):
     """All tricks in one text, everywhere that text can come from outside."""
+    monkeypatch.setitem(style._STYLE, "savefig.dpi", 30)
     poisoned(tmp_path / "<b>run&", " ".join(TRICKS))
     pages = [
         report(tmp_path / "<b>run&"),
@@ -144,7 +151,9 @@ def test_pages_of_texts_that_would_be_markup(tmp_path):
     ]
     for page in pages:
         html = page.read_text(encoding="utf-8")
-        Strict().feed(html)
+        strict = Strict()
+        strict.feed(html)
+        assert TRICKS[0] in strict.text
         assert html.count("<style>") == html.count("</style>") == html.count("<title>hookdepth") == 1
         assert "default-src 'none'" in html
         assert "javascript:alert" in html, "it is there, as text"

@@ -1,5 +1,6 @@
 """Figures have the limits, order, labels and bytes that they should, at any depth and with any tokens."""
 
+import os
 import re
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
-from synthetic_results import STRANGE, synthetic_results
+from synthetic_results import EVERY_KIND, STRANGE, some_results, synthetic_results
 
 from hookdepth.analyses.gradients import relative_error
 from hookdepth.analyses.registry import declared as lookup
@@ -30,8 +31,17 @@ def drawn(result):
     return figures_for(result, lookup(result))
 
 
-def all_figures(**options):
-    return {name: figure for r in synthetic_results(**options).values() for name, figure in drawn(r).items()}
+def of_all(results):
+    """Pictures of all figures of these results, by name, with their kind; none is drawn yet."""
+    known = (pictures_of(result, lookup(result)) for result in results.values())
+    return {picture.name: (kind, picture) for own in known for kind, some in own for picture in some}
+
+
+@pytest.fixture(scope="module")
+def small():
+    """The figures of all analyses of a small model with their kinds and pictures, by name, to be looked at only."""
+    results = synthetic_results(n_layers=4, n_tokens=6, null=2e-6, n_probes=1)
+    return {name: (kind, picture, picture.draw()) for name, (kind, picture) in of_all(results).items()}
 
 
 def heat_map(figure):
@@ -39,7 +49,7 @@ def heat_map(figure):
 
 
 def test_every_analysis_has_its_figures():
-    names = set(all_figures(n_layers=4, n_tokens=6, parts=("layer", "mlp")))
+    names = set(of_all(synthetic_results(n_layers=4, n_tokens=6, parts=("layer", "mlp"))))
     assert {"residual-stats-contribution", "residual-stats-cosine", "residual-stats-norms"} <= names
     assert {"logit-lens-kl", "logit-lens-overlap", "skip-current-mlp-effect", "skip-future-mlp-output"} <= names
     assert {"local-current-layer-effect", "residual-erasure-1", "integrated-gradients-mlp-0"} <= names
@@ -47,58 +57,60 @@ def test_every_analysis_has_its_figures():
     assert drawn(Result("of-another-version", {})) == {}
 
 
-@pytest.mark.parametrize(("n_layers", "n_tokens"), [(1, 1), (1, 2), (2, 3), (4, 20), (126, 60)])
-def test_any_size_draws_without_a_warning(n_layers, n_tokens):
+@pytest.mark.parametrize(
+    ("n_layers", "n_tokens", "analyses"),
+    [(1, 1, EVERY_KIND), (2, 2, EVERY_KIND), (4, 20, None), (30, 40, EVERY_KIND), (126, 60, EVERY_KIND)],
+)
+def test_any_size_draws_within_its_page_and_without_a_warning(n_layers, n_tokens, analyses, monkeypatch):
+    """Nothing warns, nothing spills out of the figure, and no tick label touches the next."""
+    monkeypatch.setitem(style._STYLE, "savefig.dpi", 30)  # nobody looks at it
+    results = synthetic_results(n_layers=n_layers, n_tokens=n_tokens, n_probes=1, huge=16, strange=True)
     with warnings.catch_warnings():
         for kind in (UserWarning, RuntimeWarning, matplotlib.MatplotlibDeprecationWarning):
             warnings.simplefilter("error", kind)
         warnings.filterwarnings(
             "ignore", "'.*(deprecated - use|argument is deprecated)"
         )  # old matplotlib, new pyparsing
-        figures = all_figures(n_layers=n_layers, n_tokens=n_tokens, strange=True)
-        for figure in figures.values():
+        for name, (_, picture) in of_all({name: results[name] for name in analyses or results}).items():
+            figure = picture.draw()
             assert render(figure, "png")[0].startswith(b"\x89PNG")
+            with style.style():
+                within_its_page(figure, name)
+            apart(figure, name)
 
 
-def test_nothing_spills_out_of_its_figure():
-    for name, figure in all_figures(n_layers=30, n_tokens=40, huge=16, strange=True).items():
-        with style.style():
-            figure.draw_without_rendering()
-            box, page = figure.get_tightbbox(), figure.bbox_inches
-        assert box.x0 >= page.x0 - 0.01, name
-        assert box.y0 >= page.y0 - 0.01, name
-        assert box.x1 <= page.x1 + 0.01, name
-        assert box.y1 <= page.y1 + 0.01, name
+def within_its_page(figure, name):
+    box, page = figure.get_tightbbox(), figure.bbox_inches
+    assert box.x0 >= page.x0 - 0.01, name
+    assert box.y0 >= page.y0 - 0.01, name
+    assert box.x1 <= page.x1 + 0.01, name
+    assert box.y1 <= page.y1 + 0.01, name
 
 
-@pytest.mark.parametrize("n_layers", [4, 30, 126])
-def test_ticks_do_not_overlap(n_layers):
-    for name, figure in all_figures(n_layers=n_layers, n_tokens=20).items():
-        with style.style():
-            figure.draw_without_rendering()
-        for axes in figure.axes:
-            low, high = sorted(axes.get_xlim())
-            labels = [tick.label1 for tick in axes.xaxis.get_major_ticks() if low <= tick.get_loc() <= high]
-            boxes = [label.get_window_extent() for label in labels if label.get_text() and not label.get_rotation()]
-            gaps = [after.x0 - before.x1 for before, after in pairwise(boxes)]
-            assert all(gap > 1 for gap in gaps), name
+def apart(figure, name):
+    for axes in figure.axes:
+        low, high = sorted(axes.get_xlim())
+        labels = [tick.label1 for tick in axes.xaxis.get_major_ticks() if low <= tick.get_loc() <= high]
+        boxes = [label.get_window_extent() for label in labels if label.get_text() and not label.get_rotation()]
+        gaps = [after.x0 - before.x1 for before, after in pairwise(boxes)]
+        assert all(gap > 1 for gap in gaps), name
 
 
-def test_same_result_same_bytes_and_no_date():
-    for kind in ("png", "svg"):
-        first, second = (
-            {name: render(figure, kind) for name, figure in all_figures(n_layers=4, n_tokens=6).items()}
-            for _ in range(2)
-        )
-        assert first == second
-        assert not any(b"<dc:date>" in content for content in first.values())
+def test_same_result_same_bytes_and_no_date(small):
+    for name, (_, picture, figure) in small.items():
+        if not name.startswith(EVERY_KIND):
+            continue
+        first, second = (render(one, "png", "svg") for one in (figure, picture.draw()))
+        assert first == second, name
+        assert b"<dc:date>" not in first[1]
 
 
 def test_users_settings_neither_count_nor_change():
-    plain = render(all_figures(n_layers=4, n_tokens=6)["logit-lens-kl"], "png")
+    _, picture = of_all(some_results(["logit-lens"], n_layers=4))["logit-lens-kl"]
+    plain = render(picture.draw(), "png")
     with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "black", "savefig.dpi": 20, "image.cmap": "jet"}):
         before = dict(matplotlib.rcParams)
-        assert render(all_figures(n_layers=4, n_tokens=6)["logit-lens-kl"], "png") == plain
+        assert render(picture.draw(), "png") == plain
         assert dict(matplotlib.rcParams) == before
 
 
@@ -126,11 +138,12 @@ def test_contribution_axis(top, limit, clipped):
 
 
 def test_part_colours_are_the_same_everywhere():
-    figures = all_figures(n_layers=4, parts=("layer", "attn", "mlp"))
-    groups = figures["residual-stats-contribution"].axes[0].containers
+    results = some_results(["residual-stats", "skip-future"], n_layers=4, parts=("layer", "attn", "mlp"))
+    figures = {name: picture.draw for name, (_, picture) in of_all(results).items()}
+    groups = figures["residual-stats-contribution"]().axes[0].containers
     for part in style.PART_COLOURS:
         (group,) = (group for group in groups if group.get_label() == SERIES_NAMES[part])
-        output = figures[f"skip-future-{part}-output"].axes[0].containers[0]
+        output = figures[f"skip-future-{part}-output"]().axes[0].containers[0]
         assert output[0].get_facecolor() == group[0].get_facecolor()
 
 
@@ -221,10 +234,12 @@ def test_relative_error_has_the_floor_of_the_convergence_test():
 
 def test_gradients_of_all_parts_and_of_a_file_with_attributions_only():
     result = synthetic_results(n_layers=4, n_tokens=6, parts=("layer", "attn"))["integrated-gradients"]
-    assert [name.removeprefix("integrated-gradients-") for name in drawn(result)] == [
-        "layer-0", "layer-1", "attn-0", "attn-1",
-    ]  # fmt: skip
-    assert all(len(figure.axes) == 3 for figure in drawn(result).values())  # map, strip and colour bar
+    pictures = {
+        name.removeprefix("integrated-gradients-"): picture for name, (_, picture) in of_all({"": result}).items()
+    }
+    assert list(pictures) == ["layer-0", "layer-1", "attn-0", "attn-1"]
+    for name in ("layer-1", "attn-0"):
+        assert len(pictures[name].draw().axes) == 3  # map, strip and colour bar
     bare = Result("integrated-gradients", {"attribution.0": torch.ones(3, 4)})
     (figure,) = drawn(bare).values()
     assert len(figure.axes) == 2  # map and colour bar
@@ -232,7 +247,7 @@ def test_gradients_of_all_parts_and_of_a_file_with_attributions_only():
 
 def test_many_probes_are_not_all_drawn():
     many = Result("residual-erasure", {f"effect.{n}": torch.ones(3, 4) for n in range(30)})
-    assert len(drawn(many)) == MOST_PROBES
+    assert len(of_all({"": many})) == MOST_PROBES
 
 
 @pytest.mark.parametrize(
@@ -254,8 +269,11 @@ def test_dollars_in_tokens_start_no_formula():
     render(tokens.token_figure(torch.rand(3, 4), probe, Scale(0.0, 1.0)), "png")
 
 
-def test_compare_overlays_runs_of_one_depth_over_layers():
-    runs = {"$a$": synthetic_results(n_layers=6), "_b": synthetic_results(n_layers=6, seed=1)}
+def test_compare_overlays_runs_of_one_depth_over_layers(monkeypatch):
+    monkeypatch.setitem(style._STYLE, "savefig.dpi", 30)
+    runs = {
+        name: some_results(EVERY_KIND, n_layers=6, n_tokens=6, seed=seed) for seed, name in enumerate(["$a$", "_b"])
+    }
     figures = compare_figures(runs, lookup)
     axes = figures["logit-lens-kl"].axes[0]
     assert [list(line.get_xdata()) for line in axes.lines] == [list(range(7))] * 2
@@ -266,7 +284,8 @@ def test_compare_overlays_runs_of_one_depth_over_layers():
 
 
 def test_compare_of_different_depths_is_over_relative_depth():
-    runs = {"small": synthetic_results(n_layers=2), "large": synthetic_results(n_layers=4)}
+    curves = ("logit-lens", "skip-current")
+    runs = {"small": some_results(curves, n_layers=2), "large": some_results(curves, n_layers=4)}
     figures = compare_figures(runs, lookup)
     places = [line.get_xdata() for line in figures["skip-current-layer-output"].axes[0].lines]
     assert np.allclose(places[0], [0.25, 0.75])
@@ -278,7 +297,8 @@ def test_compare_of_different_depths_is_over_relative_depth():
 
 
 def test_compare_puts_maps_on_one_scale_and_leaves_out_what_only_one_run_has():
-    runs = {f"run{n}": synthetic_results(n_layers=3 + n, n_tokens=6, seed=n) for n in range(4)}
+    maps = ("skip-current", "integrated-gradients")
+    runs = {f"run{n}": some_results(maps, n_layers=3 + n, n_tokens=6, seed=n) for n in range(4)}
     runs["run0"]["skip-current"].tensors["attn.effect"] = torch.ones(3, 3)
     figures = compare_figures(runs, lookup)
     maps = figures["skip-current-layer-effect"].axes
@@ -292,8 +312,8 @@ def test_compare_puts_maps_on_one_scale_and_leaves_out_what_only_one_run_has():
 
 
 def test_compare_matches_probes_by_prompt():
-    one, other = synthetic_results(n_layers=3, n_tokens=6), synthetic_results(n_layers=3, n_tokens=6)
-    for result in (other["residual-erasure"], other["integrated-gradients"]):
+    one, other = ({"residual-erasure": synthetic_results(n_layers=3, n_tokens=6)["residual-erasure"]} for _ in range(2))
+    for result in other.values():
         result.metadata["probes"] = [
             {**result.metadata["probes"][0], "prompt": "another"},
             result.metadata["probes"][1],
@@ -368,14 +388,12 @@ def test_points_are_what_the_axes_say():
         assert figure.axes[0].lines[0].get_xdata().tolist() == pytest.approx(expected)
 
 
-def test_every_figure_says_what_it_is_made_of():
-    for result in synthetic_results(n_layers=4, n_tokens=6, null=2e-6).values():
-        for kind, pictures in pictures_of(result, lookup(result)):
-            for picture in pictures:
-                text = picture.draw()._supxlabel.get_text().replace("\n", " ")
-                assert ("one prompt" if "{i}" in kind.tensor else "3 prompts") in text.lower()
-                assert kind.reduction.lower() in text.lower()
-                assert ("Noise floor 2e-06" in text) == ("null_effect" in result.metadata)
+def test_every_figure_says_what_it_is_made_of(small):
+    for name, (kind, _, figure) in small.items():
+        text = figure._supxlabel.get_text().replace("\n", " ")
+        assert ("one prompt" if "{i}" in kind.tensor else "3 prompts") in text.lower()
+        assert kind.reduction.lower() in text.lower()
+        assert ("Noise floor 2e-06" in text) == (not name.startswith(("residual-stats", "logit-lens")))
     effect = torch.zeros(5, 5)
     effect[1, 3], effect[2, 2] = 118.0, float("nan")
     ((_, (picture,)),) = pictures_of(Result("skip-current", {"layer.effect": effect}), known()["skip-current"]())
@@ -408,10 +426,29 @@ def test_a_map_of_tokens_is_its_mean_size_over_training():
         assert axes.collections[0].get_array().ravel().tolist() == pytest.approx(expected.flatten().tolist())
 
 
-def test_declaring_figures_does_not_wait_for_matplotlib():
-    code = "import sys, hookdepth.report.figures; print('matplotlib' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
-    assert done.stdout.strip() == "False"
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="one process imports torch for all")
+def test_figures_wait_for_matplotlib_and_need_no_backend():
+    """Declaring them imports no matplotlib, and drawing them does, whatever the environment says of windows."""
+    code = """if True:
+        import os, sys
+        import hookdepth.report.figures
+        print("matplotlib" in sys.modules)
+        for backend in ("nonsense", "", "svg"):
+            os.environ["MPLBACKEND"] = backend
+            sys.stdout.flush()
+            if child := os.fork():
+                os.waitpid(child, 0)
+                continue
+            import hookdepth.report.page
+            import matplotlib.figure
+            from hookdepth.report.drawing.style import new_figure, render
+            drawn = render(new_figure(1, 1), "png")[0]
+            print(matplotlib.get_backend(), len(drawn) > 100, repr(os.environ["MPLBACKEND"]), flush=True)
+            os._exit(0)
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout == "False\nagg True 'nonsense'\nagg True ''\nsvg True 'svg'\n"
+    assert done.stderr == ""
 
 
 def test_a_saturated_map_gets_logarithmic_colours_and_says_so():

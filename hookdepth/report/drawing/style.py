@@ -86,7 +86,7 @@ def render(figure: Figure, *kinds: str) -> list[bytes]:
 def lay_out(figure: Figure) -> None:
     """Give everything its place, in half the time that drawing without rendering takes: lay_out(figure)."""
     engine = figure.get_layout_engine()
-    if engine is not None and not isinstance(figure, Borrowed):
+    if engine is not None and figure.axes and not isinstance(figure, Borrowed):
         engine.execute(figure)
 
 
