@@ -45,6 +45,12 @@ def small_pictures(monkeypatch):
 
 
 @pytest.fixture
+def no_pages(monkeypatch):
+    """What a run draws at its end is left out: its results are what matters."""
+    monkeypatch.setattr("hookdepth.runs.reporting.report", lambda folder: Path(folder) / "report.html")
+
+
+@pytest.fixture
 def here(world, tmp_path, monkeypatch):
     """A copy of the world to be spoilt, as the working directory."""
     shutil.copytree(world, tmp_path, dirs_exist_ok=True)
@@ -96,6 +102,7 @@ COMMANDS = {
     "compare into a file": (["compare", "out", "--out", "prompts.txt"], "'prompts.txt' is a file"),
     "info of nothing": (["info", "nowhere"], "no result file 'nowhere'"),
     "info of text": (["info", "prompts.txt"], "is not a readable safetensors file"),
+    "info of a device": (["info", "/dev/null"], "no result file '/dev/null'"),
     "info of a model": (["info", "tiny"], "not one of hookdepth's"),
     "info of a null byte": (["info", "a\0b"], "no result file"),
     "info of a long name": (["info", "a" * 5000], "no result file"),
@@ -245,7 +252,7 @@ def test_probes(here, capfd, case, analysis):
 
 GOOD = {
     "one token": ("a\n", "logit-lens,skip-current,local-current", 2),
-    "two tokens": ("ab\n", "residual-stats,skip-current,local-current", 0),
+    "two tokens": ("ab\n", "residual-stats,local-current", 0),
     "emoji and right to left": ("🙂 \u202eשלום עולם\u202c e\u0301 日本\n", "logit-lens,skip-current", 0),
     "markup": ("<script>alert(1)</script> $x$ \\frac %s {0}\n", "logit-lens", 0),
 }
@@ -296,6 +303,7 @@ def test_a_run_does_not_replace_or_build_on_what_is_not_its_own(here, capfd, cas
     assert content(here) == before
 
 
+@pytest.mark.usefixtures("no_pages")
 @pytest.mark.parametrize("case", ["truncated", "a flipped bit", "no digest", "a tensor is missing", "text"])
 def test_a_run_measures_a_spoilt_result_of_its_own_again(here, capfd, case):
     path = here / "mine" / "logit-lens.safetensors"
@@ -348,6 +356,7 @@ def test_disks_that_fail(here, capfd, monkeypatch, name, number, remedy):
         refused(["report", "out"], 1, remedy, capfd)
     assert content(here) == before
     if number == errno.ENOSPC:
+        monkeypatch.setattr("hookdepth.runs.reporting.report", lambda folder: Path(folder) / "report.html")
         assert main(run(here, analyses="residual-stats")) == 0
 
 
@@ -378,10 +387,9 @@ def test_a_full_disk_as_a_process(here):
     assert content(here) == before
 
 
-@pytest.mark.parametrize(("arguments", "status"), [(["rnu"], 2), (["info", "/dev/null"], 2), (["report", "."], 2)])
-def test_as_a_process(here, arguments, status):
-    done = limited(arguments, here, 10**9)
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (status, "", 1), done.stderr
+def test_as_a_process(here):
+    done = limited(["report", "."], here, 10**9)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
 
 
 def test_an_interrupted_download_of_the_demo(here, capfd, monkeypatch):
@@ -525,7 +533,7 @@ def test_there_are_enough_cases():
 
 def test_a_folder_of_results_is_left_as_it_was(tmp_path, capfd):
     """`results` is what the package writes with; a report that fails leaves the old page."""
-    folder = write_folder(tmp_path / "run", n_layers=2, n_tokens=3)
+    folder = write_folder(tmp_path / "run", ["logit-lens", "skip-current"], n_layers=2)
     assert main(["report", str(folder)]) == 0
     page = (folder / "report.html").read_bytes()
     (folder / "skip-current.safetensors").write_bytes(b"")
@@ -534,6 +542,7 @@ def test_a_folder_of_results_is_left_as_it_was(tmp_path, capfd):
     assert results.SCHEMA == 2
 
 
+@pytest.mark.usefixtures("no_pages")
 @pytest.mark.parametrize("explicit", [False, True])
 def test_a_run_says_when_a_data_set_has_more_prompts(here, capfd, explicit):
     (here / "many.txt").write_text(f"{LINE}\n" * 12)
@@ -546,6 +555,7 @@ def test_a_run_says_when_a_data_set_has_more_prompts(here, capfd, explicit):
         assert (said in out + err) == (not explicit)
 
 
+@pytest.mark.usefixtures("no_pages")
 def test_what_a_result_says_of_its_data_set_is_the_same_for_every_limit(here):
     (here / "many.txt").write_text("".join(f"{LINE} {n}\n" for n in range(12)))
     digests = set()

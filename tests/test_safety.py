@@ -177,7 +177,7 @@ def test_files_only_where_they_belong(tmp_path):
     before = listing(tmp_path)
     code = (
         "import sys; from hookdepth.cli import main\n"
-        "run = ['run', '--model', sys.argv[1], '--dataset', 'prompts.txt', '--analyses', 'logit-lens,skip-current']\n"
+        "run = ['run', '--model', sys.argv[1], '--dataset', 'prompts.txt', '--analyses', 'logit-lens']\n"
         "sys.exit(main([*run, '--out', 'out/a']) or main(['report', 'out/a']) or main(['info', 'out/a'])\n"
         "         or main(['compare', 'out/a', 'out/a', '--out', 'out/b']))"
     )

@@ -3,7 +3,6 @@
 import errno
 import gc
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forks import FORKS
 from tiny_models import prompts, tiny_model
 
 import hookdepth
@@ -25,8 +25,6 @@ from hookdepth.runs import runner
 from hookdepth.runs.runner import UNITS
 from hookdepth.runs.store import LOCK, Chunks, forget, locked
 
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["hookdepth.runs.workers", "transformers.models.llama.modeling_llama", "pytest"])
 NAMES = ("residual-stats", "logit-lens", "skip-current", "skip-future")
 LENGTHS = (300, 310, 305, 40, 290)  # but for one too long to share a chunk
 N_FILES = 3 * len(LENGTHS)

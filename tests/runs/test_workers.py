@@ -1,6 +1,5 @@
 """Several processes at one run: each chunk goes to one of them, and none waits for the dead."""
 
-import multiprocessing
 import os
 import signal
 import socket
@@ -8,9 +7,12 @@ import subprocess
 import sys
 import time
 from datetime import timedelta
+from pathlib import Path
 
+import forks
 import pytest
 import torch
+from forks import FORKS
 from tiny_models import tiny_model
 from tiny_tokenizer import CORPUS, tiny_tokenizer
 
@@ -21,10 +23,6 @@ from hookdepth.results import read_log
 from hookdepth.runs import workers as processes
 from hookdepth.runs.contract import load_folder
 from hookdepth.runs.workers import Workers, joined
-
-# Children of a process that has imported everything and started no threads: they begin at once.
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["hookdepth.runs.workers", "transformers.models.llama.modeling_llama", "pytest"])
 
 
 def test_a_team_of_one_needs_nobody():
@@ -196,39 +194,38 @@ def command(tmp_path_factory):
     return [*common, "--probe", "Anna has 12 apples", " and eats 3", "--probe", "Imagine all", " the people"]
 
 
-def start_team(command, out, log):
+def wait_for_a_chunk(out, processes):
+    deadline = time.monotonic() + 120
+    while not list(out.glob(".chunks/*.safetensors")):
+        assert all(one.is_alive() for one in processes), "it ended before it could be stopped"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="CPU processes of a launcher")
+def test_two_processes_one_of_which_dies(command, tmp_path, capfd, monkeypatch):
+    """The other ends promptly; a launcher starts two that go on, and their files are those of one process alone."""
+    out, port, team = tmp_path / "workers", str(free_port()), []
+    for rank in "01":
+        (tmp_path / rank).mkdir()
+        place = {"RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        team.append(forks.command([*command, "--out", out], tmp_path / rank, **place))
+    wait_for_a_chunk(out, team)
+    team[1].kill()
+    team[0].join(60)
+    assert team[0].exitcode == 1, "promptly"
+    assert "another process of this run has ended" in (tmp_path / "0" / "stderr").read_text()
+    kept = {path.name: path.read_bytes() for path in out.glob(".chunks/*.safetensors")}
+    assert kept
+    assert not list(out.glob("*.html"))
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     launcher += ["--main_process_port", "0", "-m", "hookdepth"]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([*launcher, *command, "--out", str(out)], env=environment, stdout=log, stderr=log)
-
-
-def kill_a_worker(launcher, out):
-    """As soon as the first chunk is there."""
-    deadline = time.monotonic() + 120
-    while not list(out.glob(".chunks/*.safetensors")):
-        assert launcher.poll() is None, "it ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(launcher.pid)], capture_output=True, text=True)
-    os.kill(int(children.stdout.split()[-1]), signal.SIGKILL)
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for processes with ps")
-def test_two_processes_one_of_which_dies(command, tmp_path, capfd):
-    out = tmp_path / "workers"
-    with open(tmp_path / "log", "w+") as log:
-        launcher = start_team(command, out, log)
-        kill_a_worker(launcher, out)
-        assert launcher.wait(timeout=60) != 0, "promptly"
-        kept = {path.name: path.read_bytes() for path in out.glob(".chunks/*.safetensors")}
-        assert kept
-        assert not list(out.glob("*.html"))
-        log.truncate(0)
-        assert start_team(command, out, log).wait(timeout=120) == 0
-        log.seek(0)
-        assert log.read().count("report: ") == 1, "one of the two talks"
+    done = subprocess.run([*launcher, *command, "--out", out], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (done.stdout + done.stderr).count("report: ") == 1, "one of the two talks"
     assert not (out / ".chunks").exists()
+    monkeypatch.setattr("hookdepth.runs.reporting.report", lambda folder: Path(folder) / "report.html")
     assert main([*command, "--out", str(tmp_path / "alone")]) == 0
     alone, workers = load_folder(tmp_path / "alone"), load_folder(out)
     assert set(workers) == set(alone)
@@ -244,24 +241,15 @@ def test_two_processes_one_of_which_dies(command, tmp_path, capfd):
 def test_interrupted_once_or_in_a_fury(command, tmp_path, times, pause):
     """However often and whenever Ctrl-C is pressed: one line, status 130, and the same command goes on."""
     out = tmp_path / "out"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "hookdepth", *command, "--out", str(out)],
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    deadline = time.monotonic() + 120
-    while not list(out.glob(".chunks/*.safetensors")):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    process = forks.command([*command, "--out", out], tmp_path)
+    wait_for_a_chunk(out, [process])
     for _ in range(times):
-        process.send_signal(signal.SIGINT)
+        os.kill(process.pid, signal.SIGINT)
         time.sleep(pause)
-    said, complained = process.communicate(timeout=60)
-    assert process.returncode == 130, complained
-    assert said == ""
+    process.join(60)
+    complained = (tmp_path / "stderr").read_text()
+    assert process.exitcode == 130, complained
+    assert (tmp_path / "stdout").read_text() == ""
     assert complained.strip().splitlines()[-1] == "hookdepth: interrupted; the same command goes on where it stopped"
     assert complained.count("interrupted") == 1
     assert "Traceback" not in complained
