@@ -45,11 +45,11 @@ def family(request):
 @pytest.mark.parametrize("part", PARTS)
 def test_riemann_equals_the_naive_sum(family, part):
     hf, model, probe = family
-    settings = Settings(parts=(part,), ig_method="riemann", ig_steps=32)
+    settings = Settings(parts=(part,), ig_method="riemann", ig_steps=8)
     ours = attribute(Path(model, probe, part), settings)
     for layer in range(model.n_layers):
         reference, f_x, f_baseline = naive.integrated_gradients(
-            hf, list(probe.token_ids), list(probe.answer_positions), layer, part, steps=32
+            hf, list(probe.token_ids), list(probe.answer_positions), layer, part, steps=8
         )
         assert ours["f_input"].item() == pytest.approx(f_x, rel=1e-4)
         assert ours["f_baseline"][layer].item() == pytest.approx(f_baseline, rel=1e-4)
@@ -192,11 +192,11 @@ def test_two_layers_of_the_demo_model(demo_model):
     model = hookdepth.wrap(hf, tokenizer)
     probe = make_probe(tokenizer, *DEFAULT_PROBES[0])
     layers = (12, 29)
-    ours = attribute(Path(model, probe, "layer"), Settings(ig_method="riemann", ig_steps=32), layers)
-    adaptive = attribute(Path(model, probe, "layer"), Settings(), layers)
+    ours = attribute(Path(model, probe, "layer"), Settings(ig_method="riemann", ig_steps=8), layers)
+    adaptive = attribute(Path(model, probe, "layer"), Settings(), (24,))
     assert adaptive["converged"].min() == 1
     for n, layer in enumerate(layers):
         reference, *_ = naive.integrated_gradients(
-            hf, list(probe.token_ids), list(probe.answer_positions), layer, steps=32
+            hf, list(probe.token_ids), list(probe.answer_positions), layer, steps=8
         )
         agree(ours["attribution"][n], reference, 1e-4)

@@ -100,13 +100,19 @@ def analysed(model, analysis, texts=TEXTS, **options):
         return hookdepth.analyse(model, analysis, texts, **options)
 
 
-def elsewhere(*arguments):
-    """The command in a process that knows nothing of the class."""
-    done = subprocess.run(
-        [sys.executable, "-m", "hookdepth", *map(str, arguments)], capture_output=True, text=True, cwd=ROOT, check=False
-    )
+def elsewhere(folder, *commands):
+    """Commands in a process that knows nothing of the class, one after the other; what they print."""
+    code = "import sys; from hookdepth.cli import main; sys.exit(any(main(one.split('|')) for one in sys.argv[1:]))"
+    given = ["|".join(map(str, command)) for command in commands]
+    done = subprocess.run([sys.executable, "-c", code, *given], capture_output=True, text=True, cwd=folder, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+@pytest.fixture
+def no_pages(monkeypatch):
+    """What a run draws at its end is left out: its results are what matters."""
+    monkeypatch.setattr("hookdepth.runs.reporting.report", lambda folder: Path(folder) / "report.html")
 
 
 def test_the_page_keeps_its_promise_of_forty_lines():
@@ -139,6 +145,7 @@ def test_on_the_command_line_it_stands_beside_ours(command, half, tmp_path, caps
     assert "A bar a layer: how far the prediction moves when its MLP adds half." in page
 
 
+@pytest.mark.usefixtures("no_pages")
 def test_the_second_time_nothing_is_measured(command, half, tmp_path, passes):
     assert command(f"{half}:HalfMlp") == 0
     before = (tmp_path / "out" / "half-mlp.safetensors").read_bytes()
@@ -169,22 +176,22 @@ def test_a_run_that_was_stopped_goes_on(model, half, tmp_path, passes, monkeypat
     assert torch.equal(result["per_prompt.output"], whole["per_prompt.output"])
 
 
+@pytest.mark.usefixtures("no_pages")
 def test_who_does_not_know_the_class_reads_its_declaration_in_the_file(command, half, tmp_path):
     for out in ("one", "two"):
         assert command(f"{half}:HalfMlp", out=out) == 0
-        (tmp_path / out / "report.html").unlink()
     half.unlink()
-    shown = elsewhere("info", tmp_path / "one" / "half-mlp.safetensors")
+    comparing = ["compare", "one", "two", "--out", "both"]
+    shown = elsewhere(tmp_path, ["info", "one/half-mlp.safetensors"], ["report", "one"], comparing)
     assert re.search(r"^ *output ", shown, re.M)
-    elsewhere("report", tmp_path / "one")
     page = (tmp_path / "one" / "report.html").read_text(encoding="utf-8")
     assert "Half of an MLP" in page
     assert "A bar a layer: how far the prediction moves" in page
     assert (tmp_path / "one" / "half-mlp-output.png").is_file()
-    elsewhere("compare", tmp_path / "one", tmp_path / "two", "--out", tmp_path / "both")
     assert "Half of an MLP" in (tmp_path / "both" / "compare.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.usefixtures("no_pages")
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
@@ -212,6 +219,7 @@ def test_what_it_gives_is_held_against_what_it_declares(command, half, capsys, o
     assert command(f"{half}:HalfMlp") == 0, capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("no_pages")
 @pytest.mark.parametrize(
     ("old", "new"),
     [
@@ -266,27 +274,30 @@ def test_two_files_of_one_name_are_two(model, half, tmp_path):
 
 
 TYPED = """
-import sys
 import hookdepth
 {source}
 import warnings
 warnings.simplefilter("ignore")
 model = hookdepth.load({folder!r})
-result = hookdepth.analyse(model, HalfMlp(), ["The basket is full."], out={out!r})
-print(result.metadata["settings"]["source_sha256"])
+def run():
+    result = hookdepth.analyse(model, HalfMlp(), ["The basket is full."], out={out!r})
+    print(result.metadata["settings"]["source_sha256"])
+run()
 """
 
 
 def test_a_class_typed_at_a_prompt_goes_on_in_another_process(folder, tmp_path):
-    def typed(source):
-        code = TYPED.format(source=source, folder=str(folder), out=str(tmp_path / "out"))
-        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
-
-    first, second, other = typed(SOURCE), typed(SOURCE), typed(SOURCE.replace("layer, 0.5", "layer, 0.25"))
+    code = TYPED.format(source=SOURCE, folder=str(folder), out=str(tmp_path / "out"))
+    other = SOURCE.replace("layer, 0.5", "layer, 0.25")
+    changed = f"{code}{other}\ntry:\n    run()\nexcept hookdepth.HookdepthError as error:\n    print(error)\n"
+    first, second = (
+        subprocess.run([sys.executable, "-c", one], capture_output=True, text=True, cwd=ROOT, check=False)
+        for one in (code, changed)
+    )
     assert first.returncode == second.returncode == 0, first.stderr + second.stderr
-    assert first.stdout == second.stdout
-    assert other.returncode != 0
-    assert "source_sha256" in other.stderr
+    same, refused = second.stdout.splitlines()
+    assert first.stdout.strip() == same
+    assert "source_sha256" in refused, "typed anew and differently in the same process"
 
 
 NO_NAME = SOURCE.replace('    name = "half-mlp"\n', "")
@@ -345,7 +356,8 @@ def test_a_training_probes_it(half, tmp_path):
     halves = [Branch((Scale("mlp_out", layer, 0.5),)) for layer in range(LAYERS)]
     plain = measure(hookdepth.wrap(hf), [[5, 7, 9, 11]], halves, [OutputEffect()]).output["output"]
     torch.testing.assert_close(hookdepth.Result.load(file)["output"], plain, rtol=1e-4, atol=1e-6)
-    elsewhere("report", file.parent)
+    registry._SEEN.clear()  # as in a process that knows nothing of the class
+    assert cli.main(["report", str(file.parent)]) == 0
     assert "Half of an MLP" in (file.parent / "report.html").read_text(encoding="utf-8")
 
 
@@ -373,6 +385,7 @@ def package(tmp_path, monkeypatch):
     return install
 
 
+@pytest.mark.usefixtures("no_pages")
 def test_an_installed_package_offers_it(command, package, tmp_path):
     package("own_halves:HalfMlp")
     assert command("half-mlp,logit-lens") == 0

@@ -189,7 +189,7 @@ def command(tmp_path_factory):
     tiny_model("llama").save_pretrained(folder / "model")
     tiny_tokenizer().save_pretrained(folder / "model")
     (folder / "prompts.txt").write_text("\n".join(text.splitlines()[0] * 6 for text in CORPUS * 2))
-    names = "residual-stats,skip-current,skip-future,residual-erasure"
+    names = "skip-current,skip-future,residual-erasure"
     common = ["run", "--model", str(folder / "model"), "--dataset", str(folder / "prompts.txt"), "--analyses", names]
     return [*common, "--probe", "Anna has 12 apples", " and eats 3", "--probe", "Imagine all", " the people"]
 
