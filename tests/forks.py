@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
@@ -15,21 +16,62 @@ from hookdepth.cli import main
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
-    ["hookdepth.runs.workers", "hookdepth.runs.start", "transformers.models.llama.modeling_llama", "pytest"]
+    [
+        "hookdepth.runs.workers",
+        "hookdepth.runs.start",
+        "hookdepth.runs.reporting",
+        "transformers.models.llama.modeling_llama",
+        "transformers.models.auto.tokenization_auto",
+        "pytest",
+    ]
 )
 
 
-def command(arguments, folder, **environment):
-    """`command(["info", "out"], tmp_path, RANK="1")`: the command in a process, started; its output lies in files."""
-    process = FORKS.Process(target=_command, args=([str(one) for one in arguments], folder, environment))
+def command(arguments, folder, cwd=".", longest=None, **environment):
+    """`command(["info", "out"], tmp_path, RANK="1")`: the command in a process, started; its output lies in files.
+
+    `longest` is how many bytes long a file of it may become.
+    """
+    own = [str(one) for one in arguments]
+    return _started(_command, own, folder, Path(cwd).resolve(), longest, environment)
+
+
+def typed(code, folder):
+    """`typed("print(1)", tmp_path)`: code as `python -c` takes it; the process, started, its output in files."""
+    return _started(_typed, code, folder)
+
+
+def said(process, folder):
+    """`status, out, err = said(process, tmp_path)`: once it has ended."""
+    process.join(120)
+    return process.exitcode, *((Path(folder) / name).read_text(encoding="utf-8") for name in ("stdout", "stderr"))
+
+
+def _started(work, *given):
+    process = FORKS.Process(target=work, args=given)
     process.start()
     return process
 
 
-def _command(arguments, folder, environment):
-    for handle, name in ((1, "stdout"), (2, "stderr")):
-        os.dup2(os.open(Path(folder) / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), handle)
+def _command(arguments, folder, cwd, longest, environment):
+    _into_files(folder)
     os.environ.update({"CUDA_VISIBLE_DEVICES": "", **environment})
-    torch.set_num_threads(1)
+    os.chdir(cwd)
+    if longest is not None:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (longest, longest))
     sys.argv = ["hookdepth", *arguments]
     sys.exit(main())
+
+
+def _typed(code, folder):
+    _into_files(folder)
+    sys.modules["__main__"] = own = ModuleType("__main__")
+    exec(compile(code, "<string>", "exec"), vars(own))
+
+
+def _into_files(folder):
+    for handle, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(Path(folder) / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), handle)
+    torch.set_num_threads(1)

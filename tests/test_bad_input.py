@@ -2,13 +2,13 @@
 
 import errno
 import os
-import resource
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import bad_files
+import forks
 import pytest
 import torch
 from bad_files import DATASETS, LINE, MODELS, RESULTS, change_weights, model_folder, spoil_results
@@ -365,30 +365,20 @@ def test_a_read_only_folder_is_refused_before_anything_is_loaded(here, capfd, mo
     refused(run(here, model="nowhere/at/all", out="new"), 2, "'.' is read-only", capfd)
 
 
-def limited(arguments, cwd, size):
-    """A command as a process of its own that may write no file longer than `size` bytes."""
-    return subprocess.run(
-        [sys.executable, "-m", "hookdepth", *arguments],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)),
-        env={**os.environ, "PYTHONPATH": str(Path(hookdepth.__file__).parents[1]), "PYTHONDONTWRITEBYTECODE": "1"},
-    )
-
-
-def test_a_full_disk_as_a_process(here):
-    before = content(here)
-    done = limited(run(here, analyses="residual-stats"), here, 1000)
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1), done.stderr
-    assert "cannot write" in done.stderr
-    assert "free some space, then run again" in done.stderr
+def test_a_full_disk_as_a_process(here, tmp_path_factory):
+    before, said = content(here), tmp_path_factory.mktemp("said")
+    process = forks.command(run(here, analyses="residual-stats"), said, cwd=here, longest=1000)
+    status, out, err = forks.said(process, said)
+    assert (status, out, err.count("\n")) == (1, "", 1), err
+    assert "cannot write" in err
+    assert "free some space, then run again" in err
     assert content(here) == before
 
 
 def test_as_a_process(here):
-    done = limited(["report", "."], here, 10**9)
+    own = {**os.environ, "PYTHONPATH": str(Path(hookdepth.__file__).parents[1]), "PYTHONDONTWRITEBYTECODE": "1"}
+    call = [sys.executable, "-m", "hookdepth", "report", "."]
+    done = subprocess.run(call, cwd=here, env=own, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
 
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
-from synthetic_results import synthetic_results
+from synthetic_results import some_results, synthetic_results
 from tiny_tokenizer import tiny_tokenizer
 
 from hookdepth.data import encode, load_examples, make_probe
@@ -153,7 +153,7 @@ def test_a_report_of_any_probe(tmp_path, probe):
 
 def test_values_that_are_not_finite(tmp_path):
     """Results with holes are drawn, the holes in grey; nothing warns."""
-    for name, result in synthetic_results(n_layers=3, n_tokens=4).items():
+    for name, result in some_results(n_layers=3, n_tokens=4).items():
         hurt = {
             key: value.masked_fill(torch.rand_like(value) < 0.3, float("nan")) for key, value in result.tensors.items()
         }
@@ -163,7 +163,7 @@ def test_values_that_are_not_finite(tmp_path):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_nothing_but_holes(tmp_path, value):
-    for name, result in synthetic_results(n_layers=2, n_tokens=3).items():
+    for name, result in some_results(n_layers=2, n_tokens=3).items():
         hurt = {key: torch.full_like(tensor, value) for key, tensor in result.tensors.items()}
         Result(name, hurt, result.metadata).save(tmp_path / f"{name}.safetensors")
     assert report(tmp_path).is_file()

@@ -4,13 +4,13 @@ The class is the one that scripts/pages/analyses.md shows, read from there.
 """
 
 import re
-import subprocess
 import sys
 import textwrap
 import warnings
 from importlib import metadata
 from pathlib import Path
 
+import forks
 import pytest
 import torch
 from tiny_models import tiny_model
@@ -100,13 +100,11 @@ def analysed(model, analysis, texts=TEXTS, **options):
         return hookdepth.analyse(model, analysis, texts, **options)
 
 
-def elsewhere(folder, *commands):
-    """Commands in a process that knows nothing of the class, one after the other; what they print."""
-    code = "import sys; from hookdepth.cli import main; sys.exit(any(main(one.split('|')) for one in sys.argv[1:]))"
-    given = ["|".join(map(str, command)) for command in commands]
-    done = subprocess.run([sys.executable, "-c", code, *given], capture_output=True, text=True, cwd=folder, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def elsewhere(folder, *arguments):
+    """A command in a process that knows nothing of the class; what it prints."""
+    status, out, err = forks.said(forks.command(arguments, folder, cwd=folder), folder)
+    assert status == 0, err
+    return out
 
 
 @pytest.fixture
@@ -181,8 +179,9 @@ def test_who_does_not_know_the_class_reads_its_declaration_in_the_file(command, 
     for out in ("one", "two"):
         assert command(f"{half}:HalfMlp", out=out) == 0
     half.unlink()
-    comparing = ["compare", "one", "two", "--out", "both"]
-    shown = elsewhere(tmp_path, ["info", "one/half-mlp.safetensors"], ["report", "one"], comparing)
+    shown = elsewhere(tmp_path, "info", "one/half-mlp.safetensors")
+    elsewhere(tmp_path, "report", "one")
+    elsewhere(tmp_path, "compare", "one", "two", "--out", "both")
     assert re.search(r"^ *output ", shown, re.M)
     page = (tmp_path / "one" / "report.html").read_text(encoding="utf-8")
     assert "Half of an MLP" in page
@@ -290,13 +289,10 @@ def test_a_class_typed_at_a_prompt_goes_on_in_another_process(folder, tmp_path):
     code = TYPED.format(source=SOURCE, folder=str(folder), out=str(tmp_path / "out"))
     other = SOURCE.replace("layer, 0.5", "layer, 0.25")
     changed = f"{code}{other}\ntry:\n    run()\nexcept hookdepth.HookdepthError as error:\n    print(error)\n"
-    first, second = (
-        subprocess.run([sys.executable, "-c", one], capture_output=True, text=True, cwd=ROOT, check=False)
-        for one in (code, changed)
-    )
-    assert first.returncode == second.returncode == 0, first.stderr + second.stderr
-    same, refused = second.stdout.splitlines()
-    assert first.stdout.strip() == same
+    first, second = (forks.said(forks.typed(one, tmp_path), tmp_path) for one in (code, changed))
+    assert first[0] == second[0] == 0, first[2] + second[2]
+    same, refused = second[1].splitlines()
+    assert first[1].strip() == same
     assert "source_sha256" in refused, "typed anew and differently in the same process"
 
 

@@ -110,7 +110,7 @@ def test_other_settings_are_refused_and_fewer_prompts_too(make):
         make("out", slice(1, 4), names=("skip-current",))
 
 
-def test_merged_runs_are_one_run_over_all_prompts(make, tmp_path, capsys):
+def test_merged_runs_are_one_run_over_all_prompts(make, tmp_path, capsys, monkeypatch):
     whole = make("whole")
     first, second = make("first", slice(2)), make("second", slice(2, 4))
     lines = []
@@ -125,8 +125,11 @@ def test_merged_runs_are_one_run_over_all_prompts(make, tmp_path, capsys):
         for key in ("n_prompts", "lengths", "prompts"):
             assert both.metadata["data"][key] == alone.metadata["data"][key]
         assert both.metadata["settings"] == alone.metadata["settings"]
+    reported = []
+    monkeypatch.setattr("hookdepth.runs.reporting.report", lambda out: reported.append(out) or tmp_path / "report.html")
     assert main(["merge", str(first), str(second), "--out", str(tmp_path / "again")]) == 0
-    assert (tmp_path / "again" / "report.html").exists()
+    assert list(map(str, reported)) == [str(tmp_path / "again")]
+    assert hookdepth.load_folder(tmp_path / "again").keys() == set(NAMES)
 
 
 def test_what_cannot_be_merged_is_refused_in_a_line(make, tmp_path, capsys):

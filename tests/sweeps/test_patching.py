@@ -19,7 +19,11 @@ def difference(run):
 
 def patched(hf, base, source, site, layer, places):
     """The metric of a base run with a source run's activations: places[base token] is the source's token."""
-    values = getattr(run_with(hf, source), site)[layer]
+    return put(hf, base, getattr(run_with(hf, source), site)[layer], site, layer, places)
+
+
+def put(hf, base, values, site, layer, places):
+    """The metric of a base run with these activations: places[base token] is their token."""
 
     def edit(x):
         x = x.clone()
@@ -40,8 +44,9 @@ def model():
     return hookdepth.wrap(tiny_model("llama-gqa"))
 
 
-@pytest.mark.parametrize("denoise", [True, False])
-@pytest.mark.parametrize("family", ["llama-gqa", "gemma2", "mistral"])
+@pytest.mark.parametrize(
+    ("family", "denoise"), [("llama-gqa", True), ("llama-gqa", False), ("gemma2", True), ("mistral", False)]
+)
 def test_every_cell_is_the_share_of_a_plain_patched_run(family, denoise):
     model = hookdepth.wrap(tiny_model(family))
     both = [pair(1), pair(2, length=9, differ=5)]
@@ -53,10 +58,12 @@ def test_every_cell_is_the_share_of_a_plain_patched_run(family, denoise):
         assert own[0, :, :2].isnan().all()  # the shorter prompt ends where the longer one does
         for number, (one, other) in enumerate(both):
             base, source = (other, one) if denoise else (one, other)
-            first, second = (difference(run_with(model.hf, ids)) for ids in (base, source))
+            begun, ended = (run_with(model.hf, ids) for ids in (base, source))
+            first, second = difference(begun), difference(ended)
             for row, layer in enumerate((0, 3)):
+                values = getattr(ended, site)[layer]
                 for token in range(len(one)):
-                    plain = patched(model.hf, base, source, site, layer, {token: token})
+                    plain = put(model.hf, base, values, site, layer, {token: token})
                     cell = own[number, row, 9 - len(one) + token]
                     assert cell.item() == pytest.approx((plain - first) / (second - first), abs=2e-4)
         assert torch.equal(found["score"], own.nanmean(0))
