@@ -206,14 +206,21 @@ def residual_stats(model: nn.Module, prompts: Sequence[Tokens]) -> dict[str, Ten
 
 
 @torch.no_grad()
-def logit_lens(model: nn.Module, prompts: Sequence[Tokens], k: int = 5) -> dict[str, Tensor]:
-    """`logit_lens(model, prompts)["kl"]`: KL(lens‖final) ≥ 0 and top-k overlap in [0, 1], token means, [L+1] each."""
+def logit_lens(
+    model: nn.Module, prompts: Sequence[Tokens], k: int = 5, layers: Sequence[int] | None = None
+) -> dict[str, Tensor]:
+    """`logit_lens(model, prompts)["kl"]`: KL(lens‖final) ≥ 0 and top-k overlap in [0, 1], token means, [L+1] each.
+
+    `layers` are the points of the stream to look at, each an entry of the results; all of 0..L without it.
+    """
     kl, overlap = [], []
     for prompt in prompts:
         run = run_with(model, prompt)
         final = run.logits[0].float().log_softmax(-1)  # [T, vocab]
         final_top = final.topk(k, dim=-1).indices
-        lenses = [unembed(model, h)[0].float().log_softmax(-1) for h in run.stream()]
+        stream = run.stream()
+        points = stream if layers is None else [stream[layer] for layer in layers]
+        lenses = [unembed(model, h)[0].float().log_softmax(-1) for h in points]
         kl.append(torch.stack([(lens.exp() * (lens - final)).sum(-1) for lens in lenses], dim=-1))  # [T, L+1]
         tops = [lens.topk(k, dim=-1).indices for lens in lenses]
         shared = [(top[:, :, None] == final_top[:, None, :]).sum((1, 2)) / k for top in tops]

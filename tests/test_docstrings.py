@@ -180,7 +180,7 @@ def test_snippets_run(name, number, words, folder, tmp_path, monkeypatch, caplog
             (tmp_path / file).write_text(HALF_MLP.replace("HalfMlp", "HalfSkip").replace("half-mlp", "half-skip"))
     if where in ("metrics", "training.reading"):
         tiny["resid_pre"] = words["resid_pre"][0]
-    if where in ("report.compare", "report.page"):  # a page of every figure takes long: tests/report/test_page.py
+    if where in ("report.compare", "report.folder", "report.page"):  # all figures take long: tests/report/test_page.py
         tiny["results"] = tiny["others"] = {"logit-lens": words["results"]["logit-lens"]}
     if name == "hookdepth.engine.passes":
         tiny["token_ids"] = words["ids"]

@@ -1,18 +1,16 @@
 """The README's examples run as they are written, in an empty folder.
 
-Every `sh` block runs in bash and every `python` block in Python. One rule leaves lines out: those that begin with
-`scripts/` or `pip `, which install (continuous integration runs `scripts/test` itself), or with `python benchmarks/`,
-which take minutes and want the machine alone (test_benchmarks.py runs them on tiny models).
+Every command of the `sh` blocks and every `python` block runs in a process of its own. One rule leaves lines out: those
+that begin with `scripts/` or `pip `, which install (continuous integration runs `scripts/test` itself), or with
+`python benchmarks/`, which take minutes and want the machine alone (test_benchmarks.py runs them on tiny models).
 """
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forked import command, script
 
 from benchmarks.output import readme_table
 from benchmarks.workloads import WORKLOADS
@@ -29,25 +27,10 @@ def blocks(language):
     return [block for block in kept if block.strip()]
 
 
-def environment(folder):
-    """The environment of a user who has installed this hookdepth: its commands are on the path."""
-    (folder / "bin").mkdir()
-    for name, module in (("hookdepth", "hookdepth"), ("accelerate", "accelerate.commands.accelerate_cli")):
-        command = folder / "bin" / name
-        command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m {module} "$@"\n')
-        command.chmod(0o755)
-    return {**os.environ, "PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
-
-
-def run(command, folder):
-    work = folder / "work"
-    work.mkdir()
-    done = subprocess.run(
-        command, cwd=work, env=environment(folder), capture_output=True, text=True, timeout=900, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
-    return work
+@pytest.fixture
+def work(tmp_path):
+    (tmp_path / "work").mkdir()
+    return tmp_path / "work"
 
 
 def test_there_are_examples():
@@ -56,16 +39,18 @@ def test_there_are_examples():
 
 
 @pytest.mark.demo
-def test_the_shell_examples_run(demo_model, tmp_path):
-    work = run(["bash", "-euo", "pipefail", "-c", "\n".join(blocks("sh"))], tmp_path)
+def test_the_shell_examples_run(demo_model, work):
+    for line in "".join(blocks("sh")).splitlines():
+        assert not re.search(r"[;&|<>$`\\]", line.partition(" #")[0]), f"more than one plain command: {line}"
+        command(line, work)
     assert (work / "out" / "first" / "report.html").is_file()
     assert (work / "out" / "comparison" / "compare.html").is_file()
 
 
 @pytest.mark.demo
 @pytest.mark.parametrize("number", range(len(blocks("python"))))
-def test_the_python_examples_run(demo_model, tmp_path, number):
-    run([sys.executable, "-W", "error::DeprecationWarning:hookdepth", "-c", blocks("python")[number]], tmp_path)
+def test_the_python_examples_run(demo_model, work, number):
+    script(blocks("python")[number], work)
 
 
 def test_the_pages_and_figures_it_names_are_there():
