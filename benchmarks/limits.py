@@ -93,6 +93,7 @@ def model_size(model: Decoder) -> Size:
 
 # Of a reading: long enough for a clock, and on a GPU to reach the clocks that it keeps under load, near half a second.
 _FLOPS, _FLOPS_ON_GPU = 1e10, {2: 3e14, 4: 2e13}
+_BYTES, _BYTES_ON_GPU = 1 << 27, 1 << 30
 
 
 class Meter:
@@ -111,7 +112,7 @@ class Meter:
         self.b = torch.randn(inner, d, device=model.device).to(model.dtype)
         self.flops = 2 * rows * d * inner
         self.repeats = max(1, int(_FLOPS_ON_GPU[model.dtype.itemsize] if on_gpu else _FLOPS) // self.flops)
-        self.source = torch.ones((1 << 30) if on_gpu else (1 << 27), dtype=torch.uint8, device=model.device)
+        self.source = torch.ones(_BYTES_ON_GPU if on_gpu else _BYTES, dtype=torch.uint8, device=model.device)
         self.target = torch.empty_like(self.source)
         self()
 

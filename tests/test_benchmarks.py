@@ -47,7 +47,8 @@ def suite(tmp_path_factory):
     command = "--suite gpu --device cpu --models tiny --rounds 1 --row-seconds 0.1 --peer-seconds 0.05 --out"
     with pytest.MonkeyPatch.context() as patch:
         printed = []
-        patch.setattr("benchmarks.limits._FLOPS", 1e8)  # a rate that nobody reads
+        patch.setattr("benchmarks.limits._FLOPS", 1e8)  # rates that nobody reads
+        patch.setattr("benchmarks.limits._BYTES", 1 << 20)
         patch.setattr("builtins.print", lambda text="", **_: printed.append(text))
         status = run.main([*command.split(), str(folder)])
     return status, folder, printed
