@@ -7,6 +7,7 @@ each of them is fenced.
 """
 
 import ast
+import gc
 import importlib
 import inspect
 import pkgutil
@@ -130,4 +131,5 @@ def build(folder: Path) -> list[Path]:
 
 
 if __name__ == "__main__":
+    gc.disable()  # what is made is needed until the end, and to look through all of it again and again takes seconds
     sys.stdout.write(f"{build(Path(sys.argv[1]))[0]}\n")

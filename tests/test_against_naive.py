@@ -169,7 +169,7 @@ def test_local(family):
 
 def test_residual_erasure(family):
     hf, model, ids = family
-    probes = (probe_of(ids[0], [18, 19]), probe_of(ids[1], [11, 12]))
+    probes = (probe_of(ids[1], [12, 13]), probe_of(ids[2], [5, 6]))
     inputs = Inputs((), (), tuple(map(tuple, ids)), probes)
     ours = results_of(["residual-erasure"], model, inputs)["residual-erasure"]
     baseline = naive.erasure_baseline(hf, ids)

@@ -10,6 +10,7 @@ from hookdepth.data import Probe
 from hookdepth.model.decoder import Decoder
 from hookdepth.runs.sharing import groups_of
 
+LAYERS = 4  # more than the three times that a pass may wait: to wait at every layer is too often
 IDS = tuple(tuple(ids) for ids in prompts(4, lengths=(14, 11, 14, 11)))
 PROBE = Probe("", "", IDS[0], tuple(map(str, IDS[0])), (13,))
 INPUTS = Inputs(IDS, ((5, 8), (4,), (), ()), IDS[:2], (PROBE,))
@@ -43,9 +44,9 @@ def tensors_of(names, model):
     ids=str,
 )
 def test_a_pass_waits_at_most_three_times(names, besides, monkeypatch):
-    expected, passes = tensors_of(names, Decoder(tiny_model("llama-gqa"), name="tiny"))
+    expected, passes = tensors_of(names, Decoder(tiny_model("llama-gqa", num_hidden_layers=LAYERS), name="tiny"))
     gpu = AbsentGPU(monkeypatch)
-    model = Decoder(gpu.take(tiny_model("llama-gqa")), name="tiny")
+    model = Decoder(gpu.take(tiny_model("llama-gqa", num_hidden_layers=LAYERS)), name="tiny")
     with gpu:
         found, there = tensors_of(names, model)
     assert there == passes
