@@ -6,7 +6,10 @@ process.join()
 
 import multiprocessing
 import os
+import runpy
+import shlex
 import sys
+import warnings
 from pathlib import Path
 from types import ModuleType
 
@@ -22,9 +25,14 @@ FORKS.set_forkserver_preload(
         "hookdepth.runs.reporting",
         "transformers.models.llama.modeling_llama",
         "transformers.models.auto.tokenization_auto",
+        "matplotlib.backends.backend_agg",
+        "matplotlib.backends.backend_svg",
         "pytest",
     ]
 )
+
+ROOT = Path(__file__).resolve().parents[1]
+MODULES = {"hookdepth": "hookdepth", "accelerate": "accelerate.commands.accelerate_cli"}  # of commands
 
 
 def command(arguments, folder, cwd=".", longest=None, **environment):
@@ -39,6 +47,23 @@ def command(arguments, folder, cwd=".", longest=None, **environment):
 def typed(code, folder):
     """`typed("print(1)", tmp_path)`: code as `python -c` takes it; the process, started, its output in files."""
     return _started(_typed, code, folder)
+
+
+def as_written(text, folder, language="sh"):
+    """`as_written("hookdepth info out", tmp_path)`: a command, or Python, of the documentation, run in the folder.
+
+    Nothing of hookdepth is imported there before, so that it cannot lean on what another has imported.
+    """
+    (log := folder.with_name("output")).mkdir(exist_ok=True)
+    process = _started(_written, text, folder, log, language)
+    process.join(900)
+    running = process.is_alive()
+    process.kill()
+    process.join()
+    printed = "".join((log / name).read_text(encoding="utf-8", errors="replace") for name in ("stdout", "stderr"))
+    assert not running, f"not done after 900 s: {text}\n{printed}"
+    assert process.exitcode == 0, f"exit status {process.exitcode}: {text}\n{printed}"
+    assert "Traceback" not in printed, printed
 
 
 def said(process, folder):
@@ -67,8 +92,27 @@ def _command(arguments, folder, cwd, longest, environment):
 
 def _typed(code, folder):
     _into_files(folder)
+    _run_typed(code)
+
+
+def _run_typed(code):
     sys.modules["__main__"] = own = ModuleType("__main__")
     exec(compile(code, "<string>", "exec"), vars(own))
+
+
+def _written(text, folder, log, language):
+    _into_files(log)
+    os.chdir(folder)
+    os.environ["PYTHONPATH"] = str(ROOT)  # of processes that the command starts
+    for name in [name for name in sys.modules if name.partition(".")[0] == "hookdepth"]:
+        del sys.modules[name]
+    if language == "sh":
+        sys.argv = shlex.split(text, comments=True)
+        runpy.run_module(MODULES[sys.argv[0]], run_name="__main__", alter_sys=True)
+    else:
+        for kind in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):  # as in pyproject.toml
+            warnings.filterwarnings("error", category=kind, module="hookdepth")
+        _run_typed(text)
 
 
 def _into_files(folder):

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 import pytest
-from forked import command, script
+from forks import as_written
 
 from benchmarks.output import readme_table
 from benchmarks.workloads import WORKLOADS
@@ -42,7 +42,7 @@ def test_there_are_examples():
 def test_the_shell_examples_run(demo_model, work):
     for line in "".join(blocks("sh")).splitlines():
         assert not re.search(r"[;&|<>$`\\]", line.partition(" #")[0]), f"more than one plain command: {line}"
-        command(line, work)
+        as_written(line, work)
     assert (work / "out" / "first" / "report.html").is_file()
     assert (work / "out" / "comparison" / "compare.html").is_file()
 
@@ -50,7 +50,7 @@ def test_the_shell_examples_run(demo_model, work):
 @pytest.mark.demo
 @pytest.mark.parametrize("number", range(len(blocks("python"))))
 def test_the_python_examples_run(demo_model, work, number):
-    script(blocks("python")[number], work)
+    as_written(blocks("python")[number], work, "python")
 
 
 def test_the_pages_and_figures_it_names_are_there():
