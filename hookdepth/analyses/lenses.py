@@ -9,12 +9,14 @@
 The logit lens takes h_l for the final residual, the linear lens its ridge regression on h_l (`ridge`), the Jacobian
 lens J_l h_l (`jacobian`), and final norm and unembedding follow. Prompts are split as in linear maps: KL(lens‖final)
 and the overlap of the top 5 are of those that test, with token-weighted means. The Jacobian is of the others: each of
-its rows of `samples` prompts, `longest` tokens of each; its error is the standard error over prompts, relative to J.
+its rows of `samples` prompts, the first `jacobian_tokens` of each; its error is the standard error over prompts,
+relative to J.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -25,6 +27,7 @@ from hookdepth.analyses.lens import stream_sums
 from hookdepth.analyses.ridge import refuse_few, ridge_map, split_prompts, states_of, stream_of
 from hookdepth.analyses.subject import OnPass, Partial, Subject, Tensors
 from hookdepth.engine.work import Work, plain_work
+from hookdepth.errors import HookdepthError
 from hookdepth.report.figures import Bars, Lines
 
 _LENSES = {"logit": "logit lens", "linear": "linear lens", "jacobian": "Jacobian lens"}
@@ -38,10 +41,9 @@ class Lenses(Analysis):
     question = "what each layer would predict, by the logit, a linear and the Jacobian lens"
     heading = "Lenses: logit, linear and Jacobian"
     order = 22
-    options = ("keep_front",)
+    options = ("keep_front", "jacobian_tokens")
     keep_front = 1
     samples = 2
-    longest = 64
     tensors = {
         **{f"{lens}.{kind}": "point" for lens in _LENSES for kind in _KINDS},
         "jacobian.error": "layer",
@@ -94,6 +96,12 @@ class Lenses(Analysis):
         tokens = self.measured_tokens(subject)
         train, _, _ = split_prompts(len(tokens))
         refuse_few(sum(tokens[number] for number in train), subject.model.d_model, self.name)
+        front, longest = self.front(subject.settings), subject.settings.jacobian_tokens
+        if front >= longest:
+            raise HookdepthError(
+                f"--keep-front {front} leaves nothing of the {longest} tokens that the Jacobian lens is taken over",
+                f"give --jacobian-tokens {front + 1} or more",
+            )
 
     def measure(self, subject: Subject, item: int, on_pass: OnPass) -> Partial:
         """The lenses from the prompts that train, then what they read in those that test."""
@@ -103,7 +111,8 @@ class Lenses(Analysis):
         states = [states_of(model, [read[number] for number in part], on_pass) for part in (train, valid)]
         weight, bias = _linear_lens(states, model.device)
         others = [prompts[number] for number in sorted(train + valid)]
-        jacobian, error = mean_jacobian(model, others, front, self.samples, self.longest, on_pass)
+        longest = subject.settings.jacobian_tokens
+        jacobian, error = mean_jacobian(model, others, front, self.samples, longest, on_pass)
         found: dict[str, list[Tensor]] = {f"{lens}.{kind}": [] for lens in _LENSES for kind in _KINDS}
         for number in test:
             with model.evaluating():
@@ -132,12 +141,16 @@ class Lenses(Analysis):
         return token_means(own, [tokens[number] for number in test]) | lenses
 
     def work(self, subject: Subject) -> Work:
-        """A pass of each prompt, three times unembedded, and the way back for each row of the Jacobian."""
+        """A pass of each prompt, those that test unembedded three times, and the way back for each row of the Jacobian,
+        which costs what the way there does, and begins at the last residual."""
         model, prompts = subject.model, subject.inputs.prompts
-        tokens = self.longest * model.d_model * self.samples * model.n_layers
+        longest = min(subject.settings.jacobian_tokens, max(map(len, prompts), default=0))
+        tokens = longest * model.d_model * self.samples * model.n_layers
         algebra = 2.0 * (model.n_layers + 1) * sum(map(len, prompts)) * model.d_model**2 * 2
-        work = plain_work(model, prompts, unembedded=3 * (model.n_layers + 1), kept=4 * model.n_layers)
-        return work + Work(backward=tokens, algebra=algebra)
+        _, _, test = split_prompts(len(prompts))
+        read = 3 * (model.n_layers + 1) * sum(len(prompts[number]) for number in test)
+        work = replace(plain_work(model, prompts, unembedded=1, kept=4 * model.n_layers), positions=read)
+        return work + Work(token_layers=tokens, width=longest, algebra=algebra)
 
 
 def _linear_lens(states: Sequence[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,7 @@ _GRADIENTS = "integrated gradients"
 _LEVELS = "depth by level"
 _MAPS = "linear maps"
 _ERASURE = "residual erasure"
+_LENSES = "lenses"
 
 
 def _a_model(given: Any) -> Any:
@@ -60,6 +61,7 @@ class Settings(Options):
         erasure_baseline, erase, measure: what replaces a residual, at which tokens, and where that is measured.
         counterfactual: the prompt whose mean is the baseline "prompt", text or token ids; None for the probe itself.
         target: the model whose residual stream linear maps predict: a name, or one that is loaded.
+        jacobian_tokens: how many first tokens of a prompt the Jacobian lens is a mean over; its time grows with them.
         over_prompts: how the prompts' values become one: max (the paper's), mean, median; none for no value but the
             prompts' own. A maximum grows with the number of prompts.
         max_rows: most rows of a pass; None for as many as fit.
@@ -119,6 +121,9 @@ class Settings(Options):
     )
     target: Any = option(
         None, "predict the residual stream of this model (default: the model itself)", _a_model, "MODEL", group=_MAPS
+    )
+    jacobian_tokens: int = option(
+        64, "first tokens of a prompt that the Jacobian lens is taken over", whole(1), "N", group=_LENSES
     )
     max_rows: int | None = option(None, "most rows of a pass (default: as many as fit)", whole(3), "N", group="how")
     ig_method: str = option(

@@ -115,6 +115,9 @@ def test_the_linear_lens_is_the_ridge_of_linear_maps(hf):
 
 
 def test_too_few_tokens_are_refused(hf):
+    says = r"--keep-front 5 leaves nothing of the 5 tokens .*--jacobian-tokens 6 or more"
+    with pytest.raises(HookdepthError, match=says):
+        results_of(["lenses"], hookdepth.wrap(hf), Inputs(tuple(map(tuple, IDS))), keep_front=5, jacobian_tokens=5)
     with pytest.raises(HookdepthError, match="too few for lenses"):
         results_of(["lenses"], hookdepth.wrap(hf), Inputs(tuple(map(tuple, IDS[:3]))))
 
