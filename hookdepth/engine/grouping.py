@@ -5,7 +5,7 @@ cheapest_runs(3, lambda begin, end: 5 + (end - begin) ** 2)     # [slice(0, 1), 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -52,6 +52,41 @@ def cheapest_runs(n: int, cost: Callable[[int, int], int | None]) -> tuple[list[
         runs.append(slice(previous[end], end))
         end = previous[end]
     return runs[::-1], best[n]
+
+
+def packed(
+    lengths: Sequence[int],
+    rows: Sequence[int],
+    layers: Sequence[int],
+    keys: Sequence[Hashable],
+    limits: Limits,
+    n_layers: int,
+    fewest: bool = False,
+) -> list[list[int]]:
+    """Prompts, of similar length and equal key, that cost less in passes that they share: their numbers.
+
+        limits = Limits(1 << 15, 64, PassCost(4, full=40), None)
+        packed([9, 30, 8], [1, 1, 1], [4, 4, 4], [None] * 3, limits, 4)     # [[2, 0], [1]]
+
+    Args:
+        rows, layers: of each prompt, the rows that it brings, and the layers that these run through in all.
+        fewest: as few groups as there can be, whatever a pass costs.
+    """
+    order = sorted(range(len(lengths)), key=lambda n: (lengths[n], n))
+    rows_of, layers_of = sums(rows[n] for n in order), sums(layers[n] for n in order)
+    most = min(limits.cost.full, limits.row_tokens)
+
+    def price(begin: int, end: int) -> int | None:
+        together, longest = rows_of[end] - rows_of[begin], lengths[order[end - 1]]
+        if end - begin > 1 and (
+            together * longest > most or together > limits.rows or keys[order[begin]] != keys[order[end - 1]]
+        ):
+            return None
+        if fewest:
+            return 1
+        return limits.cost(longest * (layers_of[end] - layers_of[begin]), n_layers) + limits.cost.top * n_layers
+
+    return [order[run] for run in cheapest_runs(len(order), price)[0]]
 
 
 def spread(lives: Sequence[Span], size: int) -> list[slice]:

@@ -88,7 +88,6 @@ class Intervention:
         object.__setattr__(self, "head", None if head is None else whole_number(f"{who}: the head", head, 0))
         if head is not None and site != "z":
             raise HookdepthError(f"{who} of a head at {site}", "heads are told apart at z")
-        object.__setattr__(self, "_placed", True)
 
     def apply(self, row: Tensor, where: Where, around: Surroundings) -> None:
         """Change `row` [token, width] in place at `where` (see `tokens.Where`), and nothing that `around` gives.
@@ -103,8 +102,8 @@ class Intervention:
 
     def check(self, model: Decoder, length: int) -> None:
         """Raise where the intervention does not fit the model or the prompt."""
-        if "_placed" not in vars(self):  # a subclass has set them in an `__init__` of its own
-            self._place(self.site, self.layer, self.tokens, getattr(self, "head", None))
+        # A subclass may have set them in an `__init__` of its own.
+        self._place(self.site, self.layer, self.tokens, getattr(self, "head", None))
         if not 0 <= self.layer < model.n_layers:
             raise HookdepthError(
                 f"{type(self).__name__} at layer {self.layer} of a model of {model.n_layers} layers",

@@ -25,7 +25,7 @@ from torch import Tensor
 from hookdepth.engine.arguments import as_branches, as_measurements, as_prompts, check_limit, check_targets
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.forward import run_pass
-from hookdepth.engine.grouping import cheapest_runs
+from hookdepth.engine.grouping import Limits, packed
 from hookdepth.engine.machines import cost_of
 from hookdepth.engine.measurement import Measurement, zero_where_clean
 from hookdepth.engine.memory import Budget, default_row_tokens, fits
@@ -242,16 +242,9 @@ def prompts_together(model: Decoder, prompts: Sequence[Sequence[int]]) -> list[l
     prompts_together(model, [[5, 6], [7, 8]])     # [[0, 1]]
     """
     lengths = [len(prompt) for prompt in prompts]
-    order = sorted(range(len(prompts)), key=lambda number: (lengths[number], number))
-    keys, cost = _keys(model, lengths) or [None] * len(prompts), cost_of(model)
-
-    def price(begin: int, end: int) -> int | None:
-        tokens = (end - begin) * lengths[order[end - 1]]
-        if end - begin > 1 and (tokens > cost.full or keys[order[begin]] != keys[order[end - 1]]):
-            return None
-        return cost(tokens * model.n_layers, model.n_layers) + cost.top * model.n_layers
-
-    return [order[run] for run in cheapest_runs(len(order), price)[0]]
+    keys = _keys(model, lengths) or [None] * len(prompts)
+    limits = Limits(default_row_tokens(model), len(prompts), cost_of(model), None)
+    return packed(lengths, [1] * len(prompts), [model.n_layers] * len(prompts), keys, limits, model.n_layers)
 
 
 def padded(prompts: Sequence[Sequence[int]], device: torch.device, least: int = 0) -> Tensor:

@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from hookdepth.engine.branches import Branch
-from hookdepth.engine.grouping import Limits, cheapest_runs, filled, spread, sums
+from hookdepth.engine.grouping import Limits, cheapest_runs, filled, packed, spread, sums
 from hookdepth.engine.machines import USUAL, PassCost
 from hookdepth.engine.plan import (
     ROWS_PER_PROMPT,
@@ -108,26 +108,19 @@ class _Builder:
         """Group prompts, of similar length and equal key, that cost less in passes that they share."""
         if len(by_prompt) < 2:
             return [by_prompt] if by_prompt else []
-        order = sorted(by_prompt, key=lambda p: (self.lengths[p], p))
-        lives = [[self.spans[group[0]] for group in self._families(by_prompt[p]).values()] for p in order]
-        rows = sums(ROWS_PER_PROMPT + peak_rows(own) for own in lives)
-        layers = sums(ROWS_PER_PROMPT * self.n_layers + sum(span.layers for span in own) for own in lives)
-        most = min(self.limits.cost.full, self.limits.row_tokens)
-        sweeping = any(self.branches[i].path is not None for indices in by_prompt.values() for i in indices)
-
-        def cost(begin: int, end: int) -> int | None:
-            together, longest = rows[end] - rows[begin], self.lengths[order[end - 1]]
-            if end - begin > 1 and (
-                together * longest > most
-                or together > self.limits.rows
-                or self.keys[order[begin]] != self.keys[order[end - 1]]
-            ):
-                return None
-            if sweeping:
-                return 1  # a pack takes many passes, one a sweep, so the fewest packs are best
-            return self._cost(longest * (layers[end] - layers[begin])) + self.limits.cost.top * self.n_layers
-
-        return [{p: by_prompt[p] for p in order[run]} for run in cheapest_runs(len(order), cost)[0]]
+        prompts = sorted(by_prompt)
+        lives = [[self.spans[group[0]] for group in self._families(by_prompt[p]).values()] for p in prompts]
+        together = packed(
+            [self.lengths[p] for p in prompts],
+            [ROWS_PER_PROMPT + peak_rows(own) for own in lives],
+            [ROWS_PER_PROMPT * self.n_layers + sum(span.layers for span in own) for own in lives],
+            [self.keys[p] for p in prompts],
+            self.limits,
+            self.n_layers,
+            # A pack of branches with paths takes many passes, one a sweep, so the fewest packs are best.
+            fewest=any(self.branches[i].path is not None for indices in by_prompt.values() for i in indices),
+        )
+        return [{prompts[n]: by_prompt[prompts[n]] for n in pack} for pack in together]
 
     def _cost(self, token_layers: int, passes: int = 1) -> int:
         return self.limits.cost(token_layers, self.n_layers, passes)

@@ -81,7 +81,7 @@ def positions(tokens: Tokens, length: int) -> range | list[int]:
     return list(_positions(tuple(tokens), length))
 
 
-@lru_cache(maxsize=1 << 12)
+@lru_cache(maxsize=1 << 9)  # of a long prompt each choice may be long
 def _positions(tokens: tuple[int, ...], length: int) -> tuple[int, ...]:
     """Remembered, since checks, plans and passes ask the same of thousands of branches."""
     if len(tokens) and not -length <= min(tokens) <= max(tokens) < length:
