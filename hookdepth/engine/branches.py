@@ -75,8 +75,8 @@ class Branch:
 
     def joins(self) -> tuple[int, str]:
         """(layer, site) of its first intervention: before that the branch is the clean run."""
-        first = min(self.interventions, key=lambda i: (i.layer, ORDER.index(i.site)))
-        return first.layer, first.site
+        layer, order = min((one.layer, ORDER.index(one.site)) for one in self.interventions)
+        return layer, ORDER[order]
 
     def check(self, model: Decoder, length: int) -> None:
         """Raise where the branch does not fit the model or the prompt."""
@@ -86,14 +86,18 @@ class Branch:
             self._check_path(self.path)
         if self.cut is not None and not 0 < self.cut < length:
             raise HookdepthError(f"a cut at {self.cut} in a prompt of {length} tokens", f"give 1 to {length - 1}")
-        last = max(i.layer for i in self.interventions)
-        if self.until is not None and not last <= self.until < model.n_layers:
-            raise HookdepthError(
-                f"a branch until layer {self.until} that intervenes at layer {last} of {model.n_layers}",
-                "let it live at least through the layer of its last intervention",
-            )
+        if self.until is not None:
+            self._check_until(self.until, model.n_layers)
         if not self.measured_positions(length):
             raise HookdepthError("a branch that is measured nowhere", "measure at least one token, from its cut on")
+
+    def _check_until(self, until: int, n_layers: int) -> None:
+        last = max(one.layer for one in self.interventions)
+        if not last <= until < n_layers:
+            raise HookdepthError(
+                f"a branch until layer {until} that intervenes at layer {last} of {n_layers}",
+                "let it live at least through the layer of its last intervention",
+            )
 
     def _check_path(self, path: LayerPath) -> None:
         others = [one for one in self.interventions if one is not path]

@@ -82,10 +82,12 @@ class Intervention:
         if site in READ_ONLY:
             remedy = "change z, what each head gives; q, k, v and pattern are read with `capture`"
             raise HookdepthError(f"{who} at {site}, which can only be read", remedy)
-        object.__setattr__(self, "site", choose("site", site, ORDER))
-        object.__setattr__(self, "layer", whole_number(f"{who}: the layer", layer))
-        object.__setattr__(self, "tokens", as_tokens(tokens, who))
-        object.__setattr__(self, "head", None if head is None else whole_number(f"{who}: the head", head, 0))
+        vars(self).update(  # frozen for its users; at once, since plans have thousands
+            site=choose("site", site, ORDER),
+            layer=whole_number(f"{who}: the layer", layer),
+            tokens=as_tokens(tokens, who),
+            head=None if head is None else whole_number(f"{who}: the head", head, 0),
+        )
         if head is not None and site != "z":
             raise HookdepthError(f"{who} of a head at {site}", "heads are told apart at z")
 

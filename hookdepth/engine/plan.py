@@ -61,15 +61,17 @@ def span_of(branch: Branch, length: int, n_layers: int, changes_only: bool = Tru
     """
     layer, site = branch.joins()
     order = ORDER.index(site)
+    first = layer + (order >= _MLP_IS_READ)
+    last = n_layers - 1 if branch.until is None else branch.until
+    if not all(i.tokenwise for i in branch.interventions):
+        # It may look at any token of the prompt, so a pass must hold all of them.
+        return Span((layer, order), first, last, 0, length)
     changed = [min(_ends(where)) for i in branch.interventions if (where := positions(i.tokens, length))]
     measured = branch.measured_positions(length)
     if not changes_only and measured:
         changed.append(min(_ends(measured)))
     stop = 1 + max(_ends(measured)) if measured else (branch.cut or 0)
-    last = n_layers - 1 if branch.until is None else branch.until
-    if not all(i.tokenwise for i in branch.interventions):
-        changed, stop = [0], length  # it may look at any token of the prompt, so a pass must hold all of them
-    return Span((layer, order), layer + (order >= _MLP_IS_READ), last, min(changed, default=length), stop)
+    return Span((layer, order), first, last, min(changed, default=length), stop)
 
 
 def _ends(where: range | list[int]) -> Sequence[int]:

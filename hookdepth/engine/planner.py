@@ -280,13 +280,12 @@ class _Builder:
         for indices in by_prompt.values():
             total += self.n_layers * max(self.spans[i].stop for i in indices)
             indices = [i for i in indices if self.branches[i].path is None]
+            cuts = {i: cut for i in indices if (cut := self.branches[i].cut) is not None}
             for index in indices:
-                span, cut = self.spans[index], self.branches[index].cut
-                total += span.layers * max(0, span.stop - (span.token if cut is None else cut))
-            cut_ones = [i for i in indices if self.branches[i].cut is not None]
-            for group in self._families(indices).values() if cut_ones else ():
-                cuts = [cut for i in group if (cut := self.branches[i].cut) is not None]
-                if cuts and len(cuts) == len(group):  # only cut branches: their prefix is needed as well
+                span = self.spans[index]
+                total += span.layers * max(0, span.stop - cuts.get(index, span.token))
+            for group in self._families(indices).values() if cuts else ():
+                if all(i in cuts for i in group):  # only cut branches: their prefix is needed as well
                     span = self.spans[group[0]]
-                    total += span.layers * max(0, max(cuts) - span.token)
+                    total += span.layers * max(0, max(cuts[i] for i in group) - span.token)
         return total

@@ -60,7 +60,7 @@ def as_tokens(given: Any, whose: str) -> Tokens:
     if isinstance(given, range):
         return given
     listed = given.tolist() if getattr(given, "ndim", 0) == 1 else given
-    if isinstance(listed, str | bytes) or not isinstance(listed, Sequence):
+    if not isinstance(listed, list) and (isinstance(listed, str | bytes) or not isinstance(listed, Sequence)):
         raise HookdepthError(
             f"{whose}: tokens are {shown(given)}", "give a slice or a list of positions, e.g. slice(1, None) or [-1]"
         )

@@ -85,7 +85,7 @@ class Decoder:
     @property
     def n_layers(self) -> int:
         """L, the number of decoder layers."""
-        return len(self.layers)
+        return len(self.sites.found.contributions)
 
     @property
     def n_heads(self) -> int:
