@@ -121,8 +121,12 @@ def topk_overlap(a: Float[Tensor, "*b v"], b: Float[Tensor, "*b v"], k: int = 5)
 
     topk_overlap(lens_logits, final_logits)
     """
-    top_a, top_b = a.topk(k, dim=-1).indices, b.topk(k, dim=-1).indices
-    return (top_a[..., :, None] == top_b[..., None, :]).any(-1).float().mean(-1)
+    return in_common(a.topk(k, dim=-1).indices, b.topk(k, dim=-1).indices)
+
+
+def in_common(a: Int[Tensor, "*b k"], b: Int[Tensor, "*b k"]) -> Float[Tensor, "*b"]:
+    """Share of the first numbers that are among the second: in_common(here.topk(5).indices, final.topk(5).indices)"""
+    return (a[..., :, None] == b[..., None, :]).any(-1).float().mean(-1)
 
 
 REDUCTIONS = ("max", "min", "mean", "sum")
