@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hookdepth.errors import HookdepthError, choose, shown, whole_number
+from hookdepth.model.checking import checked
 from hookdepth.model.decoder import Decoder
 from hookdepth.model.devices import send
 from hookdepth.model.sites import ORDER, READ_ONLY
@@ -81,6 +82,7 @@ def capture(
         HookdepthError: unknown site, or a layer that the model does not have; a forward pass without gradients, where
             they are wanted.
     """
+    checked(model)
     if not sites:
         raise HookdepthError("capture was given no site", f"name one or more of {', '.join(ORDER)}")
     for site in sites:

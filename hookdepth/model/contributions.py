@@ -123,10 +123,24 @@ def find(hf: nn.Module, config: Any, name: str, family: Family) -> Found:
         if not set(found) & {"attn", "mixer"}:
             names = ", ".join(child for child, _ in layer.named_children())
             raise unsupported(name, family, f"layer {number} has neither attention nor a mixer that is known ({names})")
+    _refuse_shared(name, family, layers, contributions)
     recurrent = any(
         "mixer" in own or _first(layer, _RECURRENT) for own, layer in zip(contributions, layers, strict=True)
     )
     return Found(base, layers, norms, contributions, recurrent)
+
+
+def _refuse_shared(
+    name: str, family: Family, layers: nn.ModuleList, contributions: Sequence[dict[str, Contribution]]
+) -> None:
+    """A hook on a module that runs in several layers would change them all."""
+    owner: dict[nn.Module, int] = {}
+    for number, (layer, own) in enumerate(zip(layers, contributions, strict=True)):
+        hooked = [layer, *(module for one in own.values() for module in (one.reads, one.output, one.inner))]
+        for module in hooked:
+            if module is not None and owner.setdefault(module, number) != number:
+                kind = type(module).__name__
+                raise unsupported(name, family, f"layers {owner[module]} and {number} are one module in part ({kind})")
 
 
 def module_at(parent: Any, path: str) -> nn.Module | None:
@@ -169,9 +183,10 @@ def _contributions(layer: nn.Module, config: Any, family: Family) -> dict[str, C
 
 def _heads(attention: nn.Module, width: int, config: Any) -> int:
     """Query heads of one attention, as it says itself: a config may mean another layer's, or an encoder's."""
-    given = [getattr(attention, name, None) for name in ("num_heads", "num_attention_heads", "v_head_dim", "head_dim")]
-    counted = [one for one in given[:2] if isinstance(one, int)]
-    counted += [width // size for size in given[2:] if isinstance(size, int) and size and width % size == 0]
+    names = ("num_heads", "num_attention_heads", "num_v_heads", "v_head_dim", "head_dim")
+    given = [getattr(attention, name, None) for name in names]
+    counted = [one for one in given[:3] if isinstance(one, int)]
+    counted += [width // size for size in given[3:] if isinstance(size, int) and size and width % size == 0]
     return int(counted[0] if counted else said(config, "num_attention_heads") or 1)
 
 

@@ -34,6 +34,7 @@ class Family:
         multipliers: contribution → the config's attribute by which it is multiplied first.
         inner: contribution → the projection inside it, whose input is `z` (attn) or `neurons` (mlp).
         fused: attention's projection that gives q, k and v at once, one after the other; by_head: so of each head.
+        gated: attention's q_proj gives the query of each head and, behind it, a gate.
         flat: the MLP gives rows and tokens as one axis, [row · token, width].
         in_place: the layer adds to a contribution in place, so that what is read must be a copy.
         sites: those between resid_pre and resid_post, for the table alone; in brackets: in some layers, or configs.
@@ -51,6 +52,7 @@ class Family:
     inner: Mapping[str, str] = field(default_factory=dict)
     fused: str = ""
     by_head: bool = False
+    gated: bool = False
     flat: bool = False
     in_place: bool = False
     sites: str = "z attn_out resid_mid neurons mlp_out"
@@ -105,8 +107,8 @@ FAMILIES = {
     "granitemoehybrid": Family("Granite 4", sites=f"{LINEAR_EXPERTS} extra_out"),
     "gemma4_text": Family("Gemma 4 (text)", sites=f"{COMMON} (extra_out)"),
     "lfm2": Family("LFM 2", sites=LINEAR),
-    "qwen3_5_text": Family("Qwen 3.5 (text)", sites=LINEAR),
-    "qwen3_next": Family("Qwen 3 Next", sites=LINEAR_EXPERTS),
+    "qwen3_5_text": Family("Qwen 3.5 (text)", sites=LINEAR, gated=True),
+    "qwen3_next": Family("Qwen 3 Next", sites=LINEAR_EXPERTS, gated=True),
     "jamba": Family("Jamba", sites="(z) attn_out resid_mid (neurons) mlp_out"),
     "mamba": Family("Mamba", sites="mixer_out"),
     "mamba2": Family("Mamba 2", sites="mixer_out"),

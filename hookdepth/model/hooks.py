@@ -7,6 +7,7 @@ handles.remove()
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -58,16 +59,43 @@ def _kept(same: Tensor, own: Tensor, changed: Tensor) -> Tensor:
     return torch.where(same, own, changed)
 
 
-def projected(edit: Edit, size: int, cut: tuple[str, int, bool] | None, value: Tensor) -> None:
-    """By head; of a projection that gives q, k and v at once, one of the three."""
-    each = value.unflatten(-1, (-1, size))
-    if cut is not None:
-        site, heads, by_head = cut
-        which, others = ("q", "k", "v").index(site), (each.shape[-2] - heads) // 2
-        each = (
-            each.unflatten(-2, (heads, 3))[..., which, :] if by_head else each.split([heads, others, others], -2)[which]
-        )
-    edit(each.clone())  # a fused kernel applies positions in place
+@dataclass(frozen=True)
+class Projected:
+    """What of a projection is asked for: q, k or v, by head.
+
+    Attributes:
+        site: q, k or v; what: how an error calls it.
+        size, heads: of a query head, and how many of them.
+        form: "" of a projection of its own, "gated" where each query is followed by a gate, "fused" where q, k and v
+            follow one another, "by head" where they do so in each head.
+    """
+
+    site: str
+    what: str
+    size: int
+    heads: int
+    form: str = ""
+
+    def of(self, given: Tensor) -> Tensor:
+        """[row, token, head, size] of what the projection gives."""
+        each = given.unflatten(-1, (-1, self.size)) if given.shape[-1] % self.size == 0 else given[..., None, :]
+        which, found = ("q", "k", "v").index(self.site), each.shape[-2]
+        if self.form == "by head":
+            each = each.unflatten(-2, (self.heads, 3))[..., which, :]
+        elif self.form == "fused":
+            others = (found - self.heads) // 2
+            each = each.split([self.heads, others, others], -2)[which]
+        elif self.form == "gated":
+            each = each.unflatten(-2, (self.heads, 2))[..., 0, :]
+        elif self.heads % found or (which == 0 and found != self.heads):
+            problem = f"{self.what} cannot be read: {given.shape[-1]} numbers a token, for {self.heads} query heads"
+            raise HookdepthError(f"{problem} of {self.size}", "read z, or attention patterns")
+        return each.clone()  # a fused kernel applies positions in place
+
+
+def projected(edit: Edit, asked: Projected, given: Tensor) -> None:
+    """An edit, which only reads, of a part of what a projection gives."""
+    edit(asked.of(given))
 
 
 def by_head(edit: Edit, heads: int) -> Edit:

@@ -23,11 +23,12 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from hookdepth.errors import HookdepthError
-from hookdepth.model.contributions import INNER_SITE, Contribution, Found, width_read
+from hookdepth.model.contributions import INNER_SITE, Contribution, Found, module_at, width_read
 from hookdepth.model.families import Family
 from hookdepth.model.hooks import (
     Edit,
     Handles,
+    Projected,
     by_head,
     copied,
     input_hook,
@@ -149,23 +150,24 @@ class Sites:
             # accelerate would move it there only after the hooks.
             edited = edit(hidden.to(self.device(layer)))
             now = hidden if edited is None else edited
-            fitted = self._for_rows(kwargs, now.shape[0])
-            return with_hidden(now, args, fitted) if edited is not None or fitted is not kwargs else (args, kwargs)
+            rows = now.shape[0]
+            return with_hidden(now, tuple(_mask_for(rows, one) for one in args), self._for_rows(kwargs, rows))
 
         return self.found.layers[layer].register_forward_pre_hook(hook, with_kwargs=True)
 
     def _for_rows(self, kwargs: dict[str, Any], rows: int) -> dict[str, Any]:
         """What a layer or an attention is given beside the stream, for so many rows: it was made for the prompts."""
-        mask, alibi = kwargs.get("attention_mask"), kwargs.get("alibi")
-        # Masks made for several unpadded rows are copies of one: one broadcasts over grown rows.
-        if isinstance(mask, Tensor) and mask.ndim == 4 and 1 < mask.shape[0] != rows:
-            kwargs = {**kwargs, "attention_mask": mask[:1]}
+        alibi = kwargs.get("alibi")
+        if "attention_mask" in kwargs:
+            kwargs = {**kwargs, "attention_mask": _mask_for(rows, kwargs["attention_mask"])}
         turned = kwargs.get("position_embeddings")
         if isinstance(turned, tuple) and all(isinstance(one, Tensor) and 1 < one.shape[0] != rows for one in turned):
             kwargs = {**kwargs, "position_embeddings": tuple(one[:1] for one in turned)}
-        # A bias for every row and head, the same for all rows.
-        if isinstance(alibi, Tensor) and alibi.shape[0] != rows * self.found.heads:
-            kwargs = {**kwargs, "alibi": alibi[: self.found.heads].repeat(rows, *(1,) * (alibi.ndim - 1))}
+        # A bias for every row and head, the same for all rows; Falcon may give rows an axis of their own.
+        if isinstance(alibi, Tensor):
+            each = 1 if alibi.ndim == 4 else self.found.heads
+            if alibi.shape[0] != rows * each:
+                kwargs = {**kwargs, "alibi": alibi[:each].repeat(rows, *(1,) * (alibi.ndim - 1))}
         return kwargs
 
     def _rows_apart(self, layer: int, own: Contribution, edit: Edit, module: nn.Module, hook: Any) -> Handles:
@@ -216,15 +218,17 @@ class Sites:
         if site == "pattern":
             return Handles(register(own.reads, partial(pattern_hook, edit, self.name)))
         size = int(getattr(own.reads, "head_dim", width_read(own.inner) // own.heads))
-        projection, cut = getattr(own.reads, f"{site}_proj", None), None
+        projection = module_at(own.reads, f"{site}_proj") or module_at(own.reads, f"attention.{site}_proj")
+        what, form = f"{site} of layer {layer} of {self.name!r}", ""
         if projection is None and self.family.fused:
-            projection, cut = getattr(own.reads, self.family.fused), (site, own.heads, self.family.by_head)
-        if projection is not None:
-            return Handles(projection.register_forward_hook(partial(output_hook, partial(projected, edit, size, cut))))
-        raise HookdepthError(
-            f"{site} of layer {layer} of {self.name!r} cannot be read: it has no {site}_proj of its own",
-            "read z, or attention patterns",
-        )
+            projection, form = module_at(own.reads, self.family.fused), "by head" if self.family.by_head else "fused"
+        elif site == "q":
+            size, form = int(getattr(own.reads, "qk_head_dim", size)), "gated" if self.family.gated else ""
+        if projection is None:
+            problem = f"{what} cannot be read: it has no {site}_proj of its own"
+            raise HookdepthError(problem, "read z, or attention patterns")
+        body = partial(projected, edit, Projected(site, what, size, own.heads, form))
+        return Handles(projection.register_forward_hook(partial(output_hook, body)))
 
     def only_at(self, layer: int, tokens: Int[Tensor, " token"]) -> Handles:
         """See `Decoder.mlp_only_at`; no hooks where the MLP is not one plain module with a hidden layer."""
@@ -255,3 +259,9 @@ class Sites:
         return Handles(
             own.reads.register_forward_pre_hook(narrow), own.reads.register_forward_hook(widen, prepend=True)
         )
+
+
+def _mask_for(rows: int, given: Any) -> Any:
+    """Masks made for several unpadded rows are copies of one: one broadcasts over grown rows."""
+    made_for_others = isinstance(given, Tensor) and given.ndim == 4 and 1 < given.shape[0] != rows
+    return given[:1] if made_for_others else given

@@ -52,14 +52,24 @@ def try_out(model: Decoder, token_ids: Tensor) -> None:
     """Set what the model's passes allow.
 
     Raises:
-        HookdepthError: the batch cannot grow inside the model, so that nothing can be measured.
+        HookdepthError: tokens depend on later ones, or the batch cannot grow inside the model: nothing can be measured.
     """
+    if not _is_causal(model, token_ids):
+        raise unsupported(model.name, model.family, "its tokens see those that come after them (it is not causal)")
     model.sites.parallel = _is_parallel(model, token_ids)
     model.prefixes = model.prefixes and _takes_prefixes(model, token_ids)
     why = _grows(model, [token_ids[0], token_ids[0, :-1].flip(0)])
     model.shares = why is None
     if why is not None and (why := _grows(model, [token_ids[0]])) is not None:
         raise unsupported(model.name, model.family, f"its batch cannot grow from layer to layer ({why})")
+
+
+def _is_causal(model: Decoder, token_ids: Tensor) -> bool:
+    """Left of a change, a branch is the clean run only in a model whose tokens never see later ones."""
+    other = token_ids.clone()
+    other[:, -1] = (token_ids[:, -1] + 1) % int(model.config.vocab_size)
+    before, after = (model.forward(ids)[:, :-1] for ids in (token_ids, other))
+    return _near(after, before)
 
 
 def _is_parallel(model: Decoder, token_ids: Tensor) -> bool:

@@ -130,6 +130,11 @@ def test_an_error_in_the_body_of_each_layer(llama):
     assert hooks_of(hf) == before
 
 
+def test_a_name_is_no_model():
+    with pytest.raises(HookdepthError, match="the model is 'gpt2'; give what load or wrap gave"), capture("gpt2", "z"):
+        pass
+
+
 @pytest.mark.parametrize(
     ("sites", "layers", "says"),
     [

@@ -121,6 +121,57 @@ def test_what_attention_reads_makes_its_heads(name):
         torch.testing.assert_close(scores.masked_fill(future, -torch.inf).softmax(-1), acts["pattern", layer][0])
 
 
+@pytest.mark.parametrize("name", ["qwen3.5", "qwen3-next", "gpt-neo"])
+def test_queries_are_what_attention_takes_for_them(name):
+    """Qwen's projection gives a gate behind each query; GPT-Neo's is one module further in."""
+    hf = tiny(name)
+    model = hookdepth.wrap(hf)
+    attention = hf.transformer.h[1].attn.attention if name == "gpt-neo" else hf.model.layers[1].self_attn
+    taken = []
+
+    def keep(_module, given):
+        taken.append(given[0].detach())
+
+    attention.register_forward_pre_hook(keep) if name == "gpt-neo" else attention.q_norm.register_forward_pre_hook(keep)
+    with model.evaluating(), hookdepth.capture(model, "q", layers=[1]) as acts:
+        model.forward(torch.tensor([IDS]))
+    queries = attention.q_proj(taken[0]).unflatten(-1, (4, 8)) if name == "gpt-neo" else taken[0]
+    assert torch.equal(acts["q", 1], queries)
+
+
+def test_what_is_no_query_for_each_head_is_not_read():
+    model = hookdepth.wrap(tiny("qwen3.5"), family=Family("Unknown"))
+    refused = pytest.raises(HookdepthError, match=r"q of layer 1 of .* cannot be read: 64 numbers a token, for 4 query")
+    with refused, model.evaluating(), hookdepth.capture(model, "q", layers=[1]):
+        model.forward(torch.tensor([IDS]))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "falcon-alibi"])
+def test_masks_and_biases_fit_grown_rows(name):
+    """By this kernel GPT-2's layers get a mask by position, and Falcon's a bias with an axis of rows."""
+    model = hookdepth.wrap(tiny(name, attn_implementation="eager"))
+    assert model.shares
+    report = verify(model, n=1)
+    assert report.ok, f"\n{report}"
+
+
+def test_layers_that_share_a_module_are_refused():
+    for part in ("layer", "mlp"):
+        hf = tiny("olmo")
+        if part == "layer":
+            hf.model.layers[2] = hf.model.layers[0]
+        else:
+            hf.model.layers[2].mlp = hf.model.layers[0].mlp
+        with pytest.raises(HookdepthError, match="layers 0 and 2 are one module in part"):
+            hookdepth.wrap(hf)
+
+
+def test_a_model_that_looks_to_the_right_is_refused():
+    hf = tiny_model("gemma3", use_bidirectional_attention=True)
+    with pytest.raises(HookdepthError, match="its tokens see those that come after them"):
+        hookdepth.wrap(hf)
+
+
 def test_what_can_only_be_read_says_so():
     with pytest.raises(HookdepthError, match=r"Patch at q, which can only be read; change z"):
         hookdepth.Patch("q", 1, torch.zeros(8))
