@@ -18,7 +18,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-PARTS = ("layer", "attn", "mlp")
+from hookdepth.analyses.settings import PARTS
+
 _COSINE = "cosine."
 KL_SHARE = 0.5
 OVERLAP_THRESHOLD = 0.3

@@ -34,8 +34,8 @@ from hookdepth.engine.work import Work, plain_work, work_of_plan
 from hookdepth.errors import HookdepthError
 from hookdepth.model.decoder import Decoder
 from hookdepth.model.devices import send
+from hookdepth.model.sites import part_site
 
-_SITES = {"layer": "resid_post", "attn": "attn_out", "mlp": "mlp_out"}
 _WINDOW = 8192  # nodes that are planned together: 256 steps at all of 30 layers are 7,680
 _CHECKED_STEPS = 8
 
@@ -61,7 +61,7 @@ class Path:
         max_rows: int | None = None,
         on_pass: Callable[[], object] = lambda: None,
     ) -> None:
-        self.model, self.probe, self.site, self.on_pass = model, probe, _SITES[part], on_pass
+        self.model, self.probe, self.site, self.on_pass = model, probe, part_site(part), on_pass
         self.budget = Budget.of(model, max_rows, gradients=True)
         self.measured = [position - 1 for position in probe.answer_positions]
         self.f_input: float | None = None
@@ -207,7 +207,7 @@ def path_work(model: Decoder, probe: Probe, part: str, nodes: int, max_rows: int
     lengths, budget = [len(probe.token_ids)], Budget.of(model, max_rows, gradients=True)
     found = replace(plain_work(model, [probe.token_ids]), passes=0)
     for layers in calls:
-        branches = [Branch((Given(_SITES[part], layer),), measured=measured) for layer in layers]
+        branches = [Branch((Given(part_site(part), layer),), measured=measured) for layer in layers]
         plan = plan_within(model, branches, lengths, what, budget)
         found += work_of_plan(model, plan, branches, lengths, what, gradients=True)
     return found

@@ -13,10 +13,10 @@ from typing import Any
 from hookdepth.engine.stages import parsed, path_text
 from hookdepth.options import Options, between, one_of, option, some_of, text, whole
 
-PARTS = ("layer", "attn", "mlp")
+PARTS = ("layer", "attn", "mlp", "mixer", "extra")  # those of `model.sites`, which needs torch
 OVER_PROMPTS = ("max", "mean", "median", "none")
 METHODS = ("adaptive", "riemann", "gauss-legendre")
-_ALSO_PARTS = {"all": ",".join(PARTS), "both": "attn,mlp", "ffn": "mlp", "block": "layer"}
+_ALSO_PARTS = {"all": "layer,attn,mlp", "both": "attn,mlp", "ffn": "mlp", "block": "layer"}
 _ALSO_METHODS = {"gauss": "gauss-legendre", "paper": "riemann"}
 _GRADIENTS = "integrated gradients"
 _LEVELS = "depth by level"
@@ -53,7 +53,7 @@ class Settings(Options):
         Settings(parts=("attn",))
 
     Attributes:
-        parts: what is skipped or attributed.
+        parts: what is skipped or attributed: layer, attn, mlp; mixer or extra, where a family has them.
         keep_front: first tokens that are neither changed nor measured; None for what the analysis itself says.
         paths: sequences of layers to run along, beside those of the analysis itself.
         keep: how many layers pruning leaves; None for half of them.
@@ -73,7 +73,9 @@ class Settings(Options):
         HookdepthError: a value that an option does not take.
     """
 
-    parts: tuple[str, ...] = option(("layer",), "of layer,attn,mlp", some_of("part", *PARTS, also=_ALSO_PARTS), "P,…")
+    parts: tuple[str, ...] = option(
+        ("layer",), "of layer,attn,mlp, or a family's mixer,extra", some_of("part", *PARTS, also=_ALSO_PARTS), "P,…"
+    )
     keep_front: int | None = option(
         None, "first tokens neither changed nor measured (default: 1 where layers are skipped, else 0)", whole(0), "N"
     )

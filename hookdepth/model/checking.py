@@ -44,6 +44,11 @@ def wrap(
     Raises:
         HookdepthError: the architecture is not one of those that work, or its weights are not finite.
     """
+    if not isinstance(model, nn.Module):
+        remedy = "give a Hugging Face model, or its name to load"
+        raise HookdepthError(f"the model to wrap is {shown(model)}", remedy)
+    if family is not None and not isinstance(family, Family):
+        raise HookdepthError(f"the family is {shown(family)}", 'give an instance: Family("Mine", layers="blocks")')
     if tokenizer is not None and not callable(tokenizer):
         raise HookdepthError(f"the tokenizer is {shown(tokenizer)}", "give the model's own, from AutoTokenizer")
     decoder = Decoder(model, tokenizer, name=name, revision=revision, family=family)

@@ -123,11 +123,28 @@ def find(hf: nn.Module, config: Any, name: str, family: Family) -> Found:
         if not set(found) & {"attn", "mixer"}:
             names = ", ".join(child for child, _ in layer.named_children())
             raise unsupported(name, family, f"layer {number} has neither attention nor a mixer that is known ({names})")
+    _refuse_missing(name, family, config, layers)
     _refuse_shared(name, family, layers, contributions)
     recurrent = any(
         "mixer" in own or _first(layer, _RECURRENT) for own, layer in zip(contributions, layers, strict=True)
     )
     return Found(base, layers, norms, contributions, recurrent)
+
+
+def _refuse_missing(name: str, family: Family, config: Any, layers: nn.ModuleList) -> None:
+    """What a family names must be in some layer, or a typo would be found by other names, or not at all."""
+    for where in ("parts", "outputs", "inner"):
+        for part, path in getattr(family, where).items():
+            if not any(module_at(layer, path) for layer in layers):
+                raise unsupported(name, family, f"no layer has {path!r}, which {where} says of {part}")
+    for part, word in family.multipliers.items():
+        if not hasattr(config, word):
+            raise unsupported(name, family, f"its config has no {word!r}, which multipliers says of {part}")
+    stream = int(said(config, "hidden_size") or 0)
+    for part, path in family.inner.items():
+        given = {width_given(one) for layer in layers if (one := module_at(layer, path)) is not None}
+        if stream and given - {0, stream}:
+            raise unsupported(name, family, f"{path!r}, inner of {part}, gives {max(given)} numbers, not {stream}")
 
 
 def _refuse_shared(
@@ -172,8 +189,8 @@ def _contributions(layer: nn.Module, config: Any, family: Family) -> dict[str, C
             inner = output
         if part == "attn" and _first(layer, _RECURRENT) is reads and module_at(reads, "k_proj") is None:
             inner = None  # what a recurrent mixer's projection reads has no heads
-        if inner is not None and not width_read(inner):
-            inner = None
+        if inner is not None and (not width_read(inner) or width_given(inner) not in (0, said(config, "hidden_size"))):
+            inner = None  # no projection, or none back to the stream's width
         heads = _heads(reads, width_read(inner), config) if part == "attn" and inner is not None else 0
         multiplier = getattr(config, family.multipliers.get(part, "residual_multiplier"), None)
         scale = 1.0 if multiplier is None else float(multiplier)
@@ -199,6 +216,11 @@ def width_read(projection: Any) -> int:
         return int(projection.in_features)
     shape = getattr(getattr(projection, "weight", None), "shape", ())
     return int(shape[0 if hasattr(projection, "nf") else 1]) if len(shape) == 2 else 0
+
+
+def width_given(projection: Any) -> int:
+    """How wide a projection's output is; 0 where it does not say: width_given(layer.mlp.down_proj) is d."""
+    return int(getattr(projection, "out_features", getattr(projection, "nf", 0)))
 
 
 def layer_scale(layer: nn.Module) -> float | Tensor:

@@ -293,5 +293,6 @@ class Decoder:
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": self.device_name,
             **described(self.hf.config),
+            **({"parallel": True} if self.sites.parallel else {}),
             **({} if self.fused is None else {"kernels": self.fused.describe()}),
         }

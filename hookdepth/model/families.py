@@ -17,7 +17,10 @@ import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from hookdepth.errors import HookdepthError
+from hookdepth.errors import HookdepthError, choose, shown
+
+CONTRIBUTIONS = ("mixer", "attn", "mlp", "extra")
+INSIDE = ("attn", "mlp")
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,16 @@ class Family:
     sites: str = "z attn_out resid_mid neurons mlp_out"
     tested: str = "random weights"
     refused: str = ""
+
+    def __post_init__(self) -> None:
+        for where in ("parts", "outputs", "multipliers", "inner"):
+            given = getattr(self, where)
+            if not isinstance(given, Mapping):
+                raise HookdepthError(f"Family: {where} is {shown(given)}", 'give a dict, e.g. {"mlp": "ffn"}')
+            for part, place in given.items():
+                choose(f"contribution in {where}", part, INSIDE if where == "inner" else CONTRIBUTIONS)
+                if not isinstance(place, str) or not place:
+                    raise HookdepthError(f"Family: {where} of {part} is {shown(place)}", "give a name as text")
 
 
 _FALCON_H1 = {"mixer": "ssm_out_multiplier", "attn": "attention_out_multiplier"}

@@ -64,6 +64,7 @@ def _head(summary: Mapping[str, Any]) -> dict[str, Any]:
         "Revision": model.get("revision"),
         "Layers": model.get("n_layers"),
         "Width": model.get("d_model"),
+        "Sublayers": "parallel: the MLP does not see the attention" if model.get("parallel") else None,
         "Parameters": f"{count / 1e6:,.4g} M" if isinstance(count, int) else None,
         "Data type": " ".join(str(item) for item in dtypes if item and item != "none"),
         "Attention": model.get("attn_implementation"),

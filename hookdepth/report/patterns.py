@@ -16,11 +16,11 @@ from typing import Any
 
 from hookdepth.results import PER_PROMPT, Result
 
-PART_NAMES = {"layer": "whole layer", "attn": "attention", "mlp": "MLP"}
+PART_NAMES = {"layer": "whole layer", "attn": "attention", "mlp": "MLP", "extra": "third contribution"}
 SERIES_NAMES = {"attn": "Attention", "mlp": "MLP", "layer": "Attention + MLP", "resid": "Residual stream"}
 PAGE = "page."  # begins the names of what the interactive page alone shows: no table, no data frame
 MOST_PROBES = 20  # are drawn; the rest of a large data set of probes is in the file
-_ORDER = ("resid", "layer", "attn", "mlp")
+_ORDER = ("resid", "layer", "attn", "mlp", "mixer", "extra")
 _PLACEHOLDER = re.compile(r"\{(\w+)\}|\*")
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from hookdepth.engine.measurement import OutputMeasurement, OutputView
 from hookdepth.engine.passes import padded
@@ -90,7 +91,9 @@ def attribute(
     refuse_equal(base, source)
     maps = {site: (["layer", "token", *_nodes(site)], torch.stack(own)) for site, own in found.items()}
     for site in filter(_nodes, sites):
-        maps[f"{site}.all_tokens"] = (["layer", *_nodes(site)], maps[site][1].nansum(2))
+        each = maps[site][1]
+        summed = each.nansum(2).masked_fill(each.isnan().all(2), torch.nan)  # no such head, or neuron: not 0
+        maps[f"{site}.all_tokens"] = (["layer", *_nodes(site)], summed)
     both = {"clean": source, "corrupted": base} if denoise else {"clean": base, "corrupted": source}
     said = {"sites": list(sites), "denoise": denoise, "align": align, "steps": steps}
     return as_result(model, grid, "attribution", "Share of the metric, first order", maps, both, said, {})
@@ -105,6 +108,12 @@ def _columns(grid: Grid, length: int, change: Tensor) -> Tensor:
     wide = change.new_full((change.shape[0], grid.n_columns, *change.shape[2:]), torch.nan)
     wide[:, grid.n_columns - length :] = change
     return wide
+
+
+def _stacked(own: Sequence[Tensor]) -> Tensor:
+    """Layers, NaN beyond a layer's own heads or neurons where the others have more."""
+    widest = max(one.shape[-1] for one in own)
+    return torch.stack([pad(one, (0, widest - one.shape[-1]), value=torch.nan) for one in own])
 
 
 class _Pass:
@@ -140,7 +149,7 @@ class _Pass:
             keys = [(site, layer) for site in sites for layer in layers]
             gradients = torch.autograd.grad(metric[: steps or 1].sum(), [acts[key] for key in keys])
         found = [self._change(acts, key, gradient, steps) for key, gradient in zip(keys, gradients, strict=True)]
-        return {site: torch.stack(found[n * len(layers) : (n + 1) * len(layers)]) for n, site in enumerate(sites)}
+        return {site: _stacked(found[n * len(layers) : (n + 1) * len(layers)]) for n, site in enumerate(sites)}
 
     def _between(self, hidden: Tensor, steps: int) -> Tensor:
         own, other = self.known

@@ -28,6 +28,8 @@ class Grid:
     """The cells of a map: layers, columns of tokens, heads; an axis of which nobody asked has one place.
 
     Grid.of(model, "resid_pre", None, None, None, [ids]).shape     # (L, T)
+
+    Where layers differ in how many heads they have (`having`), the map is NaN beyond a layer's own.
     """
 
     layers: list[int]
@@ -35,6 +37,7 @@ class Grid:
     heads: list[int] | None
     prompts: Sequence[Sequence[int]]
     n_columns: int
+    having: Mapping[int, int]
 
     @classmethod
     def of(cls, model: Decoder, site: str, layers: Any, tokens: Any, heads: Any, prompts: Any) -> Grid:
@@ -52,14 +55,14 @@ class Grid:
             raise HookdepthError(f"{shown(tokens)} selects {sorted(counts)} tokens of the prompts", "give positions")
         if heads is not None and site != "z":
             raise HookdepthError(f"heads of the site {site}", "heads are told apart at z")
-        most = min(model.shape_of("z", layer)[0] for layer in chosen) if heads is not None else 1
-        if not most:
-            raise model.sites.missing("z", next(layer for layer in chosen if not model.shape_of("z", layer)[0]))
+        having = {layer: model.shape_of("z", layer)[0] if heads is not None else 0 for layer in chosen}
+        if heads is not None and not all(having.values()):
+            raise model.sites.missing("z", next(layer for layer in chosen if not having[layer]))
         if isinstance(heads, str):
             choose("choice of heads", heads, ["all"])
-            heads = range(most)
-        own = None if heads is None else _numbers("head", heads, most)
-        return cls(chosen, tokens, own, prompts, max(counts))
+            heads = range(max(having.values()))
+        own = None if heads is None else _numbers("head", heads, max(having.values()))
+        return cls(chosen, tokens, own, prompts, max(counts), having)
 
     @property
     def full(self) -> Cell:
@@ -88,7 +91,11 @@ class Grid:
         """Place in the map, layer, tokens and head of each cell."""
         heads = [None] if self.heads is None else self.heads
         every = product(enumerate(self.layers), enumerate(self.columns(length)), enumerate(heads))
-        return [((a, b, c), layer, where, head) for (a, layer), (b, where), (c, head) in every if where]
+        return [
+            ((a, b, c), layer, where, head)
+            for (a, layer), (b, where), (c, head) in every
+            if where and (head is None or head < self.having[layer])
+        ]
 
     def labels(self, model: Decoder) -> dict[str, list[str]]:
         """Names of the places along the axes: layers by number, tokens as they are read where all prompts agree."""

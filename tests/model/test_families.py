@@ -10,12 +10,13 @@ from tiny_tokenizer import tiny_tokenizer
 
 import hookdepth
 from hookdepth import Ablate, Branch, Family, OutputEffect, Skip
+from hookdepth.analyses.settings import PARTS as SETTINGS_PARTS
 from hookdepth.checks import verify
 from hookdepth.engine.passes import measure
 from hookdepth.errors import HookdepthError
 from hookdepth.model.families import FAMILIES as TABLE
 from hookdepth.model.families import table
-from hookdepth.model.sites import ORDER
+from hookdepth.model.sites import ORDER, PARTS
 
 README = Path(__file__).parents[2] / "README.md"
 IDS = [(7 * n) % 290 + 3 for n in range(14)]
@@ -170,6 +171,65 @@ def test_a_model_that_looks_to_the_right_is_refused():
     hf = tiny_model("gemma3", use_bidirectional_attention=True)
     with pytest.raises(HookdepthError, match="its tokens see those that come after them"):
         hookdepth.wrap(hf)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"parts": {"mpl": "mlp"}}, r"unknown contribution in parts 'mpl'; did you mean mlp\?"),
+        ({"parts": "mlp"}, "Family: parts is 'mlp'; give a dict"),
+        ({"parts": {"mlp": None}}, "Family: parts of mlp is None; give a name as text"),
+        ({"parts": {"mlp": "nope"}}, "no layer has 'nope', which parts says of mlp"),
+        ({"outputs": {"attn": "nope"}}, "no layer has 'nope', which outputs says of attn"),
+        ({"inner": {"z": "attn.c_proj"}}, "unknown contribution in inner 'z'; use one of attn, mlp"),
+        ({"inner": {"mlp": "mlp.c_fc"}}, "'mlp.c_fc', inner of mlp, gives 48 numbers, not 32"),
+        ({"multipliers": {"attn": "nope"}}, "its config has no 'nope', which multipliers says of attn"),
+    ],
+)
+def test_a_family_with_a_mistake_is_refused(given, says):
+    with pytest.raises(HookdepthError, match=says):
+        hookdepth.wrap(tiny("gpt2"), family=Family("Mine", **given))
+
+
+@pytest.mark.parametrize(
+    ("model", "family", "says"),
+    [
+        ("gpt2", None, "the model to wrap is 'gpt2'; give a Hugging Face model"),
+        (None, "gpt2", "the family is 'gpt2'; give an instance"),
+        (None, Family, "the family is the class Family; give an instance"),
+    ],
+)
+def test_what_is_no_model_or_no_family_is_refused(model, family, says):
+    with pytest.raises(HookdepthError, match=says):
+        hookdepth.wrap(model or tiny("gpt2"), family=family)
+
+
+def test_sweeps_where_layers_have_other_heads():
+    """NaN where there is no such head; the fewest of all layers were taken for all."""
+    model, metric = hookdepth.wrap(tiny("laguna")), hookdepth.LogitDifference(5, 6)
+    other = [IDS[0], *(299 - one for one in IDS[1:])]
+    patched = hookdepth.patch_sweep(model, IDS, other, "z", metric, tokens="all", heads="all")["score"]
+    attributed = hookdepth.attribute(model, IDS, other, metric, sites=["z"])["z.all_tokens"]
+    for found in (patched, attributed, hookdepth.ablate_sweep(model, IDS, "z", metric, heads="all")["score"]):
+        assert found.isnan().sum(1).tolist() == [4, 0, 4, 6]
+    last = hookdepth.ablate_sweep(model, IDS, "z", metric, heads=[7])["score"]
+    assert last.isnan().tolist() == [[True], [False], [True], [True]]
+    with pytest.raises(HookdepthError, match="a head is 8; give a whole number from 0 to 7"):
+        hookdepth.ablate_sweep(model, IDS, "z", metric, heads=[8])
+
+
+def test_parts_that_only_some_families_have(tmp_path):
+    (tmp_path / "texts.txt").write_text("the cat sat on the mat\n", encoding="utf-8")
+    model = hookdepth.wrap(tiny("falcon-h1"), tiny_tokenizer())
+    given = {"parts": "mixer,mlp", "ig_method": "riemann", "ig_steps": 2, "probes": [("the cat sat on", " the mat")]}
+    found = hookdepth.analyse(
+        model, ["skip-current", "integrated-gradients"], dataset=tmp_path / "texts.txt", limit=1, **given
+    )
+    ids = model.ids("the cat sat on the mat")[0].tolist()
+    skipped = hookdepth.run(model, ids, [Skip(layer, "mixer") for layer in range(4)])["output"]
+    assert torch.equal(found["skip-current"]["mixer.output"], skipped)
+    assert "mixer.attribution.0" in found["integrated-gradients"].tensors
+    assert SETTINGS_PARTS == PARTS
 
 
 def test_what_can_only_be_read_says_so():

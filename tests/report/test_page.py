@@ -153,6 +153,13 @@ def test_results_with_little_metadata_and_of_one_layer(tmp_path):
     assert "These results differ in: model, versions." in text
 
 
+def test_parallel_sublayers_are_told(tmp_path):
+    known = {"model": {"id": "mine", "n_layers": 1, "parallel": True}}
+    lens = Result("logit-lens", {"kl": torch.zeros(2), "topk_overlap": torch.ones(2)}, known)
+    lens.save(tmp_path / "logit-lens.safetensors")
+    assert "parallel: the MLP does not see the attention" in " ".join(page_of(report(tmp_path)).text)
+
+
 def test_a_large_set_of_probes_is_cut_on_the_page_only(tmp_path, monkeypatch):
     for module in (pages, patterns):
         assert module.MOST_PROBES == 20
