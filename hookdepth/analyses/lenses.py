@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,7 +82,7 @@ class Lenses(Analysis):
             label="Relative error",
             caption="standard error of the mean Jacobian",
             name="error",
-            reduction="over prompts",
+            reduction="over the prompts that do not test",
             over_training=None,
         ),
     )
@@ -139,6 +140,10 @@ class Lenses(Analysis):
         own = [{name: whole[name][place] for name in by_prompt} for place in range(len(test))]
         lenses = {name: value for name, value in whole.items() if name not in by_prompt}
         return token_means(own, [tokens[number] for number in test]) | lenses
+
+    def metadata(self, subject: Subject, tensors: Tensors) -> dict[str, Any]:
+        """Which prompts test: `per_prompt.…` is of these, in this order."""
+        return {"tested": split_prompts(len(subject.inputs.prompts))[2]}
 
     def work(self, subject: Subject) -> Work:
         """A pass of each prompt, those that test unembedded three times, and the way back for each row of the Jacobian,

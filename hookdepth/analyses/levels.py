@@ -4,7 +4,7 @@
 
 Skips as right of a cut, with cuts inside the answer. D[l, m]: max over measured tokens and cuts; e_l = Σ_m D[l, m] /
 max(1, L−1−l); score: Σ l·e_l / Σ e_l, likewise from the output. Of a level D is the maximum over its examples (the
-paper's) or the mean; intervals: 95 % of so many bootstrap samples of the level's examples.
+paper's) or the mean; intervals: 95 % of so many bootstrap samples of the level's examples, NaN where there is but one.
 
 The authors' code finds the answer by the lengths of separately tokenised texts, gives answers of four tokens or fewer
 no cut at all, never measures the position that predicts the first answer token of a cut (`--cut question` does), and
@@ -57,6 +57,7 @@ class DepthByLevel(Analysis):
         **{f"per_prompt.{{level}}.effect.{how}": "_ layer layer" for how in _HOW},
         **{f"per_prompt.{{level}}.output.{how}": "_ layer" for how in _HOW},
     }
+    labels = {"end": ("lower", "upper")}
     figures = (
         Intervals(
             "score.*.max",
@@ -67,6 +68,7 @@ class DepthByLevel(Analysis):
             name="score",
             reduction="largest over tokens, cuts and examples",
             interval="score_interval.*.max",
+            whiskers="95 % interval over the examples of a level, of two or more",
             places="{level}.effect.max",
             axis="Level",
             labels={"layer": "by effect on later layers", "output": "by effect on the output"},
@@ -130,6 +132,10 @@ class DepthByLevel(Analysis):
                     scores.setdefault(f"score_interval.{kind}.{how}", []).append(_interval(values, score))
         return found | {name: torch.stack(own).float() for name, own in scores.items()}
 
+    def metadata(self, subject: Subject, tensors: Tensors) -> dict[str, Any]:
+        """What the levels are called, in the order of the scores."""
+        return {"labels": {"level": list(dict.fromkeys(str(one.level) for one in subject.inputs.levels))}}
+
     def numbers(self, result: Result) -> dict[str, Any]:
         """What the noise floor is compared with."""
         return {"largest_effect": depth.largest_effect(result.tensors)}
@@ -153,7 +159,9 @@ def _score(values: Float[Tensor, "example ..."], kind: str, how: str) -> Tensor:
 
 
 def _interval(values: Float[Tensor, "example ..."], score: Callable[[Tensor], Tensor]) -> Tensor:
-    """The same numbers at every call: the samples are drawn by a generator of their own."""
+    """The same numbers at every call: the samples are drawn by a generator of their own. NaN of a single example."""
+    if len(values) < 2:  # every sample would be the example itself, an interval of no width
+        return torch.full((2,), torch.nan, dtype=torch.float64)
     draw = torch.Generator().manual_seed(SEED)
     drawn = torch.randint(len(values), (SAMPLES, len(values)), generator=draw)
     scores = torch.stack([score(values[own]) for own in drawn])

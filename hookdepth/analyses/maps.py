@@ -136,6 +136,10 @@ class LinearMaps(Analysis):
         """Onto itself: the small model of a dry run is none of the target's."""
         return replace(settings, target=None)
 
+    def metadata(self, subject: Subject, tensors: Tensors) -> dict[str, Any]:
+        """Which prompts test: `per_prompt.…` is of these, in this order."""
+        return {"tested": split_prompts(len(subject.inputs.prompts))[2]}
+
     def reduce(self, subject: Subject, items: Sequence[Tensors]) -> Tensors:
         """There is one item."""
         return dict(items[0])

@@ -53,12 +53,15 @@ class Fit:
         spread = own.train.diagonal().sqrt()
         spread = torch.where(spread > 0, spread, torch.ones_like(spread))
         values, vectors = torch.linalg.eigh(own.train / spread / spread[:, None])
-        values = values.clamp(min=0)
+        # No feature has a direction of its own below what float32 sums are off: such as of fewer different tokens than
+        # features. Divided by it, noise would predict whatever goes along there on tokens that are new.
+        noise = (-2 * values.min()).clamp(min=8 * torch.finfo(torch.float32).eps)
+        values = torch.where(values > noise, values, torch.zeros_like(values))
         into = (vectors / spread[:, None]).T.contiguous()  # of features that are not divided by it
         self.into = {torch.float64: into, torch.float32: into.float()}
         self.valid_gram = (into @ own.valid @ into.T).float()
         ridges = torch.tensor(RIDGES, dtype=torch.float64, device=into.device) * values.mean().clamp(min=1e-30)
-        self.shrink = (1 / (values + ridges[:, None])).float()  # [ridge, eigenvalue]
+        self.shrink = ((values > 0) / (values + ridges[:, None])).float()  # [ridge, eigenvalue]
 
     def map(self, sums: Sums) -> Float[Tensor, "feature width"] | None:
         """The map of least validation error, None where the mean alone is best: fit.map(sums)

@@ -1,6 +1,8 @@
 """A kind of figure whose places are not layers: values with their intervals, such as a score for each level.
 
 Intervals("score.*", "How the score grows …", interval="score_interval.*", places="{level}.effect", axis="Level")
+
+Ends that are NaN are no interval: the point stands alone.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ class Intervals(Kind):
 
     Attributes:
         interval: pattern of the tensors [place, 2] that hold the ends.
+        whiskers: what the intervals are, in a few words.
         places: pattern of tensors whose placeholder names the places, in their order.
         axis: what the places are.
         labels: names of the series, by what `*` stands for.
@@ -36,6 +39,7 @@ class Intervals(Kind):
     """
 
     interval: str = ""
+    whiskers: str = ""
     places: str = ""
     axis: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -57,7 +61,10 @@ class Intervals(Kind):
             table[[names.index(place) for place in places[label]], 3 * number : 3 * number + 3] = points
         columns = [text for label in own for text in (label, "from", "to")]
         shown = Values(self.axis.lower(), names, columns, table, hover=False)
-        return Drawing([shown], [not_finite(list(own.values()))], partial(self._draw, names, list(own), table))
+        said = [not_finite([points[:, 0] for points in own.values()])]
+        if self.whiskers and any(points[:, 1:].isfinite().any() for points in own.values()):
+            said.append(f"whiskers: {self.whiskers}")
+        return Drawing([shown], said, partial(self._draw, names, list(own), table))
 
     def _limited(self, low: float | None, high: float | None) -> Intervals:
         return replace(self, ends=(low, high))
@@ -72,17 +79,18 @@ class Intervals(Kind):
 
         figure = style.new_figure(5.2, 3.0)
         axes = figure.subplots()
+        drawn = {}
         for number, label in enumerate(labels):
             middle, low, high = table[:, 3 * number : 3 * number + 3].unbind(1)
-            beside = 0.12 * (number - (len(labels) - 1) / 2)
+            beside = min(0.12, 0.8 / len(labels)) * (number - (len(labels) - 1) / 2)
             # An interval of maxima may lie below its own value: samples of examples miss the largest.
             ends = torch.stack([middle - low, high - middle]).clamp(min=0)
             line: dict[str, Any] = {"marker": "o", "markersize": 4, "capsize": 3, "linewidth": 1.3}
             colour = style.COLOURS[number % len(style.COLOURS)]
-            axes.errorbar(torch.arange(len(names)) + beside, middle, ends, label=label, color=colour, **line)
-        axes.set_xticks(range(len(names)), [style.printable(name) for name in names])
+            drawn[label] = axes.errorbar(torch.arange(len(names)) + beside, middle, ends, color=colour, **line)
+        axes.set_xticks(range(len(names)), [style.printable(name) for name in names], parse_math=False)
         axes.set_ylim(*self.ends or ())
         axes.set_xlabel(self.axis)
         axes.set_ylabel(self.label)
-        style.legend_above(axes)
+        style.legend_above(axes, drawn)
         return figure

@@ -136,7 +136,8 @@ class Kind(ABC):
         found, result = [], self._less(result)
         for values in assignments(self.patterns[0], self._meant(result.tensors, declaration)):
             drawing = self.drawing(result, declaration, values)
-            found.append(self._picture(result, values, drawing, _prompts(result, values), floor_of(result.metadata)))
+            prompts = _prompts(result, values, series(fill(self.patterns[0], values), result.tensors).values())
+            found.append(self._picture(result, values, drawing, prompts, floor_of(result.metadata)))
         return found
 
     def compare(self, results: Mapping[str, Result], declaration: Declaration, least: int) -> list[Picture]:
@@ -247,10 +248,12 @@ def floor_of(facts: Mapping[str, Any]) -> str:
     return "Noise floor not measured" if floor is None else f"Noise floor {floor:.2g}"
 
 
-def _prompts(result: Result, values: Assignment) -> str:
+def _prompts(result: Result, values: Assignment, names: Iterable[str]) -> str:
+    """Of how many the tensors are: those of their level, those that test, else all."""
     if "i" in values:
         return "one prompt with its answer" if probe_of(result, values).get("answer") else "one prompt"
-    count = (result.metadata.get("data") or {}).get("n_prompts")
+    own = {len(result.tensors[each]) for name in names if (each := f"{PER_PROMPT}{name}") in result.tensors}
+    count = own.pop() if len(own) == 1 else (result.metadata.get("data") or {}).get("n_prompts")
     return "" if count is None else counted(count, "prompt")
 
 

@@ -135,6 +135,7 @@ def _kind(result: Result, declaration: Declaration | None, name: str | None) -> 
 def columns(result: Result, declaration: Declaration | None, names: Sequence[str]) -> dict[str, list[Any]]:
     """Values with where they stand, a column each; the second of two axes of one word is `layer_2`."""
     parts: list[dict[str, Any]] = []
+    known = {**(declaration.labels if declaration else {}), **(result.metadata.get("labels") or {})}
     for name in names:
         values = result.tensors[name]
         own: dict[str, Any] = {"tensor": [name] * values.numel()}
@@ -143,7 +144,7 @@ def columns(result: Result, declaration: Declaration | None, names: Sequence[str
             axis = axis.replace(" ", "_")
             axis = axis if axis not in own else f"{axis}_2"
             own[axis] = along.tolist()
-            labels = [] if declaration is None else declaration.labels.get(axis, ())
+            labels = known.get(axis, ())
             if labels and len(labels) > int(along.max(initial=0)):
                 own[f"{axis}_label"] = [labels[place] for place in along]
         parts.append({**own, "value": values.flatten().tolist()})

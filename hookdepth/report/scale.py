@@ -121,6 +121,8 @@ def interval_of(result: Result, name: str) -> Tensor | None:
         return None
     settings, data = (result.metadata.get(key) or {} for key in ("settings", "data"))
     lengths = None if "over_prompts" in settings else data.get("lengths")
+    if lengths is not None and (tested := result.metadata.get("tested")) is not None:
+        lengths = [lengths[number] for number in tested]
     weights = None
     if lengths is not None and len(lengths) == len(values):
         weights = torch.tensor(lengths, dtype=torch.float64) - (settings.get("keep_front") or 0)

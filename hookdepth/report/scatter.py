@@ -120,8 +120,10 @@ def _draw(points: list[Points], x: str, y: str, log: bool) -> Figure:
             ends = [min(own.x), max(own.x)]
             places = [torch.tensor(end).log10().item() if log else end for end in ends]
             axes.plot(ends, [line[0] * place + line[1] for place in places], "--", color=colour, linewidth=1.2)
-    named = {(run, place) for own in points for run, place in zip(own.runs, own.x, strict=True)}
-    for run, place in sorted(named):
+    named: dict[float, set[str]] = {}
+    for run, place in (pair for own in points for pair in zip(own.runs, own.x, strict=True)):
+        named.setdefault(place, set()).add(run)
+    for place, runs in named.items():
         text = axes.annotate(
             "",
             (place, 0),
@@ -131,11 +133,14 @@ def _draw(points: list[Points], x: str, y: str, log: bool) -> Figure:
             rotation=90,
             fontsize=6,
         )
-        text.set(parse_math=False, text=style.printable(run))
+        text.set(parse_math=False, text=style.printable(", ".join(sorted(runs))))
+    axes.set_ylim(bottom=0)
     if log:
         axes.set_xscale("log")
-    axes.set_ylim(bottom=0)
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+    else:  # both axes count layers
+        style.layer_axis(axes.xaxis, int(max(max(own.x) for own in points)), x)
+        style.layer_axis(axes.yaxis, int(max(max(own.y) for own in points)), y)
     style.legend_above(axes)
     return figure

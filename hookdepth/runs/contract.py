@@ -84,6 +84,9 @@ def violation(result: Result) -> str | None:
     lengths = (metadata.get("data") or {}).get("lengths")
     if lengths is not None and not _whole_numbers(lengths):
         return "its data.lengths is no list of whole numbers"
+    tested = metadata.get("tested", [])
+    if not (_whole_numbers(tested) and all(0 <= number < len(lengths or ()) for number in tested)):
+        return "its tested is no list of numbers of its prompts"
     wrong = _wrong_probes(metadata)
     declaration = declared(result)
     if wrong or declaration is None:

@@ -104,7 +104,12 @@ def merge(
         if analysis is None or analysis.needs not in _OF_PROMPTS:
             warn(f"{name} is not over prompts, and is left out")
             continue
-        merged.append(_merged(analysis, results, paths))
+        if (whole := _merged(analysis, results, paths)) is None:
+            warn(
+                f"{name} cannot be put together from its prompts' values, and is left out: run it on all of the prompts"
+            )
+            continue
+        merged.append(whole)
     if not merged:
         raise HookdepthError("the folders have no analysis over prompts in common", "give runs of the same analyses")
     for result in merged:
@@ -112,7 +117,7 @@ def merge(
     return {result.analysis: result for result in merged}
 
 
-def _merged(analysis: Analysis, results: Sequence[Result], paths: Sequence[Path]) -> Result:
+def _merged(analysis: Analysis, results: Sequence[Result], paths: Sequence[Path]) -> Result | None:
     first, items = _apart(results[0].metadata), []
     known: set[str] = set()
     for result, path in zip(results, paths, strict=True):
@@ -123,9 +128,7 @@ def _merged(analysis: Analysis, results: Sequence[Result], paths: Sequence[Path]
         known |= set(prompts)
         own = items_of(analysis, _subject([result]), result)
         if own is None:
-            raise HookdepthError(
-                f"{result.analysis} cannot be put together from its prompts' values", "run it on all of the prompts"
-            )
+            return None
         items += own
     parts = [Partial({}, 0, one.metadata.get("null_effect"), one.metadata.get("null_where")) for one in results]
     metadata = {**results[0].metadata, **noise_floor(parts), "data": _joined([one.metadata["data"] for one in results])}

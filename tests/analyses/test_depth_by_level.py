@@ -1,19 +1,25 @@
 """depth-by-level against a plain pass for each skip, and what the authors' code gets wrong."""
 
+import csv
+import json
 import math
 
 import naive
+import numpy as np
 import pytest
 import torch
+from matplotlib.collections import LineCollection
 from test_against_naive import close, results_of
 from tiny_models import prompts, tiny_model
 from tiny_tokenizer import tiny_tokenizer
 
 import hookdepth
 from hookdepth.analyses import Inputs
+from hookdepth.analyses.levels import DepthByLevel
 from hookdepth.cli import main
 from hookdepth.data import Leveled, Probe
 from hookdepth.errors import HookdepthError
+from hookdepth.report.figures import pictures_of
 from hookdepth.results import Result
 
 # level, length, answer positions, cuts
@@ -60,10 +66,12 @@ def test_against_a_plain_pass_for_each_skip(family, cut):
             for kind, value in expected.items():
                 assert ours[f"score.{kind}.{how}"][place].item() == pytest.approx(value, rel=1e-4)
                 low, high = ours[f"score_interval.{kind}.{how}"][place].tolist()
-                assert low <= high
                 if len(own) == 1:  # nothing to draw from but the one
-                    assert low == pytest.approx(value, rel=1e-4)
-                if how == "mean":
+                    assert math.isnan(low)
+                    assert math.isnan(high)
+                else:
+                    assert low <= high
+                if how == "mean" and len(own) > 1:
                     assert low - 1e-6 <= value <= high + 1e-6
 
 
@@ -72,6 +80,56 @@ def test_an_interval_is_that_of_all_samples_where_they_can_be_counted():
     ours = results_of(["depth-by-level"], hookdepth.wrap(tiny_model("llama")), inputs_of())["depth-by-level"]
     alone = sorted(score(one.tolist()) for one in ours["per_prompt.1.output.mean"])
     assert ours["score_interval.output.mean"][0].tolist() == pytest.approx(alone, rel=1e-5)
+
+
+def level_rows(tmp_path):
+    """Level 2 has two examples, the others one."""
+    rows = (
+        ("Anna has 12 apples and eats 3 of them, so she has", " 12 - 3 = 9 apples", 1),
+        ("The spouse of the performer of Imagine is", " Yoko Ono", 2),
+        ("The people of the town and", " the town itself", 2),
+        ("Imagine all the people of the town and", " the basket", "hard"),
+    )
+    lines = [json.dumps({"prompt": prompt, "answer": answer, "level": level}) for prompt, answer, level in rows]
+    path = tmp_path / "levels.jsonl"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return str(path)
+
+
+def test_a_single_example_has_no_interval_and_each_figure_says_its_own_number(tmp_path):
+    model = hookdepth.wrap(tiny_model("llama", num_hidden_layers=3), tiny_tokenizer())
+    result = hookdepth.analyse(model, "depth-by-level", dataset=level_rows(tmp_path), limit=2)
+    pictures = {one.name: one for _, some in pictures_of(result, DepthByLevel()) for one in some}
+    score = pictures["depth-by-level-score"]
+    drawn = [one for one in score.draw().axes[0].collections if isinstance(one, LineCollection)]
+    assert len(drawn) == 2, "one a series: the whiskers of all levels"
+    for whiskers in drawn:
+        ends = [own for own in whiskers.get_segments() if len(own)]
+        assert len(ends) == 1, "of level 2 alone"
+        assert np.ptp(ends[0][:, 1]) > 0
+    assert "4 prompts" in score.said
+    assert "interval over the examples of a level" in score.said
+    assert "not finite" not in score.said, "no interval is no missing value"
+    said = {level: pictures[f"depth-by-level-{level}-effect-max"].said for level in ("1", "2", "hard")}
+    assert {level: text.split(".")[0] for level, text in said.items()} == {
+        "1": "1 prompt",
+        "2": "2 prompts",
+        "hard": "1 prompt",
+    }
+    alone = hookdepth.analyse(model, "depth-by-level", dataset=level_rows(tmp_path), limit=1)
+    assert alone["score_interval.layer.max"].isnan().all()
+    assert "hiskers" not in pictures_of(alone, DepthByLevel())[0][1][0].said
+
+
+def test_a_table_of_values_has_the_names_of_the_levels(tmp_path):
+    model = hookdepth.wrap(tiny_model("llama", num_hidden_layers=3), tiny_tokenizer())
+    out = tmp_path / "out"
+    hookdepth.analyse(model, "depth-by-level", dataset=level_rows(tmp_path), limit=2, out=str(out))
+    assert main(["export", str(out / "depth-by-level.safetensors"), "--to", "csv"]) == 0
+    with open(out / "depth-by-level.csv", encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["tensor"] == "score_interval.layer.max"]
+    assert [row["level_label"] for row in rows] == ["1", "1", "2", "2", "hard", "hard"]
+    assert [row["end_label"] for row in rows] == ["lower", "upper"] * 3
 
 
 def test_the_first_answer_tokens_prediction_is_measured_with_cut_question_only():

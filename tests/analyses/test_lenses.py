@@ -5,12 +5,15 @@ import pytest
 import torch
 from test_against_naive import close, results_of
 from tiny_models import prompts, tiny_model
+from tiny_tokenizer import tiny_tokenizer
 
 import hookdepth
 from hookdepth.analyses import Inputs
 from hookdepth.analyses.jacobian import jacobian_rows, mean_jacobian
 from hookdepth.analyses.ridge import split_prompts
 from hookdepth.errors import HookdepthError
+from hookdepth.report.scale import interval_of
+from hookdepth.runs.contract import violation
 
 SMALL = {"num_hidden_layers": 3, "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "head_dim": 8}
 
@@ -98,6 +101,21 @@ def test_what_the_lenses_of_a_file_read(hf, tmp_path):
         close(found[f"per_prompt.{lens}.kl"], kl)
         assert found[f"{lens}.kl"][-1] == 0
         assert found[f"{lens}.topk_overlap"][-1] == 1
+
+
+def test_whiskers_are_of_the_mean_that_is_drawn():
+    """The prompts that test are of unequal length: their mean is one over tokens, and its interval lies around it."""
+    model = hookdepth.wrap(tiny_model("llama-gqa", **SMALL), tiny_tokenizer())
+    words = ("the town", "the people of the town and the basket", "Anna has 12 apples and eats 3 of them, so she has 9")
+    texts = [f"{words[n % 3]} {words[n % 2]} {n} full of the problem" for n in range(24)]
+    result = hookdepth.analyse(model, "lenses", texts, jacobian_tokens=8)
+    assert result.metadata["tested"] == split_prompts(24)[2]
+    mean, low, high = interval_of(result, "linear.kl")
+    close(mean.float(), result["linear.kl"])
+    assert (low[:-1] < mean[:-1]).all()
+    assert (mean[:-1] < high[:-1]).all()
+    result.metadata["tested"] = [*result.metadata["tested"][:-1], 24]
+    assert "tested" in violation(result)
 
 
 def test_the_linear_lens_is_the_ridge_of_linear_maps(hf):

@@ -148,6 +148,26 @@ def test_the_weights_of_a_known_map(seed):
     assert torch.allclose(x @ weight + bias, y, atol=1e-2)
 
 
+@pytest.mark.parametrize(("width", "different", "tokens"), [(32, 20, 400), (64, 20, 3000), (48, 47, 400)])
+def test_features_that_never_vary_on_their_own_predict_nothing_of_new_tokens(width, different, tokens):
+    """As of embeddings, where fewer tokens than features differ: what float32 leaves there would be divided by itself.
+
+    The tokens that choose the ridge are among those that train, and so cannot tell.
+    """
+    draw = torch.Generator().manual_seed(0)
+    words, others = torch.randn(different, width, generator=draw), torch.randn(different, 8, generator=draw)
+    ids = torch.randint(different, (tokens + 200,), generator=draw)
+    x, y = words[ids], others[ids]
+    weight, bias = ridge_map((x[:tokens], x[tokens:]), (y[:tokens], y[tokens:]))
+    assert torch.allclose(x @ weight + bias, y, atol=1e-2)
+    mean, offset = x[:tokens].double().mean(0), y[:tokens].double().mean(0)
+    spread = (x[:tokens].double() - mean).norm(dim=0)
+    least = torch.linalg.lstsq((x[:tokens] - mean) / spread, y[:tokens] - offset, rcond=1e-6, driver="gelsd").solution
+    new = torch.randn(500, width, generator=draw).double()
+    expected = (new - mean) / spread @ least
+    assert ((new @ weight.double() + bias - offset) - expected).norm() < 0.02 * expected.norm()
+
+
 def test_a_target_that_nothing_predicts_gets_its_mean():
     draw = torch.Generator().manual_seed(0)
     x, y = torch.randn(60, 12, generator=draw), torch.randn(60, 3, generator=draw) + 5

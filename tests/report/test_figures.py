@@ -20,7 +20,16 @@ from hookdepth.errors import HookdepthError
 from hookdepth.report.drawing import layers, style, tokens
 from hookdepth.report.drawing.over_training import training_figure
 from hookdepth.report.drawing.style import render
-from hookdepth.report.figures import Bars, Heatmap, Lines, TokenMap, compare_figures, figures_for, pictures_of
+from hookdepth.report.figures import (
+    Bars,
+    Heatmap,
+    Intervals,
+    Lines,
+    TokenMap,
+    compare_figures,
+    figures_for,
+    pictures_of,
+)
 from hookdepth.report.patterns import MOST_PROBES, SERIES_NAMES
 from hookdepth.report.scale import Scale
 from hookdepth.results import Result
@@ -281,6 +290,27 @@ def test_compare_overlays_runs_of_one_depth_over_layers(monkeypatch):
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["$a$", "_b"]
     for figure in figures.values():
         render(figure, "png")
+
+
+@pytest.mark.parametrize("length", [5, 30, 90])
+def test_a_legend_of_several_runs_leaves_the_axes_their_width(length):
+    """Four series of 30 letters came out as three columns, of which the first holds two of them."""
+    kind = Intervals("score.*", "…", interval="ends.*", places="{level}.effect", axis="Level")
+    tensors = {
+        "score.a": torch.ones(2),
+        "score.b": torch.zeros(2),
+        "ends.a": torch.ones(2, 2),
+        "ends.b": torch.ones(2, 2),
+    }
+    result = Result("mine", {**tensors, "1.effect": torch.ones(2), "2.effect": torch.ones(2)})
+    runs = {name: {"mine": result} for name in ("_" + "x" * length, "$" * length)}
+    figure = compare_figures(runs, lambda _: Mine([kind]))["mine-score"]
+    axes = figure.axes[0]
+    assert axes.get_position().width > 0.6
+    texts = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert len(texts) == 4
+    assert all(text.endswith(("x, a", "x, b", "$, a", "$, b")) for text in texts)
+    render(figure, "png")
 
 
 def test_compare_of_different_depths_is_over_relative_depth():

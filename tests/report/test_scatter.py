@@ -51,6 +51,14 @@ def test_layers_over_layers_and_ratio_over_parameters():
     assert depth.values[0].rows[0] == "small, kl"
 
 
+def test_names_at_one_place_are_beside_each_other_and_axes_count_layers():
+    models = {**MODELS, "other": summary(24, 10**9, kl=9)}
+    axes = scatter_pictures(models)[0].draw().axes[0]
+    assert sorted(text.get_text() for text in axes.texts) == ["large", "middle, other", "small"]
+    for axis in (axes.xaxis, axes.yaxis):
+        assert all(place == round(place) for place in axis.get_majorticklocs())
+
+
 def test_the_page_has_it_where_it_is_asked_for(tmp_path):
     names = ["logit-lens"]  # the figures of all others are test_page.py's
     folders = [str(write_folder(tmp_path / f"deep-{n}", names, n_layers=n, model=f"some/model-{n}")) for n in (6, 12)]

@@ -150,6 +150,19 @@ def test_what_cannot_be_merged_is_refused_in_a_line(make, tmp_path, capsys):
     assert "holds results already" in capsys.readouterr().err
 
 
+def test_what_is_no_sum_over_prompts_is_left_out_of_a_merger(model, tmp_path):
+    ids = [tuple(own) for own in prompts(36, 30, seed=4)]
+    for name, own in (("first", ids[:18]), ("second", ids[18:])):
+        small = hookdepth.wrap(tiny_model("llama-gqa", num_hidden_layers=2, hidden_size=32), name="tiny")
+        run = runner.Run(small, Inputs(tuple(own)), Settings(), DATA, 123, tmp_path / name)
+        run.execute([find("residual-stats"), find("linear-maps")])
+    lines = []
+    merged = merge([tmp_path / "first", tmp_path / "second"], tmp_path / "both", lines.append)
+    assert merged.keys() == {"residual-stats"}
+    assert len(lines) == 1
+    assert lines[0].startswith("linear-maps cannot be put together")
+
+
 @pytest.mark.parametrize("how", ["max", "mean", "median", "none"])
 def test_over_prompts(make, how):
     folder = make(how, settings=Settings(over_prompts=how), names=("skip-current", "local-future"))

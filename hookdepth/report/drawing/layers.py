@@ -105,18 +105,7 @@ def draw_runs(axes: Axes, own: Mapping[str, Tensor], label: str, axis: str, poin
     axes.set_xlabel("Relative depth")
     if len(lengths) == 1:
         style.layer_axis(axes.xaxis, lengths.pop(), axis)
-    labels = [style.printable(name) for name in own]
-    # Labels are set afterwards: given to legend() itself, one that begins with an underscore would be left out.
-    legend = axes.legend(
-        handles,
-        ["run"] * len(labels),
-        loc="lower left",
-        bbox_to_anchor=(0, 1.0),
-        ncols=style.columns_of(labels, axes),
-        borderaxespad=0.2,
-    )
-    for text, name in zip(legend.get_texts(), labels, strict=True):
-        text.set(parse_math=False, text=name)
+    style.legend_above(axes, dict(zip(own, handles, strict=True)))
 
 
 def relative_depth(n: int, points: bool) -> np.ndarray:

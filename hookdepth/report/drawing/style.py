@@ -17,7 +17,7 @@ from __future__ import annotations
 import io
 import math
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, cast
@@ -146,15 +146,22 @@ def log_yaxis(axes: Axes) -> None:
     axes.yaxis.set_minor_locator(NullLocator())
 
 
-def legend_above(axes: Axes) -> None:
-    """The legend above the axes, where it hides nothing; bars first, in as few rows as the figure's width takes."""
+def legend_above(axes: Axes, named: Mapping[str, Any] | None = None) -> None:
+    """The legend above the axes, where it hides nothing; bars first, in as few rows as the figure's width takes.
+
+    legend_above(axes, {"_mine": line})    # by names that a user may have given, whatever is in them
+    """
     handles, labels = axes.get_legend_handles_labels()
+    if named is not None:
+        most = int((_legend_room(axes) - _HANDLE) / _LETTER)
+        texts = [printable(name) for name in named]
+        handles, labels = list(named.values()), [one if len(one) <= most else f"…{one[1 - most :]}" for one in texts]
     if not labels:
         return
     order = sorted(range(len(labels)), key=lambda index: isinstance(handles[index], Line2D))
-    axes.legend(
+    legend = axes.legend(
         [handles[index] for index in order],
-        [labels[index] for index in order],
+        [labels[index] if named is None else "named" for index in order],
         loc="lower left",
         bbox_to_anchor=(0, 1.0),
         ncols=columns_of(labels, axes),
@@ -163,17 +170,26 @@ def legend_above(axes: Axes) -> None:
         handlelength=1.5,
         handletextpad=0.5,
     )
+    # Labels are set afterwards: given to legend() itself, one that begins with an underscore would be left out.
+    for text, index in zip(legend.get_texts(), order if named is not None else (), strict=False):
+        text.set(parse_math=False, text=labels[index])
 
 
 def columns_of(labels: Sequence[str], axes: Axes) -> int:
     """How many columns of a legend fit beside each other: columns_of(["Attention", "MLP"], axes)"""
-    widths = [0.4 + 0.058 * len(label) for label in labels]  # in inches: the handle, and letters of 8 points
-    room = axes.figure.get_figwidth() - 0.8  # type: ignore[union-attr]
+    widths, room = [_HANDLE + _LETTER * len(label) for label in labels], _legend_room(axes)
     for columns in range(len(labels), 1, -1):
-        rows = math.ceil(len(labels) / columns)
-        if sum(max(widths[begin : begin + rows]) for begin in range(0, len(widths), rows)) <= room:
+        # As matplotlib fills them: each column has a label more than the last ones, where they do not come out even.
+        if sum(own.max() for own in np.array_split(np.array(widths), columns)) <= room:
             return columns
     return 1
+
+
+_HANDLE, _LETTER = 0.4, 0.058  # inches that a legend takes for a line, and for a letter of 8 points
+
+
+def _legend_room(axes: Axes) -> float:
+    return float(axes.figure.get_figwidth()) - 0.8  # type: ignore[union-attr]
 
 
 def boxed(axes: Axes) -> None:
