@@ -38,6 +38,7 @@ TEMPLATE = (
 )
 _KEYS = ("question", "prompt", "answer", "level")
 _LEVEL = re.compile(r"[^\W_][\w-]{0,31}")  # it becomes part of names of tensors and files
+_TAKEN = ("score", "score_interval", "per_prompt")  # which begin the names of other tensors
 
 
 @dataclass(frozen=True)
@@ -191,6 +192,9 @@ def _prompt_example(row: dict[str, Any], where: str) -> Example:
     level = row.get("level")
     level = int(level) if isinstance(level, str) and level.isdecimal() and level.isascii() else level
     numbered = isinstance(level, int) and not isinstance(level, bool) and 0 <= level < 10**9
+    if isinstance(level, str) and level in _TAKEN:
+        what = f'the "level" of {where} is {shown(level)}, which names something else'
+        raise HookdepthError(what, "call it otherwise")
     if not (level is None or numbered or (isinstance(level, str) and _LEVEL.fullmatch(level))):
         what = f'the "level" of {where} is {shown(level)}'
         raise HookdepthError(what, "give a whole number, or a short word of letters, digits and hyphens")

@@ -177,3 +177,11 @@ def test_cuts_run_on_through_the_examples_levels_in_rising_order(tmp_path):
 def test_the_limit_counts_per_level():
     found = leveled_examples(load_examples("demo-levels"), tiny_tokenizer(), 3, 123)
     assert [one.level for one in found] == [level for level in range(1, 6) for _ in range(3)]
+
+
+@pytest.mark.parametrize("level", ["score", "score_interval", "per_prompt"])
+def test_a_level_whose_tensors_would_be_others_is_refused(tmp_path, level):
+    """`score.output.max` of a level called score would be written over by the scores of all levels."""
+    path = tmp_path / "levels.jsonl"
+    path.write_text(json.dumps({"prompt": "2 + 2 =", "answer": " 4", "level": level}), encoding="utf-8")
+    assert "names something else" in refusal(load_examples, path)
