@@ -149,7 +149,7 @@ def log_yaxis(axes: Axes) -> None:
 def legend_above(axes: Axes, named: Mapping[str, Any] | None = None) -> None:
     """The legend above the axes, where it hides nothing; bars first, in as few rows as the figure's width takes.
 
-    legend_above(axes, {"_mine": line})    # by names that a user may have given, whatever is in them
+    By `named`, name → what is drawn, where a user may have given the names, whatever is in them.
     """
     handles, labels = axes.get_legend_handles_labels()
     if named is not None:
