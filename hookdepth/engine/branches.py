@@ -83,7 +83,7 @@ class Branch:
         for intervention in self.interventions:
             intervention.check(model, length)
         if self.path is not None:
-            self._check_path(self.path)
+            self._check_path(self.path, length)
         if self.cut is not None and not 0 < self.cut < length:
             raise HookdepthError(f"a cut at {self.cut} in a prompt of {length} tokens", f"give 1 to {length - 1}")
         if self.until is not None:
@@ -99,7 +99,7 @@ class Branch:
                 "let it live at least through the layer of its last intervention",
             )
 
-    def _check_path(self, path: LayerPath) -> None:
+    def _check_path(self, path: LayerPath, length: int) -> None:
         others = [one for one in self.interventions if one is not path]
         if any(isinstance(one, LayerPath) for one in others):
             raise HookdepthError(f"a branch along {path!r} and another path", "give each a branch of its own")
@@ -112,6 +112,9 @@ class Branch:
             if one.layer not in visited:
                 problem = f"{type(one).__name__} at layer {one.layer}, which {path!r} never visits"
                 raise HookdepthError(problem, "intervene at a layer of the path")
+            if min(positions(one.tokens, length), default=length) < path.keep_front:
+                problem = f"{type(one).__name__} changes one of the first tokens, which {path!r} leaves alone"
+                raise HookdepthError(problem, f"give it tokens from {path.keep_front} on, or the path no keep_front")
 
     def measured_positions(self, length: int) -> range | list[int]:
         """The positions at which it is measured, in a prompt of `length` tokens."""

@@ -202,7 +202,7 @@ class _Pass:
         if layer in self.sources:
             self.contributions[layer] = hidden[rows.clean].float() - self.pre[rows.clean].float()
         edited = self._edit_rows(layer, "resid_post", hidden)
-        states = self.travel.after(layer, self.pre, edited)
+        states = self.travel.after(layer, edited)
         born = self._born(layer, "resid_post", hidden, late)
         after = _append(edited, born)
         if self.measurements:

@@ -33,8 +33,9 @@ class LayerPath(Intervention):
         LayerPath([0, 1, {2, 3}, 4], mean=True) # … or averaged
 
     Layers attend to what the same visit makes of the tokens before. Interventions beside it act at every visit of
-    their layer. A layer measurement gives, for a layer that is visited again, the value of its last visit, and NaN for
-    one that is never visited. On the first `keep_front` tokens the run stays the clean one.
+    their layer; at the input of one of several parallel layers they change what that one adds. A layer measurement
+    gives, for a layer that is visited again, the value of its last visit, and NaN for one that is never visited. On
+    the first `keep_front` tokens the run stays the clean one.
 
     Args:
         path: as text; or layers in a row, of which a set or tuple is one stage. An empty list: no layer at all.
@@ -43,7 +44,7 @@ class LayerPath(Intervention):
 
     Raises:
         HookdepthError: no layers, a layer twice in one stage; in a run, a layer that the model does not have, or a
-            branch with a cut, an `until` or a second path.
+            branch with a cut, an `until`, a second path or changes of tokens that the path leaves alone.
 
     Sources: 2407.09298 (skipped, swapped, reversed, parallel, looped layers), 2406.19384.
     """

@@ -96,6 +96,7 @@ class Travel:
         self.table: SweepTable | None = None
         self.states: dict[Hashable, Tensor] = {}
         self.sums: dict[int, Tensor] = {}
+        self.inputs: dict[int, Tensor] = {}  # of rows that are in one of several parallel layers
         self.found: dict[str, Tensor] = {}
         self.uses: Counter[Hashable] = Counter()
         if trie is not None:
@@ -150,9 +151,12 @@ class Travel:
             return self._take(table.pass_.prompts[table.slot[id_]], clean) if table.sweep.number else clean
         row = self._take(table.takes[id_][layer, order], clean)
         front = table.keep_front[id_]
-        return torch.cat([clean[:front], row[front:]]) if front else row
+        row = torch.cat([clean[:front], row[front:]]) if front else row
+        if any(id_ == other for other, _ in table.together.get(layer, ())):
+            self.inputs[id_] = row
+        return row
 
-    def after(self, layer: int, pre: Tensor, after: Tensor) -> Tensor:
+    def after(self, layer: int, after: Tensor) -> Tensor:
         """At a layer's output: the states that go on, where parallel layers are summed; and keep what others need."""
         if self.table is None:
             return after
@@ -160,11 +164,14 @@ class Travel:
         place = {id_: n for n, id_ in enumerate(rows.inside)}
         for id_, run in table.together.get(layer, ()):
             here = place[id_]
-            added = after[here].float() - pre[here].float()
+            # Not what the layer has read: a change at its own input is then a change of what it adds, as in a stage
+            # of one layer, whichever of the stage's layers it is.
+            read = self.inputs.pop(id_)
+            added = after[here].float() - read.float()
             self.sums[id_] = added if layer == run.first else self.sums[id_].to(added.device) + added
             if layer == run.last:
                 after = after.clone()
-                after[here] = self._summed(id_, run, pre[here], after[rows.clean_place(table.slot[id_])])
+                after[here] = self._summed(id_, run, read, after[rows.clean_place(table.slot[id_])])
         self._keep(layer, after, place)
         return after
 
@@ -183,12 +190,12 @@ class Travel:
             found[name] = torch.cat([values[:, : ids.start], own], dim=1)
         return found
 
-    def _summed(self, id_: int, run: Run, pre: Tensor, clean: Tensor) -> Tensor:
-        """The state after parallel layers; `pre` is what they all have read."""
+    def _summed(self, id_: int, run: Run, read: Tensor, clean: Tensor) -> Tensor:
+        """The state after parallel layers; `read` is the input of them all."""
         table = self.table
         assert table is not None
         total = self.sums.pop(id_) / (len(run.together) if run.mean else 1)
-        state = (pre.float() + total).to(pre.dtype)
+        state = (read.float() + total).to(read.dtype)
         front = table.keep_front[id_]
         return torch.cat([clean[:front], state[front:]])
 

@@ -241,6 +241,28 @@ def test_interventions_act_at_every_visit(llama):
         assert output[n].item() == pytest.approx(expected, abs=1e-5)
 
 
+def test_a_change_at_the_input_of_one_of_several_parallel_layers(llama):
+    """It is a change of what that layer adds to the input of them all, whichever it is."""
+    hf, model = llama
+    ids = prompts(1, T)[0]
+    vector = torch.randn(64, generator=torch.Generator().manual_seed(0))
+    stages = [(0,), (1, 2, 3), (4,)]
+    branches = [
+        Branch((LayerPath(stages, mean), Patch("resid_pre", n, vector))) for n in (1, 2, 3) for mean in (False, True)
+    ]
+    output = measure(model, [ids], branches, [OutputEffect()]).output["output"].view(3, 2)
+    clean = naive.run_with(hf, ids).logits
+    for n in (1, 2, 3):
+        for mean in (False, True):
+            handle = hf.model.layers[n].register_forward_pre_hook(
+                lambda _m, args: (vector.expand(1, T, 64), *args[1:]) if args else None
+            )
+            logits = naive.visit(hf, ids, stages, mean)[-1]
+            handle.remove()
+            expected = naive.output_change(clean, logits, slice(None)).item()
+            assert output[n - 1, int(mean)].item() == pytest.approx(expected, abs=1e-5)
+
+
 def test_other_measurements_and_the_last_token(llama):
     hf, model = llama
     ids = prompts(1, T)[0]
@@ -330,6 +352,7 @@ def test_what_does_not_go_together(llama):
         (Branch((LayerPath("0-2,4"), Skip(3))), "never visits"),
         (Branch((LayerPath("0-5"),)), "visits layer 5 of a model of 5"),
         (Branch((LayerPath("0", keep_front=T),)), "changes nothing"),
+        (Branch((LayerPath("0-2,1-4", keep_front=2), Skip(2))), "Skip changes one of the first tokens"),
     ):
         with pytest.raises(HookdepthError, match=says.replace("(", r"\(")):
             measure(model, [ids], [branch], [OutputEffect()])
