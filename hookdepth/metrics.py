@@ -116,6 +116,16 @@ def kl_divergence(log_p: Float[Tensor, "*b v"], log_q: Float[Tensor, "*b v"]) ->
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
+def divergences(log_probabilities: Float[Tensor, "r p v"]) -> Float[Tensor, "r p"]:
+    """`kl_divergence` of row 0's distributions from every row's, ≥ 0, in pieces that caches hold.
+
+    divergences(logits.log_softmax(-1))   # [row, position], 0 in row 0
+    """
+    clean = log_probabilities[:1]
+    p, rows_of = clean.exp(), blocks(len(log_probabilities), clean.numel(), clean.device)
+    return torch.cat([(clean - log_probabilities[rows]).mul_(p).sum(-1) for rows in rows_of])
+
+
 def topk_overlap(a: Float[Tensor, "*b v"], b: Float[Tensor, "*b v"], k: int = 5) -> Float[Tensor, "*b"]:
     """Share of the k likeliest tokens that two predictions have in common, from 0 to 1.
 

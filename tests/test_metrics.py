@@ -156,3 +156,12 @@ def test_over_prompts_minds_no_prompt_that_was_not_measured():
         assert found[1].isnan()
     with pytest.raises(HookdepthError, match="unknown reduction over prompts"):
         metrics.over_prompts(values, "none")
+
+
+def test_divergences_from_the_first_row_are_those_of_each_row_to_the_bit():
+    logs = torch.randn(7, 3, 50_000, generator=torch.Generator().manual_seed(0)).log_softmax(-1).requires_grad_()
+    found, expected = metrics.divergences(logs), torch.cat([metrics.kl_divergence(logs[:1], row[None]) for row in logs])
+    assert found.equal(expected)
+    assert found[0].count_nonzero() == 0 < found[1:].min()
+    (own,), (other,) = (torch.autograd.grad(values[1:].sum(), logs) for values in (found, expected))
+    torch.testing.assert_close(own, other)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -88,9 +87,7 @@ class KL(OutputMeasurement):
 
     def values(self, view: OutputView) -> Float[Tensor, "row position"]:
         """The divergence from the clean run, row by row."""
-        logs = view.log_probabilities
-        rows_of = metrics.blocks(logs.shape[0], logs[0].numel(), logs.device)
-        return torch.cat([metrics.kl_divergence(logs[:1], logs[rows]) for rows in rows_of])
+        return metrics.divergences(view.log_probabilities)
 
 
 @dataclass

@@ -34,7 +34,8 @@ _REMEDY = "keep other layers, or run those as a LayerPath"
 _NUMBERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _INDICES = ("mlp_only_layers", "moe_layers")  # lists of layers' numbers, where others have an entry a layer
 _NOT_BY_LAYER = ("eos_token_id", "architectures")
-_FIRST_LAYERS = ("max_window_layers", "first_k_dense_replace")  # so many of the first layers are of another kind
+# So many of the first layers are of another kind.
+_FIRST_LAYERS = ("max_window_layers", "first_k_dense_replace", "num_dense_layers")
 
 
 def prune(model: Decoder, keep: str | Sequence[int], out: str | os.PathLike[str]) -> Path:
@@ -116,6 +117,8 @@ def _only(model: Decoder, kept: Sequence[int]) -> Iterator[None]:
 
 
 def _shorten(config: Any, n_layers: int, kept: Sequence[int]) -> None:
+    by_layer = config.to_dict().get("per_layer_config") or {}
+    differing = {int(layer): changes for layer, changes in by_layer.items()}
     for name, value in list(vars(config).items()):
         if name in _INDICES and isinstance(value, list):
             setattr(config, name, [kept.index(layer) for layer in value if layer in kept])
@@ -126,6 +129,8 @@ def _shorten(config: Any, n_layers: int, kept: Sequence[int]) -> None:
     for name in _NUMBERS:
         if getattr(config, name, None) == n_layers:
             setattr(config, name, len(kept))
+    if differing:  # at last, since it is held against the number of layers
+        config.per_layer_config = {n: differing[layer] for n, layer in enumerate(kept) if layer in differing}
 
 
 class _Logits(OutputMeasurement):

@@ -42,7 +42,7 @@ def test_what_is_left_is_the_path(family, tmp_path):
         assert own != pytest.approx(other, abs=1e-3)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "falcon-alibi", "llama4", "nemotron-h"])
+@pytest.mark.parametrize("family", ["gpt2", "falcon-alibi", "llama4", "nemotron-h", "afmoe", "gemma4"])
 def test_other_families_are_held_against_the_path_before_they_are_kept(family, tmp_path):
     model = hookdepth.wrap(tiny_family(family).eval(), tiny_tokenizer())
     prune(model, "1-3", tmp_path / "pruned")
