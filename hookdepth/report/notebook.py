@@ -139,7 +139,7 @@ def columns(result: Result, declaration: Declaration | None, names: Sequence[str
     for name in names:
         values = result.tensors[name]
         own: dict[str, Any] = {"tensor": [name] * values.numel()}
-        places = np.indices(values.shape).reshape(values.ndim, -1)
+        places = np.indices(values.shape).reshape(values.ndim, values.numel())
         for axis, along in zip(axes_of_result(result, declaration, name), places, strict=True):
             axis = axis.replace(" ", "_")
             axis = axis if axis not in own else f"{axis}_2"

@@ -17,6 +17,7 @@ from hookdepth.analyses.layer_paths import PAIRS, SPANS
 from hookdepth.analyses.spans import rearranged
 from hookdepth.metrics import rank_correlation
 from hookdepth.report.figures import pictures_of
+from hookdepth.report.notebook import columns
 from hookdepth.results import Result
 from hookdepth.runs.sharing import groups_of
 
@@ -150,6 +151,12 @@ def test_numbers_notes_and_figures(paths, pruning):
     assert [one["loss"] for one in given] == paths["paths.loss"].tolist()
     best = numbers["cheapest_omissions"][0]
     assert best["loss"] == paths["skip.loss"].nan_to_num(99).min() == paths["skip.loss"][best["first"], best["last"]]
+
+
+def test_a_table_holds_the_number_of_no_axis_too(paths):
+    rows = columns(Result("layer-paths", paths, {}), find("layer-paths"), ["clean_loss", "swap.loss"])
+    assert rows["tensor"] == ["clean_loss", *["swap.loss"] * (L - 1)]
+    assert rows["value"][0] == paths["clean_loss"].item()
 
 
 def test_two_triangles_make_one_map(paths):
