@@ -37,7 +37,7 @@ from hookdepth.engine.plan import (
     peak_rows,
     span_of,
 )
-from hookdepth.engine.sweeping import chains
+from hookdepth.engine.sweeping import chains, uncollected
 from hookdepth.engine.trie import Trie
 
 _MIN_SAVING = 0.9  # starting right of token 0, or leaving cuts to one pass, must cost at most this share
@@ -155,6 +155,7 @@ class _Builder:
             return self._whole([*tied, *free])
         return [*(self._whole([*tied]) if tied else ()), shared]
 
+    @uncollected()
     def _sweeps(self, indices: Sequence[int]) -> list[ForwardPass]:
         """Of branches with a path: the first sweep of as many as fit, with the later ones as its suffixes."""
         if not indices:

@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
-from itertools import accumulate
 
 from hookdepth.engine.branches import Branch
 from hookdepth.engine.stages import Stage
@@ -69,7 +68,7 @@ class Trie:
         self.ends: dict[int, State] = {}
         self.most = 0
         self._runs: dict[Hashable, Run] = {}
-        self._change: list[list[int]] = []  # sweep → layer → how many rows more than at the layer before
+        self._rows: list[list[int]] = []  # sweep → layer, and last the output → how many
 
     def add(self, index: int, branch: Branch) -> None:
         """Take in a branch that has a path."""
@@ -93,7 +92,6 @@ class Trie:
             way.setdefault(state[0].sweep, []).append(state)
         self.ends[index] = states[-1]
         self._count(states[-1][0].sweep, self.n_layers, self.n_layers, 1)  # the row that is unembedded
-        self.most = max(self.most, *(self.peak(sweep) for sweep in way))
 
     def _follow(
         self, states: list[State], first: int, last: int, kind: tuple[Stage, Hashable, bool], index: int
@@ -127,10 +125,13 @@ class Trie:
             self._count(run.sweep, run.first, run.last, by)
 
     def _count(self, sweep: int, first: int, last: int, by: int) -> None:
-        while len(self._change) <= sweep:
-            self._change.append([0] * (self.n_layers + 2))
-        self._change[sweep][first] += by
-        self._change[sweep][last + 1] -= by
+        while len(self._rows) <= sweep:
+            self._rows.append([0] * (self.n_layers + 1))
+        rows = self._rows[sweep]
+        for layer in range(first, last + 1):
+            rows[layer] += by
+            if rows[layer] > self.most:
+                self.most = rows[layer]
 
     @property
     def n_sweeps(self) -> int:
@@ -139,11 +140,11 @@ class Trie:
 
     def peak(self, sweep: int) -> int:
         """Most rows of branches at one layer of a sweep."""
-        return max(accumulate(self._change[sweep])) if sweep < len(self._change) else 0
+        return max(self._rows[sweep]) if sweep < len(self._rows) else 0
 
     def visits(self, sweep: int) -> int:
         """Rows × layers that a sweep computes for branches."""
-        return sum(list(accumulate(self._change[sweep]))[: self.n_layers]) if sweep < len(self._change) else 0
+        return sum(self._rows[sweep][: self.n_layers]) if sweep < len(self._rows) else 0
 
     def visits_by_prompt(self) -> Counter[int]:
         """The same of all sweeps, for each prompt."""

@@ -1,5 +1,6 @@
 """Paths through depth: what a path gives is what calling the layers by hand, in its order, gives."""
 
+import gc
 import random
 from contextlib import ExitStack
 
@@ -287,6 +288,16 @@ def test_work_is_near_the_least_and_paths_that_begin_alike_share_rows():
     assert make_plan(omitted + repeated, [180], 30).work < 1.1 * make_plan(omitted + repeated, [180], 30).least
     shared = [Branch((LayerPath(f"0-9,4-9,{n}-29"),)) for n in range(10, 20)]
     assert make_plan(shared, [1], 30).least == 30 + 6 + sum(30 - n for n in range(10, 20))
+    assert gc.isenabled()  # plans of paths do without collections, and switch them on again
+
+
+def test_no_pass_has_more_rows_than_it_may():
+    spans = [(a, b) for a in range(12) for b in range(a, 12)]
+    turned = [Branch((LayerPath([*range(a), *range(b, a - 1, -1), *range(b + 1, 12)]),)) for a, b in spans]
+    for most in (5, 9, 17):
+        plan = make_plan(turned, [20], 12, max_rows=most)
+        assert max(plan.rows_of(pass_) for pass_ in plan.walk()) <= most
+        assert sorted(i for pass_ in plan.walk() for i in pass_.measured) == list(range(len(turned)))
 
 
 @pytest.mark.parametrize(
