@@ -105,7 +105,6 @@ NOT_RUN = {
     "hookdepth.engine.sweeping": "the engine's own arguments: tests/engine/test_paths.py",
     "hookdepth.engine.choosing": "the engine's own arguments: tests/engine/test_decoding.py",
     "hookdepth.engine.output": "the engine's own arguments: tests/engine/test_passes.py",
-    "hookdepth.model.kv_cache.GrowingCache": "the engine's own arguments: tests/engine/test_decoding.py",
     "hookdepth.engine.writing": "the engine's own arguments: tests/engine/test_decoding.py",
     "hookdepth.engine.measured": "the engine's own arguments: tests/engine/test_measured.py",
     "hookdepth.data.hub": "asks the hub: tests/data/test_levels.py",
@@ -116,12 +115,7 @@ NOT_RUN = {
     "hookdepth.analyses.map_errors": "two models and their states: tests/analyses/test_linear_maps.py",
     "hookdepth.analyses.ridge": "two models and their states: tests/analyses/test_linear_maps.py",
     "hookdepth.engine.travel": "the engine's own arguments: tests/engine/test_paths.py",
-    "hookdepth.model.contributions": "a family's own modules: tests/model/test_families.py",
-    "hookdepth.model.hooks": "a family's own modules: tests/model/test_families.py",
-    "hookdepth.checks.slopes": "a vocabulary of its own: tests/test_checks.py",
     "hookdepth.model.sites": "a family's own modules: tests/model/test_families.py",
-    "hookdepth.report.scatter": "summaries of several models: tests/report/test_scatter.py",
-    "hookdepth.model.hub": "asks the model hub: tests/test_bad_input.py",
 }
 READS_HISTORY = ["report.drawing.over_training", "training.history"]
 HALF_MLP = next(code for code in snippets_of_page("analyses") if "class HalfMlp" in code)

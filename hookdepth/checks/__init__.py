@@ -1,9 +1,5 @@
 """verify: is what the engine measures on this model, on this machine, what plain single passes give?
 
-    report = hookdepth.verify(model)
-    print(report)            # a table: kind of branch, verdict, how far apart, how large the effects are
-    report.ok                # False where anything is wrong
-
 Random branches of every kind run through the engine, many in a pass, and one by one through the model's own forward
 call under one plain hook each (`plain`). That the contributions add up is the self-check's to say, which runs first.
 """
@@ -38,14 +34,9 @@ _ROUNDING = 1e-4  # of the largest value, in float32: as SPEC has it for runs th
 
 @plainly
 def verify(model: Decoder, n: int = 6, seed: int = 0) -> Verification:
-    """Compare the engine with plain single passes, on random branches of every kind.
+    """Compare the engine with plain single passes, on random branches of every kind, `n` of each.
 
-        hookdepth.verify(model).ok      # True
-
-    Args:
-        model: from `load` or `wrap`.
-        n: branches of each kind.
-        seed: of what is drawn.
+        hookdepth.verify(model).ok      # True; print it for the table
 
     Per kind *right*: equal bits; *rounding*: as far apart as the dtype explains, which in 16 bits means that a float32
     copy of the model is right to 1e-4 of the largest value; or *wrong*, with the smallest case. Gradients are compared

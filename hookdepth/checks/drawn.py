@@ -1,7 +1,4 @@
-"""Random branches of every kind, for the sites that a model has.
-
-branches = list(random_branches(model, "heads", 6, random.Random(0)))
-"""
+"""Random branches of every kind, for the sites that a model has."""
 
 from __future__ import annotations
 

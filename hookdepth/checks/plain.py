@@ -1,8 +1,5 @@
 """One prompt through a model's own forward call, under one plain hook a site.
 
-    clean = plain_pass(model, ids)
-    plain_pass(model, ids, Branch((Skip(4),)), clean)[5]     # [token, width], the output of layer 5
-
 The hooks here are written apart from the engine's and the adapter's, so that a mistake there cannot be made twice.
 """
 

@@ -1,7 +1,4 @@
-"""Gradients of the engine, against differences of plain passes.
-
-compare_slopes(model, vocab, random.Random(0)).verdict     # 'rounding', or wrong, or none
-"""
+"""Gradients of the engine, against differences of plain passes."""
 
 from __future__ import annotations
 

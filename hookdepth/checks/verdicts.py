@@ -1,7 +1,4 @@
-"""What a verification says: a verdict on each kind of branches.
-
-print(Verification("demo", "Llama", "float32", "cpu", True, 0.0, 1.0, [Verdict("skips", "right", 6)]))
-"""
+"""What a verification says: a verdict on each kind of branches."""
 
 from __future__ import annotations
 
@@ -14,9 +11,7 @@ class Verdict:
     """What one kind of branches gave.
 
     Attributes:
-        kind: of `KINDS`.
         verdict: right (equal bits), rounding, wrong, or none (the model has no such site).
-        branches: how many.
         difference: the largest between the engine and a plain pass.
         effect: the largest of these branches on the output; where it is 0, agreeing means nothing.
         case: the smallest wrong one.

@@ -26,10 +26,7 @@ INTERRUPTED_STATUS = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit status.
-
-    main(["info", "out/demo"])   # 0
-    """
+    """Run a command and return its exit status: main(["info", "out/demo"])   # 0"""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show ends no run
     if arguments is None:  # the process is ours, and so is what ends it

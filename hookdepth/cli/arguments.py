@@ -117,7 +117,7 @@ def _verify(command: _Parser) -> None:
 
 
 def _families(command: _Parser) -> None:
-    """It takes nothing."""
+    pass
 
 
 def _prune(command: _Parser) -> None:

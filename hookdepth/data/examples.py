@@ -55,10 +55,7 @@ class Example:
 class Dataset:
     """Rows of a data set, as many as were asked for: load_examples("demo").
 
-    Attributes:
-        name: a file's is without the folder.
-        examples: the rows that were read.
-        more: how many follow that were not; None where some do that nobody has counted.
+    `more` is how many follow that were not read; None where some do that nobody has counted.
     """
 
     name: str
@@ -113,11 +110,7 @@ def load_examples(name: str | os.PathLike[str], limit: int | None = None) -> Dat
 
 
 def texts_as_dataset(texts: str | Sequence[str]) -> Dataset:
-    """Prompts that are at hand, as a data set: texts_as_dataset(["The capital of France is", "2 + 2 ="]).
-
-    Raises:
-        HookdepthError: none, or what is no text.
-    """
+    """Prompts that are at hand, as a data set: texts_as_dataset(["The capital of France is", "2 + 2 ="])."""
     if isinstance(texts, Mapping) or not isinstance(texts, Iterable):
         raise HookdepthError(f"the texts are {shown(texts)}", "give a list of prompts")
     listed = [texts] if isinstance(texts, str) else list(texts)

@@ -1,7 +1,4 @@
-"""Data sets of the Hugging Face hub, through `datasets`: rows with the keys that a JSONL file would have.
-
-rows = hub_rows("math")      # [{"prompt": "Problem: …\\nAnswer:", "answer": " …", "level": 1}, …]
-"""
+"""Data sets of the Hugging Face hub, through `datasets`: rows with the keys that a JSONL file would have."""
 
 from __future__ import annotations
 

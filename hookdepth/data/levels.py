@@ -1,8 +1,4 @@
-"""Examples that carry a level: which of them are taken, and where their answers are cut (2505.13898, Fig. 7).
-
-leveled = leveled_examples(load_examples("demo-levels"), tokenizer, per_level=20, seed=123)
-leveled[0].level, leveled[0].cuts        # 1, (33, 25, 29)
-"""
+"""Examples that carry a level: which of them are taken, and where their answers are cut (2505.13898, Fig. 7)."""
 
 from __future__ import annotations
 
@@ -19,11 +15,7 @@ MOST_CUTS, STEP, WHOLE_ANSWER = 4, 4, "mquake"
 
 @dataclass(frozen=True)
 class Leveled:
-    """An example with its level: Leveled(3, probe, cuts=(29, 25)).
-
-    Attributes:
-        cuts: positions in the answer; position t − 1 predicts token t.
-    """
+    """An example with its level: Leveled(3, probe, cuts=(29, 25)). Cuts lie in the answer; t − 1 predicts token t."""
 
     level: int | str
     probe: Probe
@@ -34,6 +26,8 @@ def leveled_examples(
     dataset: Dataset, tokenizer: Any, per_level: int, seed: int, max_tokens: int | None = None
 ) -> tuple[Leveled, ...]:
     """The first examples of each level, levels in rising order, with their cuts.
+
+        leveled_examples(load_examples("demo-levels"), tokenizer, per_level=20, seed=123)[0].level     # 1
 
     Raises:
         HookdepthError: rows without a level, prompt or answer, or a prompt that does not end between two tokens.

@@ -1,8 +1,5 @@
 """Questions that a model answers in its own words, and when an answer counts as right.
 
-    question = questions_of(load_examples("demo-facts", 1), tokenizer)[0]
-    is_right("Paris, of course.", "Paris")     # False: the whole first line must be the answer
-
 The prompt is the question alone. The answer is what follows `The final answer is`, to the end of that line, else the
 first line; commas and spaces do not count.
 """
@@ -33,11 +30,7 @@ class Question:
 def questions_of(
     dataset: Dataset, tokenizer: Any, limit: int | None = None, max_tokens: int | None = None
 ) -> tuple[Question, ...]:
-    """The rows of a data set as questions: questions_of(load_examples("demo-facts", 1), tokenizer)[0].answer
-
-    Raises:
-        HookdepthError: a row without an answer.
-    """
+    """The rows of a data set as questions: questions_of(load_examples("demo-facts", 1), tokenizer)[0].answer"""
     found = []
     for number, example in enumerate(dataset.examples[:limit], 1):
         question, answer = _asked(example)

@@ -19,9 +19,8 @@ READABLE = str.maketrans({"Ġ": "_", "▁": "_", "Ċ": "\\n", "\n": "\\n"})
 class Probe:
     """A tokenised prompt with its answer: make_probe(tokenizer, "2 + 2 = ", "4").
 
-    Attributes:
-        token_ids, tokens: of prompt + answer, special tokens included, and the same to be read, [T].
-        answer_positions: indices of the answer's tokens; the logits that predict token p are those at p − 1.
+    `token_ids` and `tokens`, to be read, are of prompt + answer, special tokens included, [T]; `answer_positions` are
+    the answer's in it: the logits that predict token p are those at p − 1.
     """
 
     prompt: str

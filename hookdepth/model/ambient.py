@@ -1,8 +1,5 @@
 """The state of PyTorch that surrounds every call, and that a measurement must not depend on.
 
-    with plain_state(("cuda",), grad=False):
-        ...           # no autocast, no inference mode, new tensors in float32 on the CPU
-
 Autocast, inference mode, gradient mode and a default device belong to the calling thread. The default dtype
 belongs to the process: another thread that makes tensors meanwhile sees float32. What decides how a
 kernel computes (deterministic algorithms, TF32, the number of threads) is the user's choice and stays. The one
@@ -28,10 +25,7 @@ R = TypeVar("R")
 
 
 def plainly(call: Callable[P, R]) -> Callable[P, R]:
-    """The same function in plain state: what it makes beside its passes depends on no default of its caller either.
-
-    plainly(torch.ones)(2).dtype     # torch.float32, whatever `torch.set_default_dtype` says
-    """
+    """The same function in plain state: what it makes beside its passes depends on no default of its caller either."""
 
     @wraps(call)
     def plain(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -43,10 +37,7 @@ def plainly(call: Callable[P, R]) -> Callable[P, R]:
 
 @contextmanager
 def plain_state(kinds: Iterable[str], grad: bool) -> Iterator[None]:
-    """Defaults as PyTorch starts with them, gradients on or off; what was there before comes back at the end.
-
-    `kinds` are types of the devices that are used, beside the CPU and CUDA.
-    """
+    """Defaults as PyTorch starts with them on devices of these kinds, gradients on or off; the caller's at the end."""
     with ExitStack() as stack:
         if torch.is_inference_mode_enabled():
             stack.enter_context(torch.inference_mode(False))
@@ -66,11 +57,7 @@ def plain_state(kinds: Iterable[str], grad: bool) -> Iterator[None]:
 
 @contextmanager
 def plain_model(hf: nn.Module, name: str, grad: bool) -> Iterator[None]:
-    """A model in evaluation mode, its parameters frozen, nothing compiled; as it was before at the end.
-
-    Raises:
-        HookdepthError: gradients are wanted, and the weights were made in inference mode.
-    """
+    """A model in evaluation mode, its parameters frozen, nothing compiled; as it was before at the end."""
     if grad and any(parameter.is_inference() for parameter in hf.parameters()):
         raise HookdepthError(
             f"the weights of {name!r} were made in inference mode, and no gradient flows through them",

@@ -1,8 +1,5 @@
 """The self-check: does the adapter read this model rightly? On a short real input, before anything is measured.
 
-    model = hookdepth.wrap(hf_model, tokenizer)     # the check is part of it
-    check(model)                                    # raises where the sublayers do not add up
-
 A family whose parts are not where others have them needs a line in `families`; one that has none fails here, and not
 in a figure.
 """

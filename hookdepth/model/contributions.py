@@ -1,8 +1,5 @@
 """Where a model's parts are: its decoder, layers and final norm, and what each layer adds to the stream.
 
-    found = find(hf_model, config, "mine", family_of("gpt2"))
-    found.contributions[0]["attn"].output       # GPT2Attention(…)
-
 By the names that transformers gives its modules; whether they are right is for the self-check to say.
 """
 
@@ -92,11 +89,7 @@ class Found:
 
 
 def find(hf: nn.Module, config: Any, name: str, family: Family) -> Found:
-    """The parts of a Hugging Face model.
-
-    Raises:
-        HookdepthError: a part is missing, or the family is known not to work.
-    """
+    """The parts of a Hugging Face model; one that lacks some, or a family that is known not to work, is refused."""
     if family.refused:
         raise unsupported(name, family, family.refused)
     if getattr(config, "num_kv_shared_layers", 0):
@@ -208,10 +201,7 @@ def _heads(attention: nn.Module, width: int, config: Any) -> int:
 
 
 def width_read(projection: Any) -> int:
-    """How wide a projection's input is, also where its weights are packed (a quantised one) or turned (GPT-2's).
-
-    0 of a module that is no plain projection.
-    """
+    """How wide a projection's input is, also where its weights are packed (quantised) or turned (GPT-2's); else 0."""
     if hasattr(projection, "in_features"):
         return int(projection.in_features)
     shape = getattr(getattr(projection, "weight", None), "shape", ())

@@ -1,11 +1,5 @@
 """The adapter: a Hugging Face decoder with named sites to read and write.
 
-    import hookdepth
-
-    model = hookdepth.wrap(hf_model, tokenizer)     # a model you already hold
-    hidden = model.forward(token_ids)               # [row, token, width], after the final norm
-    logits = model.unembed(hidden)
-
 The sites are those of `sites` (2505.13898); which modules they belong to, `contributions` finds.
 """
 
@@ -39,11 +33,12 @@ if TYPE_CHECKING:
 
 
 class Decoder:
-    """A causal language model whose residual stream can be read and rewritten.
+    """A causal language model whose residual stream can be read and rewritten; `load` and `wrap` make one.
 
         model = hookdepth.wrap(hf_model, tokenizer)
         with model.evaluating():
-            logits = model.unembed(model.forward(model.ids("The capital of France is")))
+            hidden = model.forward(model.ids("The capital of France is"))   # [row, token, width]
+            logits = model.unembed(hidden)
 
     Args:
         hf: a Hugging Face causal language model.
@@ -116,10 +111,7 @@ class Decoder:
         return tuple(part for part in PARTS if part == "layer" or part in own)
 
     def shape_of(self, site: str, layer: int) -> tuple[int, ...]:
-        """The shape of one token's value: (width,), or (head, head_dim) of `z`; (0,) where the layer has no such site.
-
-        model.shape_of("z", 3)      # (9, 64)
-        """
+        """The shape of one token's value: (width,), or (head, head_dim) of `z`; (0,) where the layer has none."""
         if site not in self.sites.of(layer):
             return (0,)
         inside = site in INNER_SITE.values()
@@ -238,11 +230,7 @@ class Decoder:
         return self.sites.on(site, layer, edit, raw)
 
     def mlp_only_at(self, layer: int, tokens: Int[Tensor, " token"]) -> Handles:
-        """Run a layer's MLP at some tokens only; at the others it gives 0. For a last layer that nobody reads there.
-
-        with model.mlp_only_at(model.n_layers - 1, torch.tensor([17, 18])):
-            hidden = model.forward(token_ids)   # right at tokens 17 and 18
-        """
+        """Run a layer's MLP at some tokens only; at the others it gives 0. For a last layer that nobody reads there."""
         return self.sites.only_at(layer, tokens)
 
     @contextmanager
@@ -252,12 +240,10 @@ class Decoder:
             with model.evaluating():
                 hidden = model.forward(token_ids)
 
-        Evaluation mode, parameters frozen, no autocast, no inference mode, float32 and the CPU as defaults. Other
-        threads that use hookdepth on this model wait until the block ends. One that calls the model itself meets no
-        hook of ours, but evaluation mode and frozen parameters: let it wait where it trains.
-
-        Args:
-            grad: let gradients flow through activations (never to parameters).
+        Evaluation mode, parameters frozen, no autocast, no inference mode, float32 and the CPU as defaults; with `grad`
+        gradients flow through activations, never to parameters. Other threads that use hookdepth on this model wait
+        until the block ends. One that calls the model itself meets no hook of ours, but evaluation mode and frozen
+        parameters: let it wait where it trains.
 
         Raises:
             HookdepthError: gradients are wanted, and the weights were made in inference mode.

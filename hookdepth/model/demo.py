@@ -1,7 +1,4 @@
-"""The demo model: SmolLM2-135M-Instruct, from the GGUF of a package of the index to a folder of safetensors.
-
-AutoModelForCausalLM.from_pretrained(demo_folder())
-"""
+"""The demo model: SmolLM2-135M-Instruct, from the GGUF of a package of the index to a folder of safetensors."""
 
 from __future__ import annotations
 
@@ -101,7 +98,6 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _package() -> Path:
-    """The folder of the installed weights, once all that the conversion needs is there."""
     spec = importlib.util.find_spec(_DEMO_PACKAGE)
     if spec is None or spec.origin is None or not (Path(spec.origin).parent / _DEMO_FILE).is_file():
         raise HookdepthError("the demo model is not installed", _INSTALL.format(""))
@@ -112,7 +108,6 @@ def _package() -> Path:
 
 
 def _check_package(package: Path) -> None:
-    """Refuse weights that are not those of the pinned version, to the bit."""
     digest = hashlib.sha256()
     with open(package / _DEMO_FILE, "rb") as file:
         while block := file.read(1 << 20):

@@ -1,8 +1,5 @@
 """Where a model's parts lie; and numbers and masks from the host to there, without waiting for what is running.
 
-    index = send([0, 4, 2], model.device)
-    both = send_together({"places": (numbers([0, 4, 2]), model.device), "keep": (numbers([1]), model.device)})
-
 An ordinary copy waits until all earlier work of the device is done, and then the device waits for the host. From
 pinned memory the copy takes its place in the device's queue like any other work.
 """
@@ -22,18 +19,12 @@ _WITH_A_QUEUE = {"cuda"}
 
 
 def numbers(values: Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
-    """Whole numbers as a tensor of the host: numbers([0, 4]).
-
-    Of the thousands that a pass of hundreds of rows has, `torch.tensor` takes five times as long.
-    """
+    """Whole numbers as a tensor of the host: numbers([0, 4]). Of thousands `torch.tensor` takes five times as long."""
     return torch.from_numpy(np.array(values, dtype=np.int64))
 
 
 def send(values: Sequence[int] | Sequence[Sequence[int]] | Tensor, device: torch.device) -> Tensor:
-    """Numbers, or a tensor of the host, on a device.
-
-    send([[0, 1], [2, 3]], model.device)   # [2, 2]
-    """
+    """Numbers, or a tensor of the host, on a device: send([[0, 1], [2, 3]], model.device)   # [2, 2]"""
     tensor = values if isinstance(values, Tensor) else numbers(values)
     if device.type not in _WITH_A_QUEUE or tensor.device.type != "cpu":
         return tensor.to(device)

@@ -1,7 +1,5 @@
 """What discovery cannot know of a family: one line each. The self-check (`checking`), on a real input, decides.
 
-    family_of("bloom").outputs["attn"]      # 'self_attention.dense': the module around it adds the stream itself
-
 A decoder layer adds some contributions to its stream,
 
     resid_post = scale · (resid_pre + Σ contributions)

@@ -1,8 +1,4 @@
-"""The bodies of hooks: what a module is given or gives, read and replaced, whatever it is wrapped in.
-
-handles = Handles(module.register_forward_hook(partial(output_hook, lambda value: value * 0.5)))
-handles.remove()
-"""
+"""The bodies of hooks: what a module is given or gives, read and replaced, whatever it is wrapped in."""
 
 from __future__ import annotations
 

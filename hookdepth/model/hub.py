@@ -1,8 +1,5 @@
 """The model hub, asked once whether it is there, so that a machine without a network need not wait for retries.
 
-    with hub_or_cache() as online:
-        AutoTokenizer.from_pretrained("org/name", local_files_only=not online)
-
 The hub's own libraries retry every file five times with growing pauses: about 25 s before they give up. What was
 downloaded before is found without the network, too.
 """

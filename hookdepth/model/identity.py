@@ -1,9 +1,5 @@
 """What the numbers of a model depend on, as results say it: weights, config and kernels.
 
-    from hookdepth.model.identity import identity_of
-
-    identity_of(model)["weights"]     # changes with every single bit of every parameter and buffer
-
 Weights are read once, at the speed of memory. A block of 128 KiB becomes two sums modulo 2^64 of its words times
 fixed random odd numbers (of the whole words, and of their upper halves): a change of one word always changes
 them, any other change does but for chance, in one of about 2^64 cases. SHA-256 over the sums, names, shapes and
@@ -56,9 +52,6 @@ def identity_of(model: Decoder) -> dict[str, Any]:
     `modules_sha256` is over classes and numbers that modules keep beside their weights, `adapters` says which of PEFT's
     adapters act, and how strongly. `hooks` names hooks that are not hookdepth's: what they do cannot be known, so those
     of another process never count as the same. `layer_devices` is there where the layers run on several devices.
-
-    Raises:
-        HookdepthError: weights are nowhere to be found.
     """
     about = {**model.describe(), "weights": weights_digest(model.hf), "modules_sha256": _modules_digest(model.hf)}
     devices = [device_name(model.layer_device(layer)) for layer in range(model.n_layers)]
@@ -94,11 +87,8 @@ def weights_digest(hf: nn.Module) -> str:
     """SHA-256 over name, shape, dtype and sums of every parameter and buffer of a module.
 
     It does not depend on device, memory layout or the order in which tensors were made. Tied tensors are read once.
-    Weights that accelerate keeps elsewhere (CPU memory, disk) are fetched from there one by one. Quantised weights
-    count as they are packed, with their scales.
-
-    Raises:
-        HookdepthError: a weight is on the meta device and nobody knows where it is.
+    Weights that accelerate keeps elsewhere (CPU memory, disk) are fetched from there one by one; one that nobody knows
+    where to find is refused. Quantised weights count as they are packed, with their scales.
     """
     found: list[tuple[str, Tensor]] = []
     read: dict[Any, Tensor] = {}

@@ -26,8 +26,6 @@ KeysValues = tuple[Tensor, Tensor]
 class PrefixCache(Cache):
     """A cache that neither grows nor forgets: what is left of `start` comes from outside.
 
-        PrefixCache(start=0).get_seq_length()   # 0
-
     Args:
         start: number of tokens left of the pass_.
         prefix: layer → keys and values of these tokens, a row for each row of the pass at that layer.
@@ -78,13 +76,7 @@ class PrefixCache(Cache):
 
 
 class GrowingCache(PrefixCache):
-    """Room for the keys and values of rows that write token after token, filled in place.
-
-    cache = GrowingCache(recorded, start=12)     # layer → keys and values, with room on the right of token 12
-    model.forward(token_ids, cache)              # the tokens at 12
-    cache.start = 13
-    cache.keep(torch.tensor([0, 2]))             # the other rows are done
-    """
+    """Room for the keys and values of rows that write token after token, filled in place from `start` on."""
 
     def __init__(self, room: dict[int, KeysValues], start: int) -> None:
         super().__init__(start)

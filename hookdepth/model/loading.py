@@ -1,8 +1,5 @@
 """Load a model by name: the demo model, a hub id or a local folder.
 
-    model = hookdepth.load("demo")
-    model = hookdepth.load("meta-llama/Llama-3.2-1B", dtype="bfloat16", device="cuda")
-
 Weights are read from safetensors only, and code that comes with a checkpoint is never run.
 """
 
@@ -43,7 +40,7 @@ def load(
 ) -> Decoder:
     """Load a model and wrap it.
 
-        model = load("demo", dtype="float32")
+        model = load("demo", dtype="float32")     # or load("meta-llama/Llama-3.2-1B", device="cuda")
 
     Args:
         name: `demo`, a folder, or a hub id.
@@ -193,11 +190,7 @@ def bitsandbytes_config(quantize: str, compute: torch.dtype) -> Any:
 
 
 def own_gpu() -> int | None:
-    """The GPU of this process, where a launcher started several on this machine; None where it is alone.
-
-    Raises:
-        HookdepthError: there are fewer GPUs than processes, or the launcher's variables make no sense.
-    """
+    """The GPU of this process, where a launcher started several on this machine; None where it is alone."""
     here = environment_number("LOCAL_WORLD_SIZE", 1, 1)
     if here == 1:
         return None

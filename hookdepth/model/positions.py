@@ -27,10 +27,7 @@ from hookdepth.model.turns import OwnThread
 
 
 class LengthDependent:
-    """The rotary modules of a decoder whose factors depend on the length; most models have none.
-
-    LengthDependent(hf_model.model).places      # (parent, name) of each of them: []
-    """
+    """The rotary modules of a decoder whose factors depend on the length; most models have none. See the module."""
 
     def __init__(self, base: nn.Module) -> None:
         children = [(parent, *child) for parent in base.modules() for child in parent.named_children()]

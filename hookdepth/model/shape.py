@@ -1,7 +1,5 @@
 """What a config says, and whether it describes a model that could exist: asked before anything is built from it.
 
-    read_config("folder/with/config", "mine", None).num_hidden_layers
-
 What transformers makes of a config with no heads, or with a thousand million layers, is an error of some other
 place, or nothing for hours.
 """
@@ -30,11 +28,7 @@ _REMEDY = "correct its config.json"
 
 
 def read_config(source: str, name: str, revision: str | None, **there: Any) -> Any:
-    """A model's config, once it is sure that its sizes are some; `name` is what errors call the model.
-
-    Raises:
-        HookdepthError: a field is missing, no whole number, below 1 or beyond reason, or heads do not divide.
-    """
+    """A model's config, once it is sure that its sizes are some; `name` is what errors call the model."""
     from transformers import AutoConfig, PretrainedConfig
 
     # As it is written first: transformers itself divides by what stands there.

@@ -68,14 +68,7 @@ def part_of(site: str) -> str | None:
 
 
 class Sites:
-    """The hooks of one model; see the module.
-
-    Args:
-        found: its parts.
-        name: what errors call it.
-        family: for what discovery cannot see.
-        device: layer → where it runs.
-    """
+    """The hooks of one model; see the module. `device` says where a layer runs."""
 
     def __init__(self, found: Found, name: str, family: Family, device: Callable[[int], torch.device]) -> None:
         self.found, self.name, self.family, self.device = found, name, family, device

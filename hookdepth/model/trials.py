@@ -1,8 +1,5 @@
 """What a model's forward pass allows, tried on a short input: nothing here is known of a family beforehand.
 
-    try_out(model, token_ids)
-    model.prefixes, model.shares, model.sites.parallel      # True, True, False of a Llama
-
 Whether the MLP reads the layer's input beside attention; whether a pass may start from another's keys and values;
 whether the batch may grow inside the model, and prompts of several lengths share a pass.
 """
@@ -33,10 +30,7 @@ class _SeenEnoughError(Exception):
 
 
 def first_layer(model: Decoder, run: Callable[[], object], n_tokens: int) -> Tensor:
-    """What the first layer gives at the first tokens, without running the others.
-
-    first_layer(model, lambda: model.forward(token_ids), 8)      # [row, 8, width]
-    """
+    """What the first layer gives at the first tokens, without running the others."""
     seen: list[Tensor] = []
 
     def stop(value: Tensor) -> None:
@@ -49,11 +43,7 @@ def first_layer(model: Decoder, run: Callable[[], object], n_tokens: int) -> Ten
 
 
 def try_out(model: Decoder, token_ids: Tensor) -> None:
-    """Set what the model's passes allow.
-
-    Raises:
-        HookdepthError: tokens depend on later ones, or the batch cannot grow inside the model: nothing can be measured.
-    """
+    """Set what the model's passes allow; one that is not causal, or inside which the batch cannot grow, is refused."""
     if not _is_causal(model, token_ids):
         raise unsupported(model.name, model.family, "its tokens see those that come after them (it is not causal)")
     model.sites.parallel = _is_parallel(model, token_ids)

@@ -1,8 +1,4 @@
-"""The product with the unembedding: the widest of all, whose result is larger than all that came before it.
-
-product(model.hf.get_output_embeddings(), model.norm(resid_post))     # logits [*batch, vocab]
-most_logits(torch.device("cpu"))                         # hold no more of them at once
-"""
+"""The product with the unembedding: the widest of all, whose result is larger than all that came before it."""
 
 from __future__ import annotations
 
@@ -16,10 +12,10 @@ _SLICE = 1536  # tokens of the vocabulary
 
 
 def most_logits(device: torch.device) -> int:
-    """How many logits are held at once, where nobody says otherwise.
+    """How many logits are held at once, where nobody says otherwise: most_logits(torch.device("cpu"))   # 8388608
 
-    On a CPU 2^23: 32 MiB in float32, the largest block that glibc takes from memory it already has. Larger ones come
-    from the system, page by page.
+    On a CPU 32 MiB in float32, the largest block that glibc takes from memory it already has. Larger ones come from the
+    system, page by page.
     """
     return 1 << 23 if device.type == "cpu" else 1 << 28
 

@@ -1,7 +1,4 @@
-"""Words as tokens: the one id that a word has in a model's own tokenizer.
-
-token_id(model, "a")
-"""
+"""Words as tokens: the one id that a word has in a model's own tokenizer."""
 
 from __future__ import annotations
 
@@ -10,11 +7,7 @@ from hookdepth.model.decoder import Decoder
 
 
 def token_id(model: Decoder, token: int | str) -> int:
-    """The id of a word that is one token of the model's; an id is checked against the model's vocabulary.
-
-    Raises:
-        HookdepthError: no tokenizer, a word of no or several tokens or an unknown one, an id beyond the vocabulary.
-    """
+    """The id of a word that is one token of the model's: token_id(model, "a"). An id is checked, too."""
     vocab = int(model.config.vocab_size)
     if not isinstance(token, str):
         return whole_number(f"a token of {model.name!r}", token, 0, vocab - 1)

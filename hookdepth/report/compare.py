@@ -40,16 +40,9 @@ def write_comparison(
     known: Iterable[Declaration] = (),
     scatter: bool = False,
 ) -> Path:
-    """`compare.html` and its figures in `out`, from the results of several runs; the page's path.
+    """`compare.html` and its figures in `out`, from results of several runs, named after their folders; the page.
 
-    Args:
-        folders: where they lie: what they are called.
-        loaded: the results of each.
-        lookup, known: as of `write_report`.
-        scatter: also effective depths over models, with regression lines.
-
-    Raises:
-        HookdepthError: the folder cannot be written to, or there is nothing to scatter.
+    `lookup` and `known` are those of `write_report`; `scatter` adds effective depths over models.
     """
     out, known = Path(out), tuple(known)
     runs = {label: ordered(results, lookup) for label, results in zip(labels_of(folders), loaded, strict=True)}
@@ -130,7 +123,6 @@ def _depths(summaries: Mapping[str, Mapping[str, Any]]) -> Section:
 
 
 def _settings(runs: Runs) -> Section:
-    """The settings in which the runs differ, model and data among them; those of analyses that all of them have."""
     shared = set.intersection(*(set(results) for results in runs.values()))
     flat: dict[str, dict[str, str]] = {}
     for label, results in runs.items():

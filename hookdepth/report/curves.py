@@ -1,8 +1,4 @@
-"""Kinds of figures whose values are curves over layers: bars and lines, with means, thresholds and marked layers.
-
-Bars("kl", "Where the divergence falls …", label="KL divergence (nats)", mark=first_below_share)
-Lines("norm.*", "The residual stream grows …", label="Mean norm", log=True)
-"""
+"""Kinds of figures whose values are curves over layers: bars and lines, with means, thresholds and marked layers."""
 
 from __future__ import annotations
 
@@ -29,7 +25,7 @@ _ENDS = ("mean over prompts", "95 % from", "to")
 
 @dataclass(frozen=True)
 class Curves(Kind):
-    """What bars and lines have in common: see `Bars` and `Lines`.
+    """What bars and lines have in common: curves over layers, a value a place.
 
     Bars(("kl", "kl_tuned"), "How far …", label="KL divergence (nats)", labels={"kl_tuned": "tuned lens"})
 
@@ -67,7 +63,7 @@ class Curves(Kind):
     bars: ClassVar[bool] = True
 
     def drawing(self, result: Result, declaration: Declaration, values: Assignment) -> Drawing:
-        """All curves of one result on one axis: kind.drawing(result, declaration, {"part": "layer"})."""
+        """All curves of one result on one axis."""
         own = self.curves_of(result, values)
         columns = {self.label_of(name, own): curve for name, curve in own.items()}
         if self.mean:
@@ -90,7 +86,7 @@ class Curves(Kind):
         return Drawing([curves(self.axis.lower(), columns)], [*self._clipped(own), *said], draw)
 
     def together(self, results: Mapping[str, Result], declaration: Declaration, values: Assignment) -> Drawing:
-        """One curve a run, over relative depth where depths differ: kind.together(results, declaration, {})."""
+        """One curve a run, over relative depth where depths differ."""
         own = {label: self.compared_curve(self.curves_of(result, values)) for label, result in results.items()}
         any_one = next(iter(results.values()))
         alike = self.curves_of(any_one, values)
@@ -102,7 +98,7 @@ class Curves(Kind):
         return Drawing([curves(self.axis.lower(), own, hover=same)], self._clipped(own), draw)
 
     def over_time(self, history: Mapping[int, Result], declaration: Declaration) -> tuple[str, dict[int, Tensor]]:
-        """What its places are, and the compared curve of each step: kind.over_time({0: result}, declaration)."""
+        """What its places are, and the compared curve of each step."""
         found = assignments(self.patterns[0], [name for result in history.values() for name in result.tensors])
         if not found or self.over_training is None:
             return self.axis, {}
@@ -117,7 +113,7 @@ class Curves(Kind):
         return replace(self, ends=(low, high), limit=None if high is not None else self.limit)
 
     def curves_of(self, result: Result, values: Assignment) -> dict[str, Tensor]:
-        """What `*` stands for, or a tensor's name → the curve: Bars("kl", "…").curves_of(result, {})   # {"kl": …}"""
+        """What `*` stands for, or a tensor's name → the curve."""
         return {key: self._tensor(result, name, 1) for key, name in self._named(result, values).items()}
 
     def compared_curve(self, own: Mapping[str, Tensor]) -> Tensor:
@@ -229,17 +225,11 @@ class Curves(Kind):
 
 @dataclass(frozen=True)
 class Bars(Curves):
-    """A bar a layer; of several curves, smaller bars in front of larger ones (the seed notebook's Fig. 2).
-
-    Bars("{part}.output", "How far the prediction moves when a layer is skipped.", label="Output change norm")
-    """
+    """A bar a layer; of several curves, smaller bars in front of larger ones (the seed notebook's Fig. 2)."""
 
 
 @dataclass(frozen=True)
 class Lines(Curves):
-    """A line a curve, over layers.
-
-    Lines("norm.*", "The residual stream grows …", label="Mean norm", log=True)
-    """
+    """A line a curve, over layers: Lines("norm.*", "The residual stream grows …", label="Mean norm", log=True)"""
 
     bars: ClassVar[bool] = False

@@ -1,7 +1,5 @@
 """The interactive page beside a report: every map of a run, to be pointed at. `explore.html`, one file.
 
-    write_explorer("out/explore.html", results, lookup)
-
 What is drawn comes from the figures' kinds, as for the report: whatever is a map is here, in the same colours. The
 page is `explore.html.jinja` with the script `explore.js` in it: a plotting library would put 3.5 MB or more into every
 file, the script is 6 kB. It fetches nothing and runs no other script (its policy names this one by its digest), and it
@@ -31,11 +29,7 @@ _COLOURS = 33  # of each scale; those between are mixed
 
 
 def write_explorer(path: str | os.PathLike[str], results: Mapping[str, Result], lookup: Lookup) -> Path | None:
-    """Write the page of all maps of some results, and return its path; None where there is no map.
-
-    Raises:
-        HookdepthError: the folder cannot be written to.
-    """
+    """Write the page of all maps of some results, and return its path; None where there is no map."""
     maps = []
     for result in ordered(results, lookup).values():
         if (declaration := lookup(result)) is None:

@@ -76,7 +76,7 @@ class Heatmap(Kind):
     other: tuple[str, ...] = ()
 
     def together(self, results: Mapping[str, Result], declaration: Declaration, values: Assignment) -> Drawing:
-        """The maps of several runs beside each other, on one scale: kind.together(results, declaration, {})."""
+        """The maps of several runs beside each other, on one scale."""
         maps = {label: self._map(result, values) for label, result in results.items()}
         listed = list(maps.values())
         seen = [self._seen(own) for own in listed]
@@ -101,10 +101,7 @@ class Heatmap(Kind):
 
 @dataclass(frozen=True)
 class Triangles(Heatmap):
-    """Two maps over spans a … b in one: of the first tensor right of the diagonal, of the second on it and left of it.
-
-    Triangles(("repeat.loss", "skip.loss"), "Row a, column b + 1: …", minus="clean_loss")
-    """
+    """Two maps over spans a … b in one: of the first tensor right of the diagonal, of the second on and left of it."""
 
     def _map(self, result: Result, values: Assignment) -> Tensor:
         upper, lower = (self._tensor(result, fill(pattern, values), 2) for pattern in self.patterns)
@@ -115,10 +112,7 @@ class Triangles(Heatmap):
 
 
 def pictures_of(result: Result, declaration: Declaration, page: bool = False) -> list[tuple[Kind, list[Picture]]]:
-    """The figures of a result, kind by kind, not drawn yet: pictures_of(result, declaration)[0][1][0].name
-
-    Args:
-        page: with those of the interactive page.
+    """The figures of a result, kind by kind, not drawn yet; `page`: with those of the interactive page.
 
     Raises:
         HookdepthError: a tensor has other axes than a figure of it needs, or two figures have one name.
@@ -138,20 +132,14 @@ def pictures_of(result: Result, declaration: Declaration, page: bool = False) ->
 
 
 def figures_for(result: Result, declaration: Declaration | None) -> dict[str, Figure]:
-    """All figures of a result, by name; none where nobody knows its analysis.
-
-    figures_for(result, declaration)   # {"half-mlp-output": …, …}
-    """
+    """All figures of a result, by name; none where nobody knows its analysis."""
     if declaration is None:
         return {}
     return {picture.name: picture.draw() for _, some in pictures_of(result, declaration) for picture in some}
 
 
 def compared(runs: Runs, lookup: Lookup) -> list[tuple[Declaration, list[tuple[Kind, list[Picture]]]]]:
-    """The figures that at least two of the runs have (one, if one is given), by analysis and kind, not drawn yet.
-
-    compared({"small": load_folder("out"), "large": load_folder("out")}, lookup)
-    """
+    """The figures that at least two runs have (one, if one is given), by analysis and kind, not drawn."""
     least = min(2, len(runs))
     declared: dict[str, Declaration] = {}
     for results in runs.values():
@@ -168,9 +156,6 @@ def compared(runs: Runs, lookup: Lookup) -> list[tuple[Declaration, list[tuple[K
 
 
 def compare_figures(runs: Runs, lookup: Lookup) -> dict[str, Figure]:
-    """Several runs in one figure each: the same curves overlaid, maps side by side on one scale.
-
-    list(compare_figures({"small": load_folder("out"), "large": load_folder("out")}, lookup))
-    """
+    """Several runs in one figure each: the same curves overlaid, maps side by side on one scale."""
     pictures = (picture for _, kinds in compared(runs, lookup) for _, some in kinds for picture in some)
     return {picture.name: picture.draw() for picture in pictures}

@@ -1,7 +1,4 @@
-"""A folder of results → figures, `summary.json` and `report.html`.
-
-write_report("out", results, lookup)   # out/report.html
-"""
+"""A folder of results → figures, `summary.json` and `report.html`."""
 
 from __future__ import annotations
 
@@ -33,13 +30,12 @@ def write_report(
 ) -> Path:
     """Figures (PNG and SVG), `summary.json` and `report.html` of results, into a folder; the page's path.
 
+        write_report("out", results, lookup)   # out/report.html
+
     Args:
         lookup: result → the declaration of its analysis, None where nobody knows it.
         known: analyses whose effective depths are said to be not measured, where they were not.
         log: analysis → times and counts of passes.
-
-    Raises:
-        HookdepthError: the folder cannot be written to.
     """
     folder = Path(folder)
     results = ordered(results, lookup)
@@ -133,7 +129,6 @@ def _section(result: Result, declaration: Declaration | None, facts: Mapping[str
 
 
 def _below(facts: Mapping[str, Any]) -> str:
-    """The noise floor, the settings, and what it took, as far as it is known: prompts, tokens, passes, seconds."""
     said = []
     for key, value in flatten(facts["settings"] or {}):
         if value is not None:

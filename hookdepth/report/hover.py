@@ -1,7 +1,5 @@
 """The numbers behind a figure: a table under it, and its cells' values on hover over it. No script is needed.
 
-    overlays(picture.draw(), picture.values)     # what lies over the picture; draw it first
-
 A cell is an SVG path with a title, placed by the position of the figure's axes once it has been drawn.
 """
 

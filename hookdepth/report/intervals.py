@@ -1,7 +1,5 @@
 """A kind of figure whose places are not layers: values with their intervals, such as a score for each level.
 
-Intervals("score.*", "How the score grows …", interval="score_interval.*", places="{level}.effect", axis="Level")
-
 Ends that are NaN are no interval: the point stands alone.
 """
 
@@ -27,7 +25,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Intervals(Kind):
-    """Points with their intervals, a series for each thing that `*` stands for: see the module.
+    """Points with their intervals, a series for each thing that `*` stands for.
+
+    Intervals("score.*", "How the score grows …", interval="score_interval.*", places="{level}.effect", axis="Level")
 
     Attributes:
         interval: pattern of the tensors [place, 2] that hold the ends.
@@ -46,7 +46,7 @@ class Intervals(Kind):
     ends: tuple[float | None, float | None] | None = None
 
     def together(self, results: Mapping[str, Result], declaration: Declaration, values: Assignment) -> Drawing:
-        """Those of several results in one figure, each with a series of its own: kind.together(results, …, {})."""
+        """Those of several results in one figure, each with a series of its own."""
         own: dict[str, Tensor] = {}
         places: dict[str, list[str]] = {}
         for run, result in results.items():

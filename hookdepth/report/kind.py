@@ -1,8 +1,5 @@
 """What every kind of figure has: a pattern, how to read it, and its pictures of one run, of several, and over training.
 
-    for picture in Heatmap("effect", "How to read it.").pictures(result, declaration):
-        picture.name, picture.caption, picture.draw()
-
 Importing this imports no matplotlib: analyses declare their figures, and who only computes need not wait for it.
 """
 
@@ -30,10 +27,7 @@ Assignment = Mapping[str, str]
 
 
 class Declaration(Protocol):
-    """What an analysis says about itself, as far as a report wants to know it.
-
-    Declaration   # anything with these attributes: the classes of `hookdepth.analyses`, and a user's own
-    """
+    """What an analysis says about itself, as far as a report wants to know it."""
 
     name: ClassVar[str]  # as on the command line
     heading: ClassVar[str]  # over its section of the report
@@ -141,10 +135,7 @@ class Kind(ABC):
         return found
 
     def compare(self, results: Mapping[str, Result], declaration: Declaration, least: int) -> list[Picture]:
-        """Its figures of several runs, where at least so many have it: kind.compare(results, declaration, 2).
-
-        Probes are compared where their prompts are the same.
-        """
+        """Its figures of several runs, where at least so many have it; of probes, where prompts are alike."""
         results = {label: self._less(result) for label, result in results.items()}
         names = {name: None for result in results.values() for name in result.tensors}
         found = []
@@ -161,12 +152,10 @@ class Kind(ABC):
         return found
 
     def over_time(self, history: Mapping[int, Result], declaration: Declaration) -> tuple[str, dict[int, Tensor]]:
-        """What the places of a curve are, and the curve of each step; none for a kind that has no panel over training:
-        kind.over_time({0: result, 100: later}, declaration)."""
+        """What the places of a curve are, and the curve of each step; none for a kind that has no panel over time."""
         return "", {}
 
     def _less(self, result: Result) -> Result:
-        """With `minus` taken off what it draws."""
         if not self.minus:
             return result
         tensors, drawn = dict(result.tensors), self.tensors(result)
@@ -213,7 +202,6 @@ class Kind(ABC):
         raise HookdepthError(f"{type(self).__name__} take no limits", "leave out vmin, vmax and norm")
 
     def _caption(self, result: Result, values: Assignment) -> str:
-        """The part, the kind of value, the probe."""
         what = self.caption
         if what is None:
             literal = [word for word in self.patterns[0].split(".") if "{" not in word and word != "*"]
@@ -238,10 +226,7 @@ class Kind(ABC):
 
 
 def floor_of(facts: Mapping[str, Any]) -> str:
-    """The noise floor of an analysis in a few words; nothing where nothing is intervened on.
-
-    floor_of({"null_effect": 0.00012})   # 'Noise floor 0.00012'
-    """
+    """The noise floor of an analysis in a few words; nothing where nothing is intervened on."""
     if "null_effect" not in facts:
         return ""
     floor = facts["null_effect"]

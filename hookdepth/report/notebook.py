@@ -1,9 +1,5 @@
 """A result as a notebook shows it: a small table, a figure, a data frame; and as a file of values.
 
-    print(summary(result, declaration))
-    plot(result, declaration, "kl", figsize=(3.3, 2.0))
-    columns(result, declaration, ["kl"])     # {"tensor": […], "point": […], "value": […]}
-
 `Result` has all of these as methods.
 """
 
@@ -114,7 +110,6 @@ def plot(result: Result, declaration: Declaration | None, name: str | None = Non
 
 
 def _kind(result: Result, declaration: Declaration | None, name: str | None) -> tuple[Kind, Mapping[str, str] | None]:
-    """The kind that draws a tensor, and what its placeholders stand for there."""
     kinds = () if declaration is None else declaration.figures
     for kind in kinds:
         if name is None and kind.tensors(result):

@@ -1,7 +1,5 @@
 """What a page consists of, and how it is written: one self-contained file from a template.
 
-    write_page(Path("out/report.html"), "Title", [Section("Effective depth")], {"Layers": 30})
-
 The page is `page.html.jinja`, which is given what is defined here. It needs nothing but itself: images are inside,
 there is no script, and nothing is fetched. The same results give the same bytes.
 """
@@ -88,7 +86,9 @@ def write_page(
     warning: str = "",
     prompts: Sequence[str] = (),
 ) -> Path:
-    """A page from the template, written atomically: write_page(Path("out/report.html"), "Title", [section], {}).
+    """A page from the template, written atomically; its path.
+
+        write_page(Path("out/report.html"), "Title", [Section("Effective depth")], {"Layers": 30})
 
     Args:
         facts: name → value, "—" for what is unknown; long values have a row of their own.
@@ -115,10 +115,7 @@ def rendered(template: str, **values: Any) -> str:
 
 
 def depth_cells(depth: Mapping[str, Any]) -> tuple[str, str]:
-    """An effective depth of the summary as two cells: its layer, or why there is none, and its share of the layers.
-
-    depth_cells({"status": "found", "index": 17, "ratio": 17 / 30})   # ('17', '0.567')
-    """
+    """An effective depth of the summary as two cells: its layer, or why there is none, and its share of the layers."""
     if depth["status"] != "found":
         return str(depth["status"]), "—"
     return str(depth["index"]), number(depth["ratio"])
@@ -158,10 +155,7 @@ def shown(picture: Picture, name: str, folder: Path) -> Shown:
 
 
 def floor_in_brief(facts: Mapping[str, Any]) -> str:
-    """The noise floor of an analysis in a few words, from its part of the summary.
-
-    floor_in_brief({"null_effect": 0.00012, "largest_effect": 0.9})   # 'Noise floor 0.00012'
-    """
+    """The noise floor of an analysis in a few words, from its part of the summary."""
     if facts["null_effect"] is None and facts["largest_effect"] is None:
         return "No noise floor: nothing is intervened on"
     return floor_of(facts)

@@ -1,7 +1,5 @@
 """Which tensors of a result a pattern names.
 
-    assignments("{part}.effect", {"layer.effect": ..., "mlp.effect": ...})   # [{"part": "layer"}, {"part": "mlp"}]
-
 A pattern is a tensor's name with placeholders. `{part}` or any other word in braces is whatever stands there in the
 result: each assignment is a figure of its own. `{i}` is a whole number, that of a probe. A `*` is whatever stands
 there, too, but all that fit are curves of the same figure.
@@ -49,10 +47,7 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 
 def fill(pattern: str, values: Mapping[str, str]) -> str:
-    """The pattern with its placeholders replaced; those without a value stay.
-
-    fill("{part}.effect", {"part": "mlp"})   # "mlp.effect"
-    """
+    """The pattern with its placeholders replaced: fill("{part}.effect", {"part": "mlp"})   # 'mlp.effect'"""
     return _PLACEHOLDER.sub(lambda found: values.get(found[1] or "*", found[0]), pattern)
 
 
@@ -84,10 +79,7 @@ def _rank(value: str) -> tuple[int, int, str]:
 
 
 def axes_of(tensors: Mapping[str, str], name: str) -> list[str]:
-    """The names of a tensor's axes by its analysis' declaration, without the numbers; none where it does not say.
-
-    axes_of({"kl": "point"}, "kl")   # ["point"]
-    """
+    """The names of a tensor's axes by its analysis' declaration: axes_of({"kl": "point"}, "kl")   # ["point"]"""
     pattern = name if name in tensors else next((one for one in tensors if match(one, name) is not None), None)
     return [] if pattern is None else [axis.partition("{")[0].rstrip("?") for axis in tensors[pattern].split()]
 

@@ -1,8 +1,5 @@
 """Where colours and axes end, and what is said about the values beyond.
 
-    scale = Scale.of(effect, label="Relative change", limits=(0.0, 1.0))
-    scale.clipped([effect])     # "1 of 25 values lies beyond the colours, which end at 1; the largest is 118"
-
 No drawing here, so that figures can be declared without matplotlib.
 """
 
@@ -95,7 +92,7 @@ class Scale:
 
 @dataclass(frozen=True)
 class Rows:
-    """A value a row, beside a map: Rows(error, converged, 0.01, "Relative\nerror", "not\nconverged")."""
+    """A value a row, beside a map."""
 
     values: Tensor  # [row], on a logarithmic axis
     good: Tensor | None  # 1 in good rows, 0 in those that get a cross; None where all are good
@@ -111,8 +108,6 @@ def finite_of(values: Tensor) -> Tensor:
 
 def interval_of(result: Result, name: str) -> Tensor | None:
     """Mean over prompts of a tensor with a value a place, and its 95 % interval, [3, place]; None where it has none.
-
-    interval_of(result, "kl")   # of two prompts or more, and where the result holds each prompt's values
 
     Prompts count as they do in the tensor: by their tokens where it is a mean over tokens, else each as much.
     """
@@ -148,9 +143,6 @@ def reached(causal: bool | Sequence[int], shape: Sequence[int]) -> Tensor:
 
 
 def not_finite(maps: Sequence[Tensor]) -> str:
-    """How many values cannot be drawn, in words; nothing where all can.
-
-    not_finite([torch.tensor([1.0, float("nan")])])   # "1 value is not finite"
-    """
+    """How many values cannot be drawn, in words; nothing where all can."""
     count = sum(int((~torch.isfinite(values)).sum()) for values in maps)
     return f"{count} value{'' if count == 1 else 's'} {'is' if count == 1 else 'are'} not finite" if count else ""

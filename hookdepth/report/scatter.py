@@ -1,8 +1,4 @@
-"""Effective depth over models: a point a run and definition, with a regression line a definition (2512.14064).
-
-pictures = scatter_pictures({"small": summary, "large": other})      # summaries as `summarise` gives them
-pictures[0].draw().savefig("depths.png")
-"""
+"""Effective depth over models: a point a run and definition, with a regression line a definition (2512.14064)."""
 
 from __future__ import annotations
 
@@ -37,10 +33,7 @@ class Points:
     y: list[float]
 
     def line(self, log: bool = False) -> tuple[float, float, float] | None:
-        """Slope, offset and R² of least squares, over log10 x where the axis is; None without two places of x.
-
-        Points("", ["a", "b"], [1.0, 3.0], [2.0, 6.0]).line()    # (2.0, 0.0, 1.0)
-        """
+        """Slope, offset and R² of least squares, over log10 x where the axis is; None without two places of x."""
         x, y = (torch.tensor(values, dtype=torch.float64) for values in (self.x, self.y))
         x = x.log10() if log else x
         from_mean = x - x.mean()
@@ -55,13 +48,8 @@ class Points:
 def scatter_pictures(summaries: Mapping[str, Mapping[str, Any]], telling: Sequence[str] = ()) -> list[Picture]:
     """Effective layers over layers, and their ratio over parameters, as far as the runs say them.
 
-        scatter_pictures({"small": summary, "large": other})[0].name    # 'effective-depth'
-
     Args:
-        telling: the analyses that say an effective depth: a remedy where there are too few.
-
-    Raises:
-        HookdepthError: fewer than two runs have an effective depth.
+        telling: the analyses that say an effective depth: a remedy where fewer than two runs have one.
     """
     runs = [label for label, own in summaries.items() if any(_found(one) for one in own["effective_depth"].values())]
     if len(runs) < 2:

@@ -1,9 +1,5 @@
 """What a run was, and the numbers that its analyses derive: everything in `summary.json`.
 
-    summary = summarise(load_folder("out"), lookup)
-    summary["effective_depth"]["kl"]     # {"index": 19, "ratio": 0.667, "status": "found", "definition": "…"}
-    summary["depth_scores"]   # {"half-skip": {"layer": {"effect": 8.4, …}}}
-
 The numbers are those of each analysis' `numbers`: its effective depths stand together under `effective_depth`, its
 `depth_score` and `largest_effect` where their names say, all others with the analysis, under `numbers`. Everything is
 JSON-able; what does not exist is null, never NaN.
@@ -29,11 +25,7 @@ _ELSEWHERE = ("effective_depth", "depth_score", "largest_effect")
 def effective_depth(
     results: Mapping[str, Result], lookup: Lookup, known: Iterable[Declaration] = ()
 ) -> dict[str, dict[str, Any]]:
-    """Layer, ratio, status and definition of every effective depth: effective_depth(results, lookup)["kl"]["ratio"].
-
-    Args:
-        known: analyses whose depths are said to be not measured, where they were not.
-    """
+    """Layer, ratio, status and definition of every effective depth; of `known` analyses, also that there is none."""
     depths: dict[str, dict[str, Any]] = {}
     found = [(own, result) for result in results.values() if (own := lookup(result)) is not None]
     found += [(own, Result(own.name, {})) for own in known if own.name not in results]
@@ -48,10 +40,7 @@ def tells_depth(declaration: Declaration) -> bool:
 
 
 def depth_scores(results: Mapping[str, Result], lookup: Lookup) -> dict[str, dict[str, dict[str, float | None]]]:
-    """Depth scores by analysis and part, from the effect on layers and on the output.
-
-    depth_scores(results, lookup)   # {"half-skip": {"layer": {"effect": 9.1, "output": 12.3}}}
-    """
+    """Depth scores by analysis and part, from the effect on layers and on the output."""
     scores = {name: _numbers(result, lookup).get("depth_score") for name, result in results.items()}
     return _json({name: own for name, own in scores.items() if own})
 
@@ -60,8 +49,6 @@ def largest_effect(result: Result, lookup: Lookup) -> float | None:
     """The largest effect in a result: what its noise floor is to be compared with; None where nothing was changed.
 
     As its analysis says; where that says nothing, the largest value in its figures.
-
-        largest_effect(result, lookup)   # 1.37
     """
     own, numbers = lookup(result), _numbers(result, lookup)
     if "largest_effect" in numbers:
@@ -73,10 +60,7 @@ def largest_effect(result: Result, lookup: Lookup) -> float | None:
 
 
 def ordered(results: Mapping[str, Result], lookup: Lookup) -> dict[str, Result]:
-    """The results in the order in which they are reported; analyses that nobody knows come last.
-
-    list(ordered(load_folder("out"), lookup))   # names of analyses
-    """
+    """The results in the order in which they are reported; analyses that nobody knows come last."""
     declared = {name: lookup(result) for name, result in results.items()}
     places = {name: math.inf if own is None else own.order for name, own in declared.items()}
     return {name: results[name] for name in sorted(results, key=lambda name: (places[name], name))}
@@ -88,14 +72,9 @@ def summarise(
     known: Iterable[Declaration] = (),
     log: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """Everything that `summary.json` holds.
+    """Everything that `summary.json` holds; arguments as of `write_report`.
 
-        summarise(load_folder("out"), lookup)["effective_depth"]["kl"]["ratio"]   # 0.667
-
-    Args:
-        lookup: result → the declaration of its analysis, None where nobody knows it.
-        known: analyses whose depths are said to be not measured, where they were not.
-        log: analysis → what its run took, as `read_log` gives it.
+    summarise(load_folder("out"), lookup)["effective_depth"]["kl"]["ratio"]   # 0.667
     """
     results = ordered(results, lookup)
     metadata = {name: result.metadata for name, result in results.items()}

@@ -1,8 +1,4 @@
-"""Tables: what is in a result file as plain text (`hookdepth info`), and the values of a page.
-
-print(describe(path))
-print(describe("out"))                          # every result in the folder
-"""
+"""Tables: what is in a result file as plain text (`hookdepth info`), and the values of a page."""
 
 from __future__ import annotations
 
@@ -24,9 +20,7 @@ _HEADER = ("tensor", "shape", "min", "mean", "max", "non-finite")
 
 
 def describe(path: str | os.PathLike[str]) -> str:
-    """Metadata and tensors of a result file, or of every result file in a folder.
-
-        describe(path).splitlines()[0]   # the path itself
+    """Metadata and tensors of a result file, or of every result file in a folder, as a table.
 
     Raises:
         HookdepthError: no such file or folder, no result in it, or a file that is not one.
@@ -39,10 +33,7 @@ def describe(path: str | os.PathLike[str]) -> str:
 
 
 def flatten(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested objects as pairs with dotted names; lists stay whole.
-
-    dict(flatten({"model": {"id": "demo"}, "seed": 123}))   # {"model.id": "demo", "seed": 123}
-    """
+    """Nested objects as pairs with dotted names; lists stay whole."""
     if isinstance(value, Mapping):
         for key, item in value.items():
             yield from flatten(item, f"{name}.{key}" if name else str(key))
@@ -51,10 +42,7 @@ def flatten(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def shorten(value: Any, most: int = LONGEST_VALUE) -> str:
-    """A value on one line: long ones cut, lists with their length, control characters escaped.
-
-    shorten([1, 2, 3])   # '[1, 2, 3] (3)'
-    """
+    """A value on one line, long ones cut, lists with their length: shorten([1, 2, 3])   # '[1, 2, 3] (3)'"""
     if isinstance(value, str):
         text = value if value.isprintable() else json.dumps(value)
     else:
@@ -87,10 +75,7 @@ def counted(count: int, one: str, many: str = "") -> str:
 
 
 def statistics(values: Tensor) -> tuple[str, str, str, str]:
-    """Least, mean and largest of the finite values, and how many are not: "—" where there is none.
-
-    statistics(torch.tensor([0.0, 1.0, float("nan")]))   # ("0", "0.5", "1", "1")
-    """
+    """Least, mean and largest of the finite values, and how many are not: "—" where there is none."""
     finite = values[torch.isfinite(values)].double()
     numbers = (finite.min().item(), finite.mean().item(), finite.max().item()) if finite.numel() else ()
     least, mean, most = [f"{number:.4g}" for number in numbers] or ["—"] * 3

@@ -1,7 +1,4 @@
-"""Kinds of figures of layer against token: maps with the tokens written out, and a value a row beside them.
-
-TokenMap("effect.{i}", "Each cell …", label="Change of the answer")
-"""
+"""Kinds of figures of layer against token: maps with the tokens written out, and a value a row beside them."""
 
 from __future__ import annotations
 
@@ -68,7 +65,7 @@ class TokenMap(Kind):
     strip: Strip | None = None
 
     def drawing(self, result: Result, declaration: Declaration, values: Assignment) -> Drawing:
-        """One map, with its strip where it has one: kind.drawing(result, declaration, {"i": "0"})."""
+        """One map, with its strip where it has one."""
         tensor, probe = self._map(result, values), probe_of(result, values)
         shown, scale = self._shown(tensor), self._scale(tensor)
         tables = [token_map(tensor, probe, self._hidden(tensor), scale=scale)]
@@ -87,7 +84,7 @@ class TokenMap(Kind):
         return Drawing(tables, said, partial(self._draw, shown, probe, scale, rows))
 
     def together(self, results: Mapping[str, Result], declaration: Declaration, values: Assignment) -> Drawing:
-        """The maps of several runs below each other on one scale: kind.together(results, declaration, {"i": "0"})."""
+        """The maps of several runs below each other on one scale."""
         maps = {label: (self._map(own, values), probe_of(own, values)) for label, own in results.items()}
         scale = reduce(Scale.widest, [self._scale(tensor) for tensor, _ in maps.values()])
         tables = [token_map(own, probe, self._hidden(own), label) for label, (own, probe) in maps.items()]
@@ -97,7 +94,7 @@ class TokenMap(Kind):
         return Drawing(tables, said, partial(self._draw_together, shown, scale))
 
     def over_time(self, history: Mapping[int, Result], declaration: Declaration) -> tuple[str, dict[int, Tensor]]:
-        """Layer by layer the mean size over the tokens of the first probe: kind.over_time({0: result}, declaration)."""
+        """Layer by layer the mean size over the tokens of the first probe."""
         found = assignments(self.patterns[0], [name for result in history.values() for name in result.tensors])
         if not found or self.over_training is None:
             return "", {}
@@ -145,13 +142,13 @@ class TokenMap(Kind):
 class WordMap(TokenMap):
     """A map of layer against token of which every cell has a list of words: for the interactive page alone.
 
-    WordMap(("final.{i}", "top.{i}", "probability.{i}"), "Each cell …")     # values, numbers of words, their shares
+    Its tensors are the values, numbers of words, and their shares.
     """
 
     page_only: ClassVar[bool] = True
 
     def drawing(self, result: Result, declaration: Declaration, values: Assignment) -> Drawing:
-        """The map with its words: kind.drawing(result, declaration, {"i": "0"})."""
+        """The map with its words."""
         found = super().drawing(result, declaration, values)
         known: Mapping[str, str] = probe_of(result, values).get("words", {})
         numbers, shares = (result[fill(pattern, values)].tolist() for pattern in self.patterns[1:])

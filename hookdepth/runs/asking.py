@@ -1,8 +1,5 @@
 """The calls into an analysis's own code, and what they must give.
 
-    branches_of(analysis, subject, item)
-    collected(analysis, subject, item, measured)
-
 An analysis of somebody else's may raise anything and give anything; both end in one line that names it, after the
 first item and not after the last.
 """
@@ -37,13 +34,7 @@ def branches_of(analysis: Analysis, subject: Subject, item: int, *, planned: boo
 
 
 def collected(analysis: Analysis, subject: Subject, item: int, measured: Measured) -> Tensors:
-    """What an analysis makes of its measured branches.
-
-        collected(HalfMlp(), subject, 0, measured)["output"]     # [L]
-
-    Raises:
-        HookdepthError: it raises, or gives what it does not declare.
-    """
+    """What an analysis makes of its measured branches: collected(HalfMlp(), subject, 0, measured)["output"]"""
     with _asking(analysis, "collect"):
         found = analysis.collect(subject, item, measured)
     return _tensors(analysis, subject, "collect", found)

@@ -1,7 +1,6 @@
 """Branches and measurements of a user's own over prompts: an analysis that is made on the spot, for `hookdepth.run`.
 
 own = Branches(model, [[5, 6, 7]], [Branch((Skip(4),))], [KL()], "every")
-own.tensors                   # {"kl": "prompt branch", "clean.kl": "prompt branch"}
 measured(own, max_rows=None)["kl"]     # [prompt, branch]
 
 So it runs in chunks, resumes, and is drawn, reported, compared, merged and exported as every analysis is.
@@ -38,15 +37,8 @@ _LONGEST_LABEL = 40
 
 
 class Branches(Analysis):
-    """See the module.
-
-    Args:
-        model: whose layers they are.
-        prompts: token ids.
-        branches: what runs on each of them; with the layout "own", on the prompts that they name.
-        measurements: bound to the model.
-        layout: "one" prompt (its axis is left out), "every" branch on every prompt, or each branch on its "own".
-        kept: results are kept under a digest of what branches and measurements are.
+    """See the module. `layout` is "one" prompt (its axis is left out), "every" branch on every prompt, or each branch
+    on its "own"; `kept` results stand under a digest of what branches and measurements are.
     """
 
     name = "run"

@@ -1,8 +1,5 @@
 """Everything that can be chosen for a run, each option once: the command line, Python and metadata are made from it.
 
-    config = Config(model="demo", analyses="all", limit=2, out="out/first")
-    config.dtype          # 'auto'
-
 Nothing here needs torch, so that `hookdepth run --help` is fast.
 """
 
@@ -25,11 +22,7 @@ def _anything(given: Any) -> Any:
 
 @dataclass(frozen=True)
 class Config(Settings):
-    """A run. `hookdepth run --help` explains every option; in Python they have the same names.
-
-    Raises:
-        HookdepthError: a value that an option does not take.
-    """
+    """A run: Config(limit=2, out="out/first"). `hookdepth run --help` explains every option."""
 
     model: Any = option("demo", "demo, a hub id or a folder", _anything, "demo|HUB_ID|FOLDER")
     dataset: str = option("demo", "a data set, a JSONL or a text file", text, "NAME|FILE")
@@ -100,13 +93,9 @@ class Config(Settings):
 
 
 def refuse_unread(given: Iterable[str], read: Iterable[str]) -> None:
-    """Raise where an option was given that none of the chosen analyses reads: it would look as if it did something.
+    """Raise where an option is given that none of the chosen analyses reads: it would look as if it did something.
 
-        refuse_unread(["ig_steps"], ["parts", "keep_front"])   # HookdepthError: none of the chosen analyses reads …
-
-    Args:
-        given: names of options that somebody gave.
-        read: those that the analyses read; the others are for a run as a whole.
+    refuse_unread(["ig_steps"], ["parts", "keep_front"])   # HookdepthError: none of the chosen analyses reads …
     """
     flags = {one.name: flag_of(one) for one in fields(Config)}
     of_analyses = {one.name for one in fields(Settings)} | {"probes", "seed"}

@@ -1,7 +1,5 @@
 """What a result file must hold: the tensors that its analysis declares, and metadata of the right kinds.
 
-    check_contents(Result.load(path), path)
-
 A file with the right header may still have been cut, edited or written by something else; whoever reads it is told
 in a line what is wrong with it, so that no figure has to ask.
 """
@@ -62,21 +60,14 @@ def load_folder(folder: str | os.PathLike[str]) -> dict[str, Result]:
 
 
 def check_contents(result: Result, path: str | os.PathLike[str]) -> None:
-    """Raise where a result lacks what its analysis declares.
-
-    Raises:
-        DamagedError: a tensor is missing or has the wrong shape, or the metadata is of the wrong kind.
-    """
+    """Raise `DamagedError` where a result lacks what its analysis declares: check_contents(result, path)"""
     found = violation(result)
     if found:
         raise DamagedError(f"{str(path)!r} is no complete {result.analysis} result: {found}", RERUN)
 
 
 def violation(result: Result) -> str | None:
-    """What is wrong with a result, in a clause; None where nothing is, or where nobody knows its analysis.
-
-    violation(result)   # None
-    """
+    """What is wrong with a result, in a clause; None where nothing is, or where nobody knows its analysis."""
     metadata = result.metadata
     for key, kinds in _KINDS.items():
         if not isinstance(metadata.get(key), kinds) or isinstance(metadata.get(key), bool):
@@ -119,10 +110,7 @@ def _whole_numbers(value: Any) -> bool:
 def wrong_tensors(
     declared_axes: Mapping[str, str], tensors: Mapping[str, Tensor], n_layers: Any = None, strict: bool = False
 ) -> str | None:
-    """What is wrong with tensors, held against axes by name; None where nothing is.
-
-    wrong_tensors({"kl": "point"}, {"kl": torch.zeros(31)}, n_layers=30)   # None
-    """
+    """What is wrong with tensors, held against axes by name: wrong_tensors({"kl": "point"}, {"kl": kl}, 30)   # None"""
     # Beside what is reduced over prompts stands what each prompt gave.
     every = {f"{PER_PROMPT}{pattern}": f"prompt {axes.removesuffix('?')}?" for pattern, axes in declared_axes.items()}
     every |= declared_axes

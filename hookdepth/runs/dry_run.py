@@ -1,8 +1,5 @@
 """What a run would cost: its work from the plans of its passes, its time from a few seconds of measuring.
 
-    estimates = estimate(outline, chosen("all"), inputs, settings)
-    print(describe(outline, estimates))
-
 What an analysis does is counted, before anything runs (`Analysis.work`, `engine.work`). What that takes is measured:
 the analysis itself, on a short sample, through a miniature: a few layers of the model's shape with random weights, on
 the same device, in the same dtype. So attention, norms, hooks, measurements and gradients are in the figure as they
@@ -70,7 +67,6 @@ def estimate(
     Args:
         measure: run the miniature; without, seconds are 0.
         machine: a GPU whose data sheet says how long it takes; nothing is run.
-        clock: what seconds are read off.
     """
     groups = groups_of(analyses, Subject(outline, inputs, settings))
     small = miniature(outline, LAYERS) if measure and not machine else None

@@ -1,7 +1,5 @@
 """Results of some prompts as the beginning of results of more: a larger `--limit`, and runs that are merged.
 
-    items = items_of(analysis, subject, result)     # what each prompt gave; None where that cannot be told
-
 A result is reduced from what each prompt gave, which stands in its file as `per_prompt.…`. So the file is enough to go
 on, for every analysis whose `reduce` gives the same bytes from it again: that is tried, and not believed.
 """
@@ -34,11 +32,7 @@ _OF_PROMPTS = ("prompts", "cuts")
 
 
 def items_of(analysis: Analysis, subject: Subject, result: Result) -> list[Tensors] | None:
-    """What each prompt of a result gave; None where its tensors are not what these reduce to.
-
-    Args:
-        subject: its inputs are the prompts of the result.
-    """
+    """What each prompt of a result gave; None where its tensors are not what these reduce to."""
     items = analysis.each(result.tensors)
     if len(items) != len(subject.inputs.prompts):
         return None

@@ -1,8 +1,4 @@
-"""What the analyses run on: prompts as tokens, their cuts, the baseline's prompts, and probes.
-
-inputs = make_inputs(chosen("all"), load_examples("demo"), model, print, limit=2, seed=123)
-inputs.prompts        # token ids
-"""
+"""What the analyses run on: prompts as tokens, their cuts, the baseline's prompts, and probes."""
 
 from __future__ import annotations
 
@@ -39,10 +35,9 @@ def make_inputs(
     seed: int,
     probes: Sequence[tuple[str, str]] | None = None,
 ) -> Inputs:
-    """Tokenise prompts, baseline and probes, and draw the cuts.
+    """Tokenise prompts, baseline and probes, and draw the cuts; `limit` prompts, and as many examples of each level.
 
-    Args:
-        limit: so many prompts, and so many examples of each level; None for the defaults.
+        make_inputs(chosen("all"), load_examples("demo"), model, print, limit=2, seed=123).prompts     # token ids
 
     Raises:
         HookdepthError: prompts that are too short for what is asked, or too long for the model.

@@ -1,7 +1,6 @@
 """A model of which only the shape is known: its config, perhaps its tokenizer, no weights.
 
     outline = load_outline("folder/with/config", device="cpu")     # or a hub id: reads a few kilobytes
-    outline.n_layers, outline.weight_bytes
     small = miniature(outline, 2)                                     # two of its layers, random weights
 
 An outline plans as the model would. A miniature runs as one slice of it would, on the same device, in the
@@ -86,10 +85,7 @@ class Miniature(Decoder):
 
 
 class Words:
-    """Stands in for a tokenizer that is not there: a word, with the space before it, a digit or a sign a token.
-
-    len(Words()("5 + 7 = 12")["input_ids"])   # 8
-    """
+    """Stands in for a tokenizer that is not there: a word, with the space before it, a digit or a sign a token."""
 
     is_fast = True
     all_special_ids: tuple[int, ...] = ()
@@ -115,11 +111,7 @@ def load_outline(
     revision: str | None = None,
     machine: Machine | None = None,
 ) -> Outline:
-    """The outline of a model; a folder or repository with config.json is enough.
-
-    Args:
-        name, dtype, device, quantize, attn_implementation, revision: as `load` takes them.
-        machine: a GPU that need not be there.
+    """The outline of a model; a folder or repository with config.json is enough, and `machine` need not be there.
 
     Raises:
         HookdepthError: unknown option, no config there, no such device, unsupported family.
@@ -171,8 +163,6 @@ def _bits(config: Any) -> str:
 def miniature(outline: Outline, n_layers: int) -> Decoder:
     """The first layers of a model with random weights, on its device, in its dtype, quantised as it would be.
 
-        miniature(load_outline("demo"), 3).n_layers   # 3
-
     Raises:
         HookdepthError: not even these layers fit into memory.
     """
@@ -221,11 +211,7 @@ def _check_room(outline: Outline, n_layers: int) -> None:
 
 @contextmanager
 def with_vocabulary(model: Decoder, size: int) -> Iterator[Decoder]:
-    """The same model with the first tokens of its vocabulary only, as far as they are predicted.
-
-    with with_vocabulary(small, 64):
-        small.unembed(hidden)     # [*, 64]
-    """
+    """The same model with the first tokens of its vocabulary only, as far as they are predicted."""
     head, whole = model.hf.get_output_embeddings(), model.config.vocab_size
     few = copy.deepcopy(head)
     for name, value in head.named_parameters():

@@ -1,7 +1,5 @@
 """A checkpoint without some of the layers, which `from_pretrained` loads and which equals the path through the others.
 
-    prune(model, "0-9,12", "pruned")     # of 13 layers 11 are left
-
 What a config says of each layer (`layer_types` and the like) goes with the layers. Some configs say it by a rule of the
 layer's number instead, which means another kind of layer once layers before it are gone. So what was written is loaded
 again and run beside the path, and is kept only where the two agree.
@@ -39,12 +37,12 @@ _FIRST_LAYERS = ("max_window_layers", "first_k_dense_replace", "num_dense_layers
 
 
 def prune(model: Decoder, keep: str | Sequence[int], out: str | os.PathLike[str]) -> Path:
-    """Write a folder that holds the model without the other layers.
+    """Write a folder, not there yet or empty, that holds the model without the other layers.
+
+        prune(model, "0-9,12", "pruned")     # of 13 layers 11 are left
 
     Args:
-        model: from `load` or `wrap`, with all its weights in memory and not quantised.
         keep: the layers that stay, as `LayerPath` takes them, in rising order.
-        out: a folder that is not there yet, or is empty.
 
     Raises:
         HookdepthError: layers that are repeated, reordered or not there; a model whose weights cannot be written, or
@@ -147,7 +145,6 @@ class _Logits(OutputMeasurement):
 
 
 def _compare(model: Decoder, kept: Sequence[int], folder: Path) -> None:
-    """Load what was written, and hold it against the path."""
     ids = [(7 * n + 3) % int(model.config.vocab_size) for n in range(24)]
     expected, found = _Logits(-1), _Logits(0)
     measure(model, [ids], [Branch((LayerPath(kept),))], [expected])

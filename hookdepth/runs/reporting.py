@@ -1,8 +1,4 @@
-"""The pages of a run, or of several: results are loaded and checked, declarations looked up, and the report written.
-
-report("out/demo")                              # out/demo/report.html
-comparison(["out/small", "out/large"], "both")  # both/compare.html
-"""
+"""The pages of a run, or of several: results are loaded and checked, declarations looked up, and the report written."""
 
 from __future__ import annotations
 
@@ -35,13 +31,9 @@ def report(folder: str | os.PathLike[str]) -> Path:
 
 
 def comparison(folders: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str], scatter: bool = False) -> Path:
-    """`compare.html` and its figures in `out`, from the results of several runs; the page's path.
+    """`compare.html` and its figures in `out`, from the results of several runs; `scatter`: effective depths, too.
 
-    Args:
-        scatter: effective depth over models, too.
-
-    Raises:
-        HookdepthError: as `report`, or no folder given.
+    comparison(["out/small", "out/large"], "both")  # both/compare.html
     """
     if not folders:
         raise HookdepthError("no folder to compare", "give the --out folders of two or more runs")

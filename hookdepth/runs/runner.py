@@ -173,9 +173,7 @@ class Run:
     def identity(self, analysis: Analysis, model: Mapping[str, Any], subject: Subject | None = None) -> dict[str, Any]:
         """Everything that the numbers of an analysis depend on: goes into its metadata.
 
-        Args:
-            model: what `identity_of` says of the model.
-            subject: what it runs on, if not on all prompts.
+        `model` is what `identity_of` says of the model; `subject` what it runs on, if not on all prompts.
         """
         own = analysis.identity(subject or self.subject)
         identity = {
@@ -236,7 +234,6 @@ class Run:
     def _reduce(
         self, group: Group, chunks: Chunks, wanted: Sequence[str], identities: Mapping[str, dict[str, Any]]
     ) -> list[Result]:
-        """Read all chunks back, write the results, and only then let the chunks go."""
         loaded = [chunks.load(chunk) for chunk in range(group.n_chunks)]
         partials = [partial for partial, _ in loaded]
         facts: dict[str, Any] = {

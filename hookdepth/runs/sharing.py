@@ -25,10 +25,7 @@ _SHORT = 4096  # rows × tokens up to which short prompts share a chunk
 
 
 def groups_of(analyses: Iterable[Analysis], subject: Subject) -> list[Group]:
-    """The analyses, those that share passes together, in their order.
-
-    [group.name for group in groups_of(chosen("all"), subject)]   # those that share passes are one
-    """
+    """The analyses, those that share passes together, in their order."""
     groups: dict[str, list[Analysis]] = {}
     for analysis in sorted(analyses, key=lambda one: one.order):
         analysis.refuse(subject)
@@ -37,14 +34,7 @@ def groups_of(analyses: Iterable[Analysis], subject: Subject) -> list[Group]:
 
 
 class Group:
-    """Analyses that share passes, on one subject, in chunks of items: see the module.
-
-    Args:
-        name: for the progress bar.
-        analyses: one, or several that branch and need the same items.
-        subject: what they run on.
-        begin: how many of the first items are known already.
-    """
+    """Analyses that share passes, on one subject, in chunks of items; `begin` of the first items are known already."""
 
     def __init__(self, name: str, analyses: Sequence[Analysis], subject: Subject, begin: int = 0) -> None:
         self.name, self.members, self.subject, self.begin = name, tuple(analyses), subject, begin

@@ -1,8 +1,4 @@
-"""From a config to results: data and model are loaded, analyses run, results written.
-
-config = Config(limit=2, out="out/first")
-results = run(config, analyses_of(config), warn=print)
-"""
+"""From a config to results: data and model are loaded, analyses run, results written."""
 
 from __future__ import annotations
 
@@ -32,10 +28,7 @@ if TYPE_CHECKING:
 
 
 def analyses_of(config: Config, given: Sequence[str] = ()) -> list[Analysis]:
-    """The analyses that a config names; options that were given and that none of them reads are refused.
-
-    [one.name for one in analyses_of(Config(analyses="all"))]   # in their order
-    """
+    """The analyses that a config names, in their order; what was `given` and none of them reads is refused."""
     analyses = chosen(config.analyses)
     read = {option for one in analyses for option in one.options}
     needed = {one.needs for one in analyses}
@@ -168,11 +161,7 @@ def _plan(
 
 
 def refuse_noise(results: Iterable[Result]) -> None:
-    """Raise where a noise floor is not 0, as --strict wants it: refuse_noise(results).
-
-    Raises:
-        HookdepthError: with the largest floor, and where it was.
-    """
+    """Raise where a noise floor is not 0, as --strict wants it, with the largest and where it was."""
     noisy = [result for result in results if result.metadata.get("null_effect")]
     if noisy:
         worst = max(noisy, key=lambda result: float(result.metadata["null_effect"]))

@@ -41,10 +41,7 @@ class Chunks:
     begin with the names of all of them.
 
     Args:
-        folder: where they lie.
-        analyses: what they are chunks of.
         identities: per analysis, everything that its numbers depend on.
-        warn: called with one line where a file cannot be read.
         patience: seconds to wait for a chunk that other processes have measured.
     """
 
@@ -78,11 +75,7 @@ class Chunks:
         return self.folder / f"{self.prefix}{_SETTINGS}"
 
     def claim(self) -> None:
-        """Write down whose chunks lie here.
-
-        Raises:
-            HookdepthError: there are chunks of other settings; names the first that differs.
-        """
+        """Write down whose chunks lie here; chunks of other settings are refused by the first that differs."""
         stored = read_settings(self.settings)
         if self.count() and stored is not None:
             for name, identity in self.identity.items():
@@ -107,11 +100,7 @@ class Chunks:
         Result(self.name, partial.tensors, metadata).save(self.path(chunk))
 
     def passes(self, chunk: int) -> int | None:
-        """Passes of a chunk that is there; None where it is not, or does not hold: then it is to be measured.
-
-        Raises:
-            HookdepthError: it is one of another run.
-        """
+        """Passes of a chunk that is there; None where it is not, or does not hold: then it is to be measured."""
         path = self.path(chunk)
         if not path.exists() and not path.is_symlink():
             return None
@@ -193,9 +182,6 @@ def locked(folder: Path) -> Iterator[None]:
     """One run at a time in a folder: a launcher that was killed may have left its processes at work.
 
     The lock is the operating system's and goes with the process, however that ends.
-
-    Raises:
-        HookdepthError: another run holds it (exit status 2), or the folder cannot be written (1).
     """
     lock = FileLock(folder / LOCK)
     try:

@@ -1,7 +1,5 @@
 """With how many threads the analyses of a run are computed.
 
-    threads_of([("first", "second")], Path("out"), Path("out/.chunks"))     # {"first": 2, …}
-
 A matrix product on a CPU is summed in another order with every number of threads, and a launcher of several
 processes gives each of them one. So the first process decides when a run begins, for all of them; a run that goes
 on, and a result that is there, keep the number that they were begun with.
@@ -28,10 +26,11 @@ _MOST = 4096  # that any machine has
 def threads_of(groups: Iterable[Sequence[str]], out: Path, chunks: Path, fresh: bool = False) -> dict[str, int]:
     """Analysis → number of threads.
 
+        threads_of([("first", "second")], Path("out"), Path("out/.chunks"))     # {"first": 2, …}
+
     Args:
         groups: analyses that may share passes: those that are not done have one number.
-        out, chunks: where results and chunks of a run that was stopped lie.
-        fresh: whatever lies there is thrown away.
+        fresh: whatever lies in `out`, and in the `chunks` of a run that was stopped, is thrown away.
     """
     found: dict[str, int] = {}
     own = _own()

@@ -50,10 +50,7 @@ class Workers:
         return self.rank == 0
 
     def claims(self, key: str, n: int) -> Iterator[int]:
-        """Those of 0 … n−1 that fall to this process, one at a time, in rising order.
-
-        Every process must ask with the same keys in the same order.
-        """
+        """Those of 0 … n−1 that fall to this process, in rising order; all must ask with the same keys in one order."""
         while (number := self.count(f"claim {key}") - 1) < n:
             yield number
 
@@ -66,10 +63,7 @@ class Workers:
             return int(self.store.add(key, by))
 
     def wait(self, meanwhile: Callable[[], object] = lambda: None) -> None:
-        """Until all processes are here.
-
-        Args:
-            meanwhile: called a few times a second.
+        """Until all processes are here; `meanwhile` is called a few times a second.
 
         Raises:
             HookdepthError: one of them is gone (exit status 1).

@@ -1,11 +1,4 @@
-"""DepthCallback: the DepthMonitor for the Trainer of transformers.
-
-from hookdepth.training import DepthCallback
-
-trainer = Trainer(model, arguments, train_dataset=data)
-trainer.add_callback(DepthCallback(trainer, every=50, out="depth"))
-trainer.train()                                    # at the end: depth/depth.png, layers × steps
-"""
+"""DepthCallback: the DepthMonitor for the Trainer of transformers."""
 
 from __future__ import annotations
 

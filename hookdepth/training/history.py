@@ -1,9 +1,4 @@
-"""What a monitored training left behind: a folder a step, and the picture over all of them.
-
-history = load_history("depth")
-history[name][50].tensors      # what one analysis gave at step 50
-save_picture("depth", "depth.png")                         # layers × steps
-"""
+"""What a monitored training left behind: a folder a step, and the picture over all of them."""
 
 from __future__ import annotations
 

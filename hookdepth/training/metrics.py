@@ -1,7 +1,4 @@
-"""Results of a step as named numbers, for TensorBoard, W&B and other loggers.
-
-metrics_of(monitor.results)["depth/cosine.layer"]
-"""
+"""Results of a step as named numbers, for TensorBoard, W&B and other loggers."""
 
 from __future__ import annotations
 
@@ -16,14 +13,11 @@ from hookdepth.training.reading import STATISTICS
 
 
 def metrics_of(results: Mapping[str, Result], per_layer: bool = False) -> dict[str, float]:
-    """Results as named numbers, as a logger wants them.
+    """Results as named numbers, as a logger wants them: metrics_of(monitor.results)["depth/cosine.layer"]
 
     Of residual statistics: the mean over layers of every relative contribution and cosine, and `contribution_depth`,
-    the mean layer weighted by its relative contribution (0 to L − 1). Of probes: effective depths (ratios) and depth
-    scores, where they exist: see `hookdepth.report.summary`.
-
-    Args:
-        per_layer: also relative contribution and cosine of every layer, and the norm of its input.
+    the mean layer weighted by its relative contribution (0 to L − 1); `per_layer` adds both for every layer, and the
+    norm of its input. Of probes: effective depths (ratios) and depth scores, where they exist.
     """
     metrics: dict[str, float | None] = {}
     if ResidualStats.name in results:

@@ -1,12 +1,5 @@
 """DepthMonitor: residual statistics and probes on sampled steps of any PyTorch training loop.
 
-    monitor = DepthMonitor(model, every=50, probes=names, prompts=["…"], tokenizer=tokenizer, out="depth")
-    for batch in batches:
-        with monitor.step():
-            model(**batch).loss.backward()     # forward, backward, optimiser
-            optimizer.step()
-    monitor.metrics["depth/cosine.layer"]      # of the last sampled step
-
 What is measured goes to `out/step-000050/<analysis>.safetensors`, which `hookdepth report` and `hookdepth compare`
 read, and stays in `monitor.results` until the next sampled step; how long it took is in `log.json` beside it. Of
 several processes all take part, rank 0 writes.
@@ -53,6 +46,7 @@ class DepthMonitor:
         with monitor.step():
             model(**batch).loss.backward()
             optimizer.step()
+        monitor.metrics["depth/cosine.layer"]      # of the last sampled step
 
     Args:
         model: as the loop calls it: wrapped in DDP, torch.compile, PEFT, sharded by FSDP2, prepared by accelerate.
@@ -124,8 +118,7 @@ class DepthMonitor:
                     model(**part).loss.backward()
                 optimizer.step()
 
-        Args:
-            number: how many steps came before it; default counts on from the last one.
+        `number` is how many steps came before it; by default it counts on from the last one.
         """
         if self._entered:
             raise HookdepthError("step() within step() of the same monitor", "enter it once around the whole step")

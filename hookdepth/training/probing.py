@@ -1,8 +1,5 @@
 """Analyses of the package on fixed prompts, between two steps of a training that does not notice.
 
-    probes = Probes(names, ["The capital of France is"], tokenizer)
-    probes.run(unwrap(model))[names[0]]["tensors"]
-
 In evaluation mode, without gradients to parameters, without autocast, whatever the training around has; training
 mode, gradients' flags and random state come back as they were.
 """
@@ -31,7 +28,7 @@ Prompt = str | Sequence[int] | Tensor | tuple[str, str] | Probe
 
 
 class Probes:
-    """What to measure between steps.
+    """What to measure between steps: Probes(names, ["The capital of France is"], tokenizer).run(unwrap(model))
 
     Args:
         names: of analyses.
@@ -39,9 +36,6 @@ class Probes:
             answers need pairs or probes; the others take prompt and answer as one text.
         tokenizer: needed for texts.
         settings: of the analyses.
-
-    Raises:
-        HookdepthError: unknown analysis, no prompt or none that serves, text without a tokenizer.
     """
 
     def __init__(
@@ -82,9 +76,6 @@ class Probes:
 
         On a GPU, an id that is out of range ends every use of it, and so the training. A sharded embedding knows
         the number of all its rows: nothing is gathered.
-
-        Raises:
-            HookdepthError: a token id past the embedding, more tokens than positions, or what an analysis refuses.
         """
         longest = decoder.context_length
         for number, ids in enumerate(self.inputs.prompts):

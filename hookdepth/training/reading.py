@@ -43,10 +43,8 @@ def padding_mask(inputs: Mapping[str, Any]) -> Tensor | None:
         DepthMonitor(model, mask=lambda inputs: inputs["input_ids"] != pad_token_id)
 
     Those of the attention mask, where the model is given one. Else, where it is given labels, those up to the
-    last label of each row: no loss depends on what is right of it. Else all.
-
-    Args:
-        inputs: the arguments of the model's call by name, and of the decoder's inside it.
+    last label of each row: no loss depends on what is right of it. `inputs` are the arguments of the model's call by
+    name, and of the decoder's inside it.
     """
     mask, labels = inputs.get("attention_mask"), inputs.get("labels")
     if isinstance(mask, Tensor) and mask.ndim == 2:
@@ -106,7 +104,6 @@ class Reader:
         self._hooks.callback(handle.remove)
 
     def _attach_around(self) -> None:
-        """After the call of a model that is compiled, make it once more."""
         outer, again = self.target.outer, self._guarded(self._repeat, anywhere=True)
         compiled = getattr(outer, "_compiled_call_impl", None)
         if compiled is None:
@@ -201,7 +198,6 @@ class Reader:
         self._last = None
 
     def _reduce(self) -> None:
-        """Add this micro-batch's tokens to the sums."""
         n_layers = self.target.decoder.n_layers
         if len(self._products) < n_layers or self._last is None:
             raise HookdepthError(
@@ -288,9 +284,6 @@ def unpack(gathered: Sequence[Tensor], n_layers: int) -> tuple[bool, int, dict[s
 
 
 def adds_up(terms: Sequence[Tensor], total: Tensor) -> Bool[Tensor, ""]:
-    """Whether the total is the sum of the terms but for rounding; a value that is not finite says nothing.
-
-    adds_up([resid_pre, attn_out, mlp_out], resid_post).item()   # True
-    """
+    """Whether the total is the sum of the terms but for rounding; a value that is not finite says nothing."""
     summed, size = sum(terms[1:], terms[0]), sum((term.abs() for term in terms[1:]), terms[0].abs())
     return (differs_by_rounding(summed, total, size) | ~(summed - total).isfinite()).all()

@@ -1,8 +1,5 @@
 """What a training loop wraps its model in, and how to get at the decoder inside.
 
-    target = unwrap(torch.compile(model))
-    target.decoder.n_layers, target.compiled
-
 DDP, torch.compile (the function, and a module's own `compile()`), PEFT and accelerate, in any order. FSDP2 wraps
 nothing: it changes a module's class and leaves its names.
 """
@@ -24,10 +21,9 @@ from hookdepth.model.decoder import Decoder
 
 @dataclass(frozen=True)
 class Target:
-    """A model as the loop calls it, and what is inside.
+    """A model as the loop calls it (`outer`), and what is inside.
 
     Attributes:
-        outer: what the loop calls.
         core: the same without DDP and torch.compile; PEFT's wrapper stays, since it may add tokens.
         decoder: the language model itself.
         compiled: some part of it is compiled, so hooks that are added to it later never run.
@@ -40,11 +36,7 @@ class Target:
 
 
 def unwrap(model: nn.Module, tokenizer: Any = None) -> Target:
-    """Find the decoder in what the training loop calls.
-
-    Raises:
-        HookdepthError: no decoder of a known kind inside, or one that nn.DataParallel copies for every call.
-    """
+    """Find the decoder in what the training loop calls: unwrap(torch.compile(model)).compiled     # True"""
     hf = core = _without_wrappers(model)
     while callable(get_base := getattr(hf, "get_base_model", None)):  # PEFT
         if (inner := _without_wrappers(get_base())) is hf:

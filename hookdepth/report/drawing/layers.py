@@ -1,7 +1,5 @@
 """Drawing over layers: bars and lines of a value a layer, maps of layer against layer, of one run or several.
 
-    maps_figure({"": effect}, Scale(0.0, 1.0, "Relative change"), "Layer skipped", "Effect @ layer")
-
 Where depths of runs differ, the axis is relative depth: a layer l is at its middle, (l + 0.5) / L; a point between
 layers (what goes into layer l; L is the final residual) at l / L. Where they agree it is the layer's number.
 """
@@ -42,10 +40,7 @@ def colours_of(names: Sequence[str], part: str = "") -> dict[str, str]:
 def draw_bars(
     axes: Axes, curves: Mapping[str, Any], colours: Mapping[str, str], labels: Mapping[str, str], beside: bool = False
 ) -> list[float]:
-    """Overlapping bars, the smaller in front, or beside each other; and how far each curve's are from their place.
-
-    draw_bars(axes, {"kl": kl}, …)
-    """
+    """Overlapping bars, the smaller in front, or beside each other; how far each curve's are from their place."""
     width = 0.9 / len(curves) if beside else 1.1
     offsets = [width * (place - (len(curves) - 1) / 2) * beside for place in range(len(curves))]
     groups = []
@@ -109,11 +104,7 @@ def draw_runs(axes: Axes, own: Mapping[str, Tensor], label: str, axis: str, poin
 
 
 def relative_depth(n: int, points: bool) -> np.ndarray:
-    """Where n layers, or the n points around n − 1 layers, lie between 0 and 1.
-
-    relative_depth(2, points=False)   # [0.25, 0.75]
-    relative_depth(3, points=True)    # [0, 0.5, 1]
-    """
+    """Where n layers, or n points around n − 1 layers, lie from 0 to 1: relative_depth(2, False)   # [0.25, 0.75]"""
     return np.arange(n) / max(n - 1, 1) if points else (np.arange(n) + 0.5) / n
 
 
@@ -172,7 +163,6 @@ def maps_figure(
 
 
 def _other_half(axes: Axes, n: int, row_label: str, column_label: str) -> None:
-    """The axes of what is right of the diagonal, on its own two sides, and the line between the halves."""
     stairs = np.arange(n)[:, None] + np.array([-0.5, 0.5])
     axes.plot(np.repeat(stairs[:, 1], 2), stairs.ravel(), color=style.BLACK, linewidth=0.8)
     style.layer_axis(axes.secondary_xaxis("top", (partial(np.add, -1), partial(np.add, 1))).xaxis, n, column_label)

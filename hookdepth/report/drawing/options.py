@@ -17,11 +17,7 @@ OPTIONS = ("cmap", "norm", "figsize", "ax", "look")
 
 
 def drawn_with(draw: Callable[[], Figure], **options: Any) -> Figure:
-    """The figure, drawn and then changed: drawn_with(picture.draw, cmap="magma")
-
-    Raises:
-        HookdepthError: an unknown option, or one that this figure does not take.
-    """
+    """The figure, drawn and then changed: drawn_with(picture.draw, cmap="magma")"""
     for name in options:
         choose("option of a figure", name, ("vmin", "vmax", *OPTIONS))
     wanted = {name: value for name, value in options.items() if value is not None}

@@ -1,7 +1,4 @@
-"""Maps over training time: layers by steps, a panel a curve.
-
-Path("depth.png").write_bytes(render(training_figure(load_history("depth"), lookup), "png")[0])
-"""
+"""Maps over training time: layers by steps, a panel a curve."""
 
 from __future__ import annotations
 
@@ -26,14 +23,10 @@ __all__ = ["render", "training_figure"]
 def training_figure(history: Mapping[str, Mapping[int, Result]], lookup: Lookup) -> Figure:
     """How the layers are used while the model trains: a panel a measure, layer 0 at the top, steps to the right.
 
+        render(training_figure(load_history("depth"), lookup), "png")[0]    # analysis → step → result
+
     Colours end at the 98th percentile of a panel, or where the axis of the report's figure does; an arrow at the
     colour bar says that there is more.
-
-    Args:
-        history: analysis → step → result.
-
-    Raises:
-        HookdepthError: nothing that was measured is a curve over layers.
     """
     known = {name: lookup(next(iter(results.values()))) for name, results in history.items() if results}
     declared = sorted((own.order, name) for name, own in known.items() if own is not None)

@@ -91,8 +91,6 @@ def lay_out(figure: Figure) -> None:
 
 
 class _Shown(Figure):
-    """A figure that a notebook shows, though pyplot has never heard of it."""
-
     def _repr_png_(self) -> bytes:
         return render(self, "png")[0]
 
@@ -253,10 +251,7 @@ def run_title(axes: Axes, label: str, most: int = 34) -> None:
 
 
 def printable(text: str) -> str:
-    """The text with every character that our font cannot draw replaced by a box, and line ends by arrows.
-
-    printable("5 日\\n")   # "5 □↵"
-    """
+    """A box for every character that our font cannot draw, arrows for line ends: printable("日\\n") is "□↵"."""
     text = text.replace("\n", "↵").replace("\r", "↵").replace("\t", "⇥")
     return "".join(char if ord(char) in _drawable() and char.isprintable() else MISSING for char in text)
 

@@ -1,9 +1,4 @@
-"""Drawing maps of layer against token, with tokens written out, of one run or several.
-
-    token_figure(torch.rand(4, 3), {"tokens": ["a", "b", "c"], "answer_positions": [2]}, Scale(0.0, 1.0))
-
-Layers go upward. Tokens of the answer are in bold.
-"""
+"""Drawing maps of layer against token, with tokens written out, of one run or several; those of the answer in bold."""
 
 from __future__ import annotations
 
@@ -25,10 +20,7 @@ _BEGIN = ("<|begin_of_text|>", "<|endoftext|>", "<|im_start|>", "<s>", "<bos>", 
 
 
 def token_label(token: str) -> str:
-    """A token as a tick label: spaces as underscores, special first tokens BOS, long ones cut, what has no glyph a box.
-
-    token_label(" Yoko")   # "_Yoko"
-    """
+    """A token as a tick label, special first tokens BOS, long ones cut: token_label(" Yoko")   # '_Yoko'"""
     if token in _BEGIN:
         return "BOS"
     text = style.printable(token.translate(_READABLE))
