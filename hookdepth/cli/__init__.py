@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # which OpenMP reads when torch is imported
     try:
         options = parse(list(sys.argv[1:] if arguments is None else arguments))
-        return COMMANDS[options.command](options)
+        return COMMANDS[options.command].do(options)
     except HookdepthError as error:
         if not error.told:
             _say(str(error))

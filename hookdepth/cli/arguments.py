@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from hookdepth._version import __version__
+from hookdepth.cli.commands import COMMANDS
 from hookdepth.errors import HookdepthError, choose, suggestion
+from hookdepth.options import flag_of
 
 if TYPE_CHECKING:
     from dataclasses import Field
@@ -48,11 +51,20 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     if arguments and not arguments[0].startswith("-"):
         choose("command", arguments[0], COMMANDS)
-    for name, (text, add) in COMMANDS.items():
-        command = commands.add_parser(name, help=text, description=f"{text[:1].upper()}{text[1:]}.")
+    for name, about in COMMANDS.items():
+        command = commands.add_parser(name, help=about.help, description=f"{about.help[:1].upper()}{about.help[1:]}.")
         command.set_defaults(command=name)
-        if name in arguments:  # the others' options need not be made, nor what they are made of be imported
-            add(command)
+        if name not in arguments:  # its options need not be made, nor what they are made of be imported
+            continue
+        if name == "run":
+            _add_options_of_run(command)
+        for option in about.of_run:
+            from hookdepth.runs.config import Config
+
+            field = Config.__dataclass_fields__[option]
+            command.add_argument(flag_of(field), **_argument(field))
+        for argument, how in about.takes:
+            command.add_argument(argument, **how)
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
         name, command = unknown[0].partition("=")[0], commands.choices[options.command]
@@ -62,12 +74,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return options
 
 
-def _run(command: _Parser) -> None:
-    from dataclasses import fields
-
+def _add_options_of_run(command: _Parser) -> None:
     from hookdepth.analyses.headlines import questions
     from hookdepth.analyses.settings import Settings
-    from hookdepth.options import flag_of
     from hookdepth.runs.config import Config
 
     known = questions()
@@ -83,71 +92,6 @@ def _run(command: _Parser) -> None:
         about = one.metadata
         group = groups.setdefault(about["group"], command.add_argument_group(about["group"]))
         group.add_argument(flag_of(one), dest=one.name, **_argument(one))
-
-
-def _report(command: _Parser) -> None:
-    command.add_argument("folder", metavar="DIR", help="the --out folder of a run")
-
-
-def _compare(command: _Parser) -> None:
-    command.add_argument("folders", metavar="DIR", nargs="+", help="the --out folders of two or more runs")
-    command.add_argument("--out", metavar="DIR", default="compare", help="where the page goes (default: compare)")
-    scatter = "effective depth over models, too, with regression lines"
-    command.add_argument("--scatter", action="store_true", help=scatter)
-
-
-def _merge(command: _Parser) -> None:
-    command.add_argument("folders", metavar="DIR", nargs="+", help="the --out folders of two or more runs")
-    command.add_argument("--out", metavar="DIR", required=True, help="a folder for the results")
-
-
-def _info(command: _Parser) -> None:
-    command.add_argument("path", metavar="FILE|DIR", help="a .safetensors file of a run, or its folder")
-
-
-def _export(command: _Parser) -> None:
-    command.add_argument("path", metavar="FILE", help="a .safetensors file of a run")
-    command.add_argument("--to", metavar="csv|parquet", default="csv", help="the format (default: csv)")
-
-
-def _verify(command: _Parser) -> None:
-    _of_a_run(command, "model", "dtype", "device", "quantize", "attn_implementation", "revision", "seed")
-    command.add_argument("--branches", metavar="N", type=int, default=6, help="of each kind (default: 6)")
-    command.add_argument("--out", metavar="FILE.json", help="the table as JSON, too")
-
-
-def _families(command: _Parser) -> None:
-    pass
-
-
-def _prune(command: _Parser) -> None:
-    _of_a_run(command, "model", "dtype", "device")
-    command.add_argument("--keep", metavar="0-9,12-29", required=True, help="the layers that stay")
-    command.add_argument("--out", metavar="DIR", required=True, help="a new folder, which from_pretrained loads")
-
-
-COMMANDS: dict[str, tuple[str, Callable[[_Parser], None]]] = {
-    "run": ("run analyses, write results, figures and the report", _run),
-    "report": ("make report.html and the figures of a run's folder again", _report),
-    "compare": ("put the same curves of several runs into one figure each", _compare),
-    "merge": ("put runs over different prompts, all else equal, together as one", _merge),
-    "info": ("show metadata and tensors of a result file or folder, as a table", _info),
-    "export": ("write the values of a result file as a table, beside it", _export),
-    "verify": ("compare the engine with plain single passes on a model", _verify),
-    "families": ("list the families of models that work, and their sites", _families),
-    "prune": ("write a checkpoint without some of the layers", _prune),
-}
-"""Command → its line of help, and what it takes."""
-
-
-def _of_a_run(command: _Parser, *names: str) -> None:
-    """Options that a run has, too."""
-    from hookdepth.options import flag_of
-    from hookdepth.runs.config import Config
-
-    for name in names:
-        one = Config.__dataclass_fields__[name]
-        command.add_argument(flag_of(one), **_argument(one))
 
 
 def _argument(one: Field[Any]) -> dict[str, Any]:

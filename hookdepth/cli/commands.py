@@ -1,7 +1,4 @@
-"""What each command does, and prints. What needs torch is imported when it is asked for.
-
-COMMANDS["families"](options)     # the exit status; `arguments.parse` gives the options
-"""
+"""What each command takes, does, and prints. What needs torch is imported when it is asked for."""
 
 from __future__ import annotations
 
@@ -9,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +14,42 @@ from hookdepth.errors import HookdepthError, choose
 
 if TYPE_CHECKING:
     from hookdepth.analyses.base import Analysis
+    from hookdepth.model.decoder import Decoder
     from hookdepth.results import Result
     from hookdepth.runs.config import Config
 
 
-def _run(options: argparse.Namespace) -> int:
-    from dataclasses import fields
+@dataclass(frozen=True)
+class Command:
+    """What a command is for, what it does, and what it takes; `of_run` names options that a run has, too."""
 
+    help: str
+    do: Callable[[argparse.Namespace], int]
+    takes: tuple[tuple[str, dict[str, Any]], ...]
+    of_run: list[str]
+
+
+COMMANDS: dict[str, Command] = {}
+"""By name, in the order in which help shows them."""
+
+
+def _command(help: str, *takes: tuple[str, dict[str, Any]], of_run: str = "") -> Callable[[Any], Any]:
+    def register(do: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+        COMMANDS[do.__name__.removeprefix("_")] = Command(help, do, takes, of_run.split())
+        return do
+
+    return register
+
+
+def _argument(name: str, metavar: str, text: str, **more: Any) -> tuple[str, dict[str, Any]]:
+    return name, {"metavar": metavar, "help": text, **more}
+
+
+_FOLDERS = _argument("folders", "DIR", "the --out folders of two or more runs", nargs="+")
+
+
+@_command("run analyses, write results, figures and the report")
+def _run(options: argparse.Namespace) -> int:
     from hookdepth.runs import start  # imports torch and transformers: --help should not wait for them
     from hookdepth.runs.config import Config
     from hookdepth.runs.workers import joined
@@ -69,6 +96,123 @@ def _finish(config: Config, results: Sequence[Result]) -> int:
     return 0
 
 
+@_command(
+    "make report.html and the figures of a run's folder again", _argument("folder", "DIR", "the --out folder of a run")
+)
+def _report(options: argparse.Namespace) -> int:
+    from hookdepth.runs.reporting import report
+
+    _say_pages(report(options.folder))
+    return 0
+
+
+@_command(
+    "put the same curves of several runs into one figure each",
+    _FOLDERS,
+    _argument("--out", "DIR", "where the page goes (default: compare)", default="compare"),
+    ("--scatter", {"action": "store_true", "help": "effective depth over models, too, with regression lines"}),
+)
+def _compare(options: argparse.Namespace) -> int:
+    from hookdepth.runs.reporting import comparison
+
+    _check_out(options.out)
+    print(f"comparison: {comparison(options.folders, options.out, options.scatter)}")
+    return 0
+
+
+@_command(
+    "put runs over different prompts, all else equal, together as one",
+    _FOLDERS,
+    _argument("--out", "DIR", "a folder for the results", required=True),
+)
+def _merge(options: argparse.Namespace) -> int:
+    from hookdepth.runs.extending import merge
+    from hookdepth.runs.reporting import report
+
+    _check_out(options.out)
+    merge(options.folders, options.out, _warn)
+    print(f"report: {report(options.out)}")
+    return 0
+
+
+@_command(
+    "show metadata and tensors of a result file or folder, as a table",
+    _argument("path", "FILE|DIR", "a .safetensors file of a run, or its folder"),
+)
+def _info(options: argparse.Namespace) -> int:
+    from hookdepth.report.tables import describe
+
+    print(describe(options.path))
+    return 0
+
+
+@_command(
+    "write the values of a result file as a table, beside it",
+    _argument("path", "FILE", "a .safetensors file of a run"),
+    _argument("--to", "csv|parquet", "the format (default: csv)", default="csv"),
+)
+def _export(options: argparse.Namespace) -> int:
+    from hookdepth.analyses.registry import declared
+    from hookdepth.report.notebook import FORMATS, export
+    from hookdepth.results import Result
+
+    kind = choose("format", options.to, FORMATS)
+    result = Result.load(options.path)
+    print(f"table: {export(result, declared(result), Path(options.path).with_suffix(f'.{kind}'))}")
+    return 0
+
+
+@_command(
+    "compare the engine with plain single passes on a model",
+    _argument("--branches", "N", "of each kind (default: 6)", type=int, default=6),
+    _argument("--out", "FILE.json", "the table as JSON, too"),
+    of_run="model dtype device quantize attn_implementation revision seed",
+)
+def _verify(options: argparse.Namespace) -> int:
+    from hookdepth.checks import verify
+    from hookdepth.results import write_atomic
+
+    if options.out is not None and _check_place(str(Path(options.out).parent)) and os.path.isdir(options.out):
+        raise HookdepthError(f"--out {options.out!r} is a folder", "give a file for the table")
+    found = verify(_loaded(options), options.branches, **({"seed": options.seed} if "seed" in options else {}))
+    print(found)
+    if options.out is not None:
+        write_atomic(options.out, f"{found.json()}\n".encode())
+    return 0 if found.ok else 1
+
+
+@_command("list the families of models that work, and their sites")
+def _families(options: argparse.Namespace) -> int:
+    from hookdepth.model.families import table
+
+    print(table())
+    return 0
+
+
+@_command(
+    "write a checkpoint without some of the layers",
+    _argument("--keep", "0-9,12-29", "the layers that stay", required=True),
+    _argument("--out", "DIR", "a new folder, which from_pretrained loads", required=True),
+    of_run="model dtype device",
+)
+def _prune(options: argparse.Namespace) -> int:
+    from hookdepth.runs.pruning import prune
+
+    _check_place(options.out)
+    model = _loaded(options)
+    folder = prune(model, options.keep, options.out)
+    print(f"kept layers {options.keep} of {model.n_layers}: {folder}")
+    return 0
+
+
+def _loaded(options: argparse.Namespace) -> Decoder:
+    from hookdepth.model.loading import load
+    from hookdepth.runs.config import Config
+
+    given = vars(options)
+    return load(given.get("model", "demo"), **{name: given[name] for name in Config().of_model if name in given})
+
+
 def _check_out(text: str, names: Sequence[str] = ()) -> None:
     """Refuse, before anything is computed, a folder that could not be written to or reported on afterwards."""
     from hookdepth.results import SUFFIX, read_metadata
@@ -100,103 +244,8 @@ def _warn(line: str) -> None:
     print(f"hookdepth: {line}", file=sys.stderr)
 
 
-def _report(options: argparse.Namespace) -> int:
-    from hookdepth.runs.reporting import report
-
-    _say_pages(report(options.folder))
-    return 0
-
-
 def _say_pages(page: Path) -> None:
     maps = page.with_name("explore.html")
     if maps.exists():
         print(f"maps to point at: {maps}")
     print(f"report: {page}")
-
-
-def _compare(options: argparse.Namespace) -> int:
-    from hookdepth.runs.reporting import comparison
-
-    _check_out(options.out)
-    print(f"comparison: {comparison(options.folders, options.out, options.scatter)}")
-    return 0
-
-
-def _prune(options: argparse.Namespace) -> int:
-    from hookdepth.model.loading import load
-    from hookdepth.runs.pruning import prune
-
-    _check_place(options.out)
-    model = load(options.model if "model" in options else "demo", **_given(options, "dtype", "device"))
-    folder = prune(model, options.keep, options.out)
-    print(f"kept layers {options.keep} of {model.n_layers}: {folder}")
-    return 0
-
-
-def _verify(options: argparse.Namespace) -> int:
-    from hookdepth.checks import verify
-    from hookdepth.model.loading import load
-    from hookdepth.results import write_atomic
-
-    if options.out is not None and _check_place(str(Path(options.out).parent)) and os.path.isdir(options.out):
-        raise HookdepthError(f"--out {options.out!r} is a folder", "give a file for the table")
-    how = ("dtype", "device", "quantize", "attn_implementation", "revision")
-    model = load(options.model if "model" in options else "demo", **_given(options, *how))
-    found = verify(model, options.branches, **_given(options, "seed"))
-    print(found)
-    if options.out is not None:
-        write_atomic(options.out, f"{found.json()}\n".encode())
-    return 0 if found.ok else 1
-
-
-def _families(options: argparse.Namespace) -> int:
-    from hookdepth.model.families import table
-
-    print(table())
-    return 0
-
-
-def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
-    return {name: getattr(options, name) for name in names if name in options}
-
-
-def _merge(options: argparse.Namespace) -> int:
-    from hookdepth.runs.extending import merge
-    from hookdepth.runs.reporting import report
-
-    _check_out(options.out)
-    merge(options.folders, options.out, _warn)
-    print(f"report: {report(options.out)}")
-    return 0
-
-
-def _export(options: argparse.Namespace) -> int:
-    from hookdepth.analyses.registry import declared
-    from hookdepth.report.notebook import FORMATS, export
-    from hookdepth.results import Result
-
-    kind = choose("format", options.to, FORMATS)
-    result = Result.load(options.path)
-    print(f"table: {export(result, declared(result), Path(options.path).with_suffix(f'.{kind}'))}")
-    return 0
-
-
-def _info(options: argparse.Namespace) -> int:
-    from hookdepth.report.tables import describe
-
-    print(describe(options.path))
-    return 0
-
-
-COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
-    "run": _run,
-    "report": _report,
-    "compare": _compare,
-    "merge": _merge,
-    "info": _info,
-    "export": _export,
-    "verify": _verify,
-    "families": _families,
-    "prune": _prune,
-}
-"""By name, in the order in which help shows them."""

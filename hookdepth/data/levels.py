@@ -52,9 +52,7 @@ def by_level(dataset: Dataset) -> dict[int | str, list[Example]]:
     for number, one in enumerate(dataset.examples):
         if one.level is None or not one.prompt or not one.answer:
             lacks = ", ".join(key for key in ("prompt", "answer", "level") if getattr(one, key) in (None, ""))
-            raise HookdepthError(
-                f"row {number + 1} of {dataset.name!r} has no {lacks}",
-                "give one with levels: demo-levels, math, mquake, or a .jsonl file with prompt, answer and level",
-            )
+            remedy = "give one with levels: demo-levels, math, mquake, or a .jsonl file with prompt, answer and level"
+            raise HookdepthError(f"row {number + 1} of {dataset.name!r} has no {lacks}", remedy)
         levels.setdefault(one.level, []).append(one)
     return {level: levels[level] for level in sorted(levels, key=lambda level: (isinstance(level, str), level))}

@@ -35,10 +35,8 @@ def questions_of(
     for number, example in enumerate(dataset.examples[:limit], 1):
         question, answer = _asked(example)
         if not question or not answer or not _plain(answer):
-            raise HookdepthError(
-                f"row {number} of {dataset.name!r} has no question with an answer",
-                "give demo-facts, gsm8k, or a .jsonl file with prompt and answer",
-            )
+            what = f"row {number} of {dataset.name!r} has no question with an answer"
+            raise HookdepthError(what, "give demo-facts, gsm8k, or a .jsonl file with prompt and answer")
         # Of a whole text, so that room for the answer is counted as it will be written.
         most = _REASONING if FINAL.lower() in question.lower() or _END in question else _SHORT
         found.append(

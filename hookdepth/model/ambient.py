@@ -59,10 +59,8 @@ def plain_state(kinds: Iterable[str], grad: bool) -> Iterator[None]:
 def plain_model(hf: nn.Module, name: str, grad: bool) -> Iterator[None]:
     """A model in evaluation mode, its parameters frozen, nothing compiled; as it was before at the end."""
     if grad and any(parameter.is_inference() for parameter in hf.parameters()):
-        raise HookdepthError(
-            f"the weights of {name!r} were made in inference mode, and no gradient flows through them",
-            "load the model outside of torch.inference_mode()",
-        )
+        what = f"the weights of {name!r} were made in inference mode, and no gradient flows through them"
+        raise HookdepthError(what, "load the model outside of torch.inference_mode()")
     modules = list(hf.modules())
     with ExitStack() as stack:
         if any(module._compiled_call_impl is not None or hasattr(module, "_orig_mod") for module in modules):

@@ -101,10 +101,8 @@ def _check_sums(model: Decoder, token_ids: Tensor) -> None:
             raise HookdepthError(f"no memory to run {model.name!r}", "free some, or use a smaller model", 1) from error
         except (AttributeError, RuntimeError, TypeError, ValueError) as error:
             why = (str(error) or type(error).__name__).splitlines()[0][:200]
-            raise DoesNotRunError(
-                f"{model.name!r} cannot run on a short input ({why})",
-                "bring the whole model to one device and one dtype, and see that it works without hookdepth",
-            ) from error
+            remedy = "bring the whole model to one device and one dtype, and see that it works without hookdepth"
+            raise DoesNotRunError(f"{model.name!r} cannot run on a short input ({why})", remedy) from error
     for layer in range(model.n_layers):
         added = [f"{part}_out" for part in model.sites.found.contributions[layer]]
         unseen = [site for site in model.sites.of(layer) if (site, layer) not in sites]
@@ -117,10 +115,8 @@ def _check_sums(model: Decoder, token_ids: Tensor) -> None:
         alike = all(term.shape == expected.shape for term in terms)
         if not alike or not _close(sum(terms) * scale, expected, sum(term.abs() for term in terms) * scale):
             if _has_hooks(model.layers[layer]):
-                raise HookdepthError(
-                    f"layer {layer} of {model.name!r} has hooks of its own that change the residual stream",
-                    "remove them, or give the change to hookdepth as an intervention",
-                )
+                what = f"layer {layer} of {model.name!r} has hooks of its own that change the residual stream"
+                raise HookdepthError(what, "remove them, or give the change to hookdepth as an intervention")
             sum_of = " + ".join(["resid_pre", *added])
             raise unsupported(model.name, model.family, f"layer {layer} is not {sum_of}")
     _check_finite(logits, f"{model.name!r} gives non-finite logits")

@@ -54,10 +54,8 @@ def demo_folder() -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     except OSError as error:
-        raise HookdepthError(
-            f"cannot write the cache folder {str(target.parent)!r} ({error.strerror})",
-            "set HOOKDEPTH_CACHE to a folder you can write to",
-        ) from error
+        what = f"cannot write the cache folder {str(target.parent)!r} ({error.strerror})"
+        raise HookdepthError(what, "set HOOKDEPTH_CACHE to a folder you can write to") from error
     try:
         # The GGUF reader has a bar of its own, which nothing turns off; it has no place in a log.
         terminal = sys.stderr.isatty()
@@ -69,11 +67,8 @@ def demo_folder() -> Path:
     except (OSError, SafetensorError) as error:
         # Another process may have finished first, its folder in the way: it is as good as ours.
         if not _is_whole(target):
-            raise HookdepthError(
-                f"cannot convert the demo model into {str(target)!r} ({getattr(error, 'strerror', None) or error})",
-                "free some space there, or set HOOKDEPTH_CACHE to another folder",
-                1,
-            ) from error
+            what = f"cannot convert the demo model into {str(target)!r} ({getattr(error, 'strerror', None) or error})"
+            raise HookdepthError(what, "free some space there, or set HOOKDEPTH_CACHE to another folder", 1) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return target

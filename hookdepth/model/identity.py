@@ -135,10 +135,8 @@ def _fetched(hf: nn.Module, name: str, tensor: Tensor) -> Tensor:
                     return stored[".".join(path[depth:])]
             except KeyError:
                 pass  # this map is of other weights: a hook further out may know
-    raise HookdepthError(
-        f"the weight {name!r} is on the meta device, and nothing says where its values are",
-        "load the model with from_pretrained, or give hookdepth its folder",
-    )
+    what = f"the weight {name!r} is on the meta device, and nothing says where its values are"
+    raise HookdepthError(what, "load the model with from_pretrained, or give hookdepth its folder")
 
 
 def _parts(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:

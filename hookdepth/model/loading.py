@@ -135,10 +135,8 @@ def _from_pretrained(name: str, source: str, revision: str | None, options: dict
     hf, info = loaded
     missing = sorted(info["missing_keys"])
     if missing:  # transformers makes them up at random
-        raise HookdepthError(
-            f"the checkpoint {name!r} lacks {len(missing)} of the model's tensors ({', '.join(missing[:3])})",
-            "give a complete checkpoint of a causal language model",
-        )
+        what = f"the checkpoint {name!r} lacks {len(missing)} of the model's tensors ({', '.join(missing[:3])})"
+        raise HookdepthError(what, "give a complete checkpoint of a causal language model")
     return hf, tokenizer
 
 
@@ -195,8 +193,6 @@ def own_gpu() -> int | None:
     if here == 1:
         return None
     if here > torch.cuda.device_count():
-        raise HookdepthError(
-            f"{here} processes on this machine, and {torch.cuda.device_count()} GPUs",
-            "start one process a GPU, or name the device with --device",
-        )
+        what = f"{here} processes on this machine, and {torch.cuda.device_count()} GPUs"
+        raise HookdepthError(what, "start one process a GPU, or name the device with --device")
     return environment_number("LOCAL_RANK", None, 0, here - 1)

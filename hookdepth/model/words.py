@@ -17,10 +17,8 @@ def token_id(model: Decoder, token: int | str) -> int:
     found = tokenizer(token, add_special_tokens=False)["input_ids"]
     if len(found) != 1:
         pieces = ", ".join(repr(tokenizer.decode([piece])) for piece in found[:8]) + (", …" if len(found) > 8 else "")
-        raise HookdepthError(
-            f"the word {shown(token)} is {len(found)} tokens" + (f": {pieces}" if found else ""),
-            "give one that is a single token (perhaps with a space in front), or a token id",
-        )
+        what = f"the word {shown(token)} is {len(found)} tokens" + (f": {pieces}" if found else "")
+        raise HookdepthError(what, "give one that is a single token (perhaps with a space in front), or a token id")
     if found[0] == tokenizer.unk_token_id and token != tokenizer.unk_token:
         raise HookdepthError(f"the tokenizer of {model.name!r} does not know {token!r}", "give another word")
     return whole_number(f"the token of {token!r}", found[0], 0, vocab - 1)

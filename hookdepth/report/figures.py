@@ -123,10 +123,8 @@ def pictures_of(result: Result, declaration: Declaration, page: bool = False) ->
     for kind, pictures in found:
         for picture in pictures:
             if picture.name in names:
-                raise HookdepthError(
-                    f"two figures of {result.analysis} are called {picture.name!r}",
-                    f"give the {type(kind).__name__} of {kind.tensor!r} a name= of its own",
-                )
+                what = f"two figures of {result.analysis} are called {picture.name!r}"
+                raise HookdepthError(what, f"give the {type(kind).__name__} of {kind.tensor!r} a name= of its own")
             names.add(picture.name)
     return [(kind, pictures) for kind, pictures in found if pictures]
 

@@ -215,10 +215,8 @@ class Kind(ABC):
         if tensor.ndim != n_axes or 0 in tensor.shape:
             kind = type(self).__name__
             shows = f"{kind} show one axis" if n_axes == 1 else f"a {kind} shows two axes"
-            raise HookdepthError(
-                f"{result.analysis}: {shows}, and {name!r} has the shape {list(tensor.shape)}",
-                "declare another kind of figure for it",
-            )
+            what = f"{result.analysis}: {shows}, and {name!r} has the shape {list(tensor.shape)}"
+            raise HookdepthError(what, "declare another kind of figure for it")
         return tensor
 
     def _map(self, result: Result, values: Assignment) -> Tensor:

@@ -51,10 +51,8 @@ def load_folder(folder: str | os.PathLike[str]) -> dict[str, Result]:
     for path, result in zip(paths, results, strict=True):
         check_contents(result, path)
         if result.analysis in loaded:
-            raise HookdepthError(
-                f"{str(path)!r} holds {result.analysis}, and so does another file of its folder",
-                "move one of them away",
-            )
+            what = f"{str(path)!r} holds {result.analysis}, and so does another file of its folder"
+            raise HookdepthError(what, "move one of them away")
         loaded[result.analysis] = result
     return loaded
 

@@ -74,9 +74,7 @@ def make_inputs(
 def _check_cuts(names: Sequence[str], cuts: Sequence[Any], warn: Callable[[str], None]) -> None:
     short = sum(not own for own in cuts)
     if names and short == len(cuts):
-        raise HookdepthError(
-            f"no prompt is long enough to be cut (13 tokens) for {' and '.join(names)}",
-            "give longer prompts, or name the other analyses with --analyses",
-        )
+        what = f"no prompt is long enough to be cut (13 tokens) for {' and '.join(names)}"
+        raise HookdepthError(what, "give longer prompts, or name the other analyses with --analyses")
     if names and short:
         warn(f"{short} of {len(cuts)} prompts are too short to be cut and do not count in {' and '.join(names)}")

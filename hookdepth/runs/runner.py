@@ -160,10 +160,8 @@ class Run:
 
     def _see_folder(self) -> None:
         if not appears(self.out / UNITS / LOCK, VISIBLE_S):
-            raise HookdepthError(
-                f"the folder {str(self.out)!r} that the first process writes to is not there",
-                "give --out on a file system that all machines share, under the same path",
-            )
+            what = f"the folder {str(self.out)!r} that the first process writes to is not there"
+            raise HookdepthError(what, "give --out on a file system that all machines share, under the same path")
 
     @cached_property
     def subject(self) -> Subject:

@@ -114,11 +114,8 @@ class Chunks:
     def load(self, chunk: int) -> tuple[Partial, dict[str, Any]]:
         """What a chunk gave, and how it was measured; waits for a shared file system to show it."""
         if not appears(self.path(chunk), self.patience):
-            raise HookdepthError(
-                f"the chunk {str(self.path(chunk))!r}, which was measured, is not there",
-                "give --out on a file system that all machines share, where nobody else takes files away",
-                1,
-            )
+            remedy = "give --out on a file system that all machines share, where nobody else takes files away"
+            raise HookdepthError(f"the chunk {str(self.path(chunk))!r}, which was measured, is not there", remedy, 1)
         try:
             return self._read(chunk)
         except DamagedError as error:  # it held a moment ago
@@ -135,10 +132,8 @@ class Chunks:
             says = f"{stored.analysis}, chunk {meta.get('chunk')}"
             raise DamagedError(f"{str(path)!r} holds another chunk ({says})", "take it away")
         if meta.get("owner") != self.owner:
-            raise HookdepthError(
-                f"{str(path)!r} is of a run with other settings",
-                "give --overwrite, or use the same versions on all machines",
-            )
+            what = f"{str(path)!r} is of a run with other settings"
+            raise HookdepthError(what, "give --overwrite, or use the same versions on all machines")
         return Partial(stored.tensors, meta["passes"], meta["null_effect"], meta["null_where"]), meta
 
     def clear(self) -> None:
@@ -192,11 +187,8 @@ def locked(folder: Path) -> Iterator[None]:
             f"another run is at work in {str(folder.parent)!r}", "wait for it, or give another --out folder"
         ) from error
     except OSError as error:
-        raise HookdepthError(
-            f"cannot write the folder {str(folder.parent)!r} ({error.strerror})",
-            "give an --out folder you can write to",
-            1,
-        ) from error
+        what = f"cannot write the folder {str(folder.parent)!r} ({error.strerror})"
+        raise HookdepthError(what, "give an --out folder you can write to", 1) from error
     try:
         yield
     finally:
@@ -226,10 +218,8 @@ def refuse_other(path: Path, stored: dict[str, Any], wanted: dict[str, Any], who
     difference = _first_difference(unnamed({key: stored.get(key) for key in wanted}), unnamed(wanted))
     if difference:
         where, old, new = difference
-        raise HookdepthError(
-            f"{str(path)!r} was computed with {whose}{where} = {_short(old)}, this run has {_short(new)}",
-            "give another --out folder, the same settings, or --overwrite",
-        )
+        what = f"{str(path)!r} was computed with {whose}{where} = {_short(old)}, this run has {_short(new)}"
+        raise HookdepthError(what, "give another --out folder, the same settings, or --overwrite")
 
 
 def _first_difference(old: Any, new: Any, where: str = "") -> tuple[str, Any, Any] | None:

@@ -47,10 +47,8 @@ class DepthCallback(TrainerCallback):
 
     def __init__(self, trainer: Trainer, every: int = 50, *, per_layer: bool = True, **options: Any) -> None:
         if not isinstance(trainer, Trainer):
-            raise HookdepthError(
-                f"DepthCallback was given {type(trainer).__name__} for the trainer",
-                "make the Trainer first, then trainer.add_callback(DepthCallback(trainer))",
-            )
+            what = f"DepthCallback was given {type(trainer).__name__} for the trainer"
+            raise HookdepthError(what, "make the Trainer first, then trainer.add_callback(DepthCallback(trainer))")
         self.trainer, self.every, self.per_layer, self.options = trainer, every, per_layer, options
         self.monitor = self._new_monitor()
         self._unused = True

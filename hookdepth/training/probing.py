@@ -65,10 +65,8 @@ class Probes:
             raise HookdepthError("no prompt is long enough to be cut", "give one of 13 tokens or more")
         needing = [one.name for one in self.analyses if one.needs == "probes"]
         if needing and not answers:
-            raise HookdepthError(
-                f"{' and '.join(needing)} measure answers, and no prompt has one",
-                "give pairs: prompts=[(prompt, answer), …]",
-            )
+            what = f"{' and '.join(needing)} measure answers, and no prompt has one"
+            raise HookdepthError(what, "give pairs: prompts=[(prompt, answer), …]")
         self.inputs = Inputs(ids, cuts, ids[:BASELINE_PROMPTS], answers)
 
     def check(self, decoder: Decoder) -> None:
@@ -81,10 +79,8 @@ class Probes:
         for number, ids in enumerate(self.inputs.prompts):
             decoder.check_ids(ids, f"prompt {number} of the probes")
             if longest is not None and len(ids) > longest:
-                raise HookdepthError(
-                    f"prompt {number} of the probes has {len(ids)} tokens, {decoder.name!r} has {longest} positions",
-                    "give shorter prompts",
-                )
+                what = f"prompt {number} of the probes has {len(ids)} tokens, {decoder.name!r} has {longest} positions"
+                raise HookdepthError(what, "give shorter prompts")
         for one in self.analyses:
             one.refuse(Subject(decoder, self.inputs, self.settings))
 
@@ -116,10 +112,8 @@ def _encode(prompt: Prompt, tokenizer: Any) -> Probe | tuple[int, ...]:
         last = len(_whole_ids(prompt.token_ids)) - 1
         positions = prompt.answer_positions
         if not positions or not all(isinstance(p, Integral) and 1 <= int(p) <= last for p in positions):
-            raise HookdepthError(
-                f"a probe of {last + 1} tokens with its answer at {list(positions)}",
-                "give the answer's positions, after the first token: see hookdepth.data.make_probe",
-            )
+            remedy = "give the answer's positions, after the first token: see hookdepth.data.make_probe"
+            raise HookdepthError(f"a probe of {last + 1} tokens with its answer at {list(positions)}", remedy)
         return prompt
     if isinstance(prompt, str):
         return _whole_ids(encode(_needed(tokenizer, prompt), prompt))
@@ -141,8 +135,6 @@ def _whole_ids(given: Any) -> tuple[int, ...]:
         isinstance(token, Integral) and not isinstance(token, bool) and int(token) >= 0 for token in ids
     )
     if not whole or not len(ids):
-        raise HookdepthError(
-            f"{reprlib.repr(given)} is no prompt",
-            "give a text, a list of token ids, a pair of prompt and answer, or a Probe",
-        )
+        what = f"{reprlib.repr(given)} is no prompt"
+        raise HookdepthError(what, "give a text, a list of token ids, a pair of prompt and answer, or a Probe")
     return tuple(map(int, ids))

@@ -220,10 +220,8 @@ class Reader:
         if mask is None:
             return torch.ones_like(norms, dtype=torch.bool)
         if mask.ndim != 2 or mask.shape[0] != rows or mask.shape[1] < tokens:
-            raise HookdepthError(
-                f"a mask of shape {list(mask.shape)} for {rows} rows of {tokens} tokens",
-                "give DepthMonitor a mask= that returns [row, token]",
-            )
+            what = f"a mask of shape {list(mask.shape)} for {rows} rows of {tokens} tokens"
+            raise HookdepthError(what, "give DepthMonitor a mask= that returns [row, token]")
         return mask[:, -tokens:].bool()  # with keys and values put in front (prefix tuning) it is longer
 
     def _repeat(self, _module: nn.Module, args: Any, kwargs: Any, _output: Any) -> None:

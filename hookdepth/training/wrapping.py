@@ -48,10 +48,8 @@ def unwrap(model: nn.Module, tokenizer: Any = None) -> Target:
 def _without_wrappers(model: nn.Module) -> nn.Module:
     while True:
         if isinstance(model, nn.DataParallel):
-            raise HookdepthError(
-                "nn.DataParallel copies the model anew for every forward pass, and the copies cannot be read",
-                "use DistributedDataParallel (torchrun), or one device",
-            )
+            what = "nn.DataParallel copies the model anew for every forward pass, and the copies cannot be read"
+            raise HookdepthError(what, "use DistributedDataParallel (torchrun), or one device")
         children = model._modules
         inner = children.get("_orig_mod", children.get("module"))  # torch.compile; DDP and engines like it
         if inner is None:

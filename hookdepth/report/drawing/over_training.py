@@ -39,10 +39,8 @@ def training_figure(history: Mapping[str, Mapping[int, Result]], lookup: Lookup)
         if steps
     ]
     if not panels:
-        raise HookdepthError(
-            f"no curve over layers to draw in {', '.join(history) or 'nothing'}",
-            "give a folder with an analysis that declares bars, lines or a map of tokens",
-        )
+        what = f"no curve over layers to draw in {', '.join(history) or 'nothing'}"
+        raise HookdepthError(what, "give a folder with an analysis that declares bars, lines or a map of tokens")
     figure = new_figure(6.4, 1.9 * len(panels) + 0.3)
     grid = figure.subplots(len(panels), 1, squeeze=False, sharex=True)
     for axes, panel in zip(grid.flat, panels, strict=True):
