@@ -25,6 +25,7 @@ import hookdepth
 from benchmarks.output import environment
 from hookdepth.analyses import Settings, chosen
 from hookdepth.data import load_examples
+from hookdepth.runs.config import Config
 from hookdepth.runs.dry_run import estimate
 from hookdepth.runs.inputs import make_inputs
 from hookdepth.runs.outline import load_outline
@@ -45,7 +46,7 @@ def main() -> None:
     dataset = load_examples("demo")
 
     outline = load_outline("demo", dtype=options.dtype)
-    inputs = make_inputs(analyses, dataset, outline, print, limit=options.limit, seed=123)
+    inputs = make_inputs(Config(limit=options.limit), analyses, dataset, outline, print)
     clock = time.perf_counter if options.clock == "wall" else time.process_time
     begin = clock()
     estimates = estimate(outline, analyses, inputs, settings, clock=clock)

@@ -47,7 +47,7 @@ from hookdepth.runs.branches import Branches
 from hookdepth.runs.branches import measured as run_here
 from hookdepth.runs.config import Config
 from hookdepth.runs.runner import Run
-from hookdepth.runs.start import analyses_of, met, read_dataset, refuse_noise, run_of
+from hookdepth.runs.start import analyses_of, prepared, read_dataset, refuse_noise
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -100,8 +100,8 @@ def analyse(
     try:
         with tempfile.TemporaryDirectory(prefix="hookdepth-") as scratch:
             kept = config if config.out is not None else replace(config, out=scratch)
-            wanted = met(kept, wanted, data, decoder, notes.append)
-            found = run_of(kept, wanted, data, decoder, notes.append).execute(wanted)
+            work, wanted = prepared(kept, wanted, data, decoder, notes.append)
+            found = work.execute(wanted)
     finally:
         for note in notes:
             warnings.warn(note, stacklevel=3)  # here, so that it points at the caller; `plainly` stands between

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from hookdepth.analyses.base import Analysis
 from hookdepth.analyses.registry import chosen
-from hookdepth.analyses.subject import BASELINE_PROMPTS, Inputs, Subject
+from hookdepth.analyses.subject import BASELINE_PROMPTS, Subject
 from hookdepth.data import Dataset, load_examples
 from hookdepth.engine.machines import MACHINES, Machine
 from hookdepth.errors import HookdepthError
@@ -59,11 +59,8 @@ def run(
 
     def prepare() -> tuple[Run, list[Analysis]]:
         dataset = read_dataset(config, analyses, warn)
-        model = config.model
-        if not isinstance(model, Decoder):
-            model = load(model, **config.of_model)
-        usable = met(config, analyses, dataset, model, warn)
-        return run_of(config, usable, dataset, model, warn, workers), usable
+        model = config.model if isinstance(config.model, Decoder) else load(config.model, **config.of_model)
+        return prepared(config, analyses, dataset, model, warn, workers)
 
     if config.model == "demo":
         workers.of_first(lambda: str(demo_folder()))  # is converted once
@@ -71,58 +68,45 @@ def run(
     return work.execute(usable)
 
 
-def met(
-    config: Config, analyses: Sequence[Analysis], dataset: Dataset, model: Decoder, warn: Callable[[str], None]
-) -> list[Analysis]:
-    """The analyses whose needs model and data meet, where "every" is asked for; a line for each that is left out."""
-    if config.analyses != "every":
-        return list(analyses)
-    refusals = {one.name: _refusal(config, one, dataset, model) for one in analyses}
-    for name, problem in refusals.items():
-        if problem:
-            warn(f"{name} is left out: {problem}")
-    return [one for one in analyses if not refusals[one.name]]
-
-
-def _refusal(config: Config, analysis: Analysis, dataset: Dataset, model: Decoder) -> str:
-    try:
-        inputs = _inputs(config, [analysis], dataset, model, lambda line: None)
-        analysis.refuse(Subject(model, inputs, config.settings))
-    except HookdepthError as error:
-        return error.problem
-    return ""
-
-
-def run_of(
+def prepared(
     config: Config,
     analyses: Sequence[Analysis],
     dataset: Dataset,
     model: Decoder,
     warn: Callable[[str], None],
     workers: Workers | None = None,
-) -> Run:
-    """A run of a model and a data set that are there already."""
+) -> tuple[Run, list[Analysis]]:
+    """A run of a model and a data set that are there already, and the analyses that they serve."""
     if config.out is None:
         raise HookdepthError("the results have no folder", "give --out")
-    return Run(
-        model,
-        _inputs(config, analyses, dataset, model, warn),
-        config.settings,
-        # Of the rows that a run reads whatever its limit is, so that it is the same for every limit.
-        {"name": dataset.name, "prompts_sha256": dataset.digest(BASELINE_PROMPTS)},
-        config.seed,
-        Path(config.out),
-        overwrite=config.overwrite,
-        warn=warn,
-        workers=workers or Workers(),
-    )
+    usable = _met(config, analyses, dataset, model, warn)
+    inputs = make_inputs(config, usable, dataset, model, warn)
+    # Of the rows that a run reads whatever its limit is, so that it is the same for every limit.
+    data = {"name": dataset.name, "prompts_sha256": dataset.digest(BASELINE_PROMPTS)}
+    settings, out, own = config.settings, Path(config.out), workers or Workers()
+    return Run(model, inputs, settings, data, config.seed, out, config.overwrite, warn, own), usable
 
 
-def _inputs(
+def _met(
     config: Config, analyses: Sequence[Analysis], dataset: Dataset, model: Decoder, warn: Callable[[str], None]
-) -> Inputs:
-    chosen = {"limit": config.limit, "seed": config.seed, "probes": config.probes}
-    return make_inputs(analyses, dataset, model, warn, **chosen)  # type: ignore[arg-type]
+) -> list[Analysis]:
+    """The analyses whose needs model and data meet, where "every" is asked for; a line for each that is left out."""
+    if config.analyses != "every":
+        return list(analyses)
+
+    def refusal(one: Analysis) -> str:
+        try:
+            inputs = make_inputs(config, [one], dataset, model, lambda line: None)
+            one.refuse(Subject(model, inputs, config.settings))
+        except HookdepthError as error:
+            return error.problem
+        return ""
+
+    refusals = {one.name: refusal(one) for one in analyses}
+    for name, problem in refusals.items():
+        if problem:
+            warn(f"{name} is left out: {problem}")
+    return [one for one in analyses if not refusals[one.name]]
 
 
 def describe_plan(config: Config, analyses: Sequence[Analysis]) -> str:
@@ -147,8 +131,8 @@ def _plan(
     outline = load_outline(config.model, **how, machine=machine)
     notes: list[str] = []
     dataset = read_dataset(config, analyses, lambda line: notes.append(f"note: {line}"))
-    analyses = met(config, analyses, dataset, outline, lambda line: notes.append(f"note: {line}"))
-    inputs = _inputs(config, analyses, dataset, outline, lambda line: None)
+    analyses = _met(config, analyses, dataset, outline, lambda line: notes.append(f"note: {line}"))
+    inputs = make_inputs(config, analyses, dataset, outline, lambda line: None)
     if isinstance(outline.tokenizer, Words):
         notes.append("note: there is no tokenizer; a word, a digit or a sign is taken for a token")
     if config.device_map:
