@@ -6,7 +6,6 @@ import random
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from hookdepth.checks.drawn import LENGTHS
 from hookdepth.checks.plain import plain_pass
@@ -53,7 +52,9 @@ def _gradients_on(model: Decoder, prompt: Sequence[int], source: random.Random) 
 
         plain = [torch.tensor([difference(number, step) for step in _STEPS]) for number in range(len(where))]
     verdict = Verdict("gradients", "rounding", len(where))
-    found = differentiate(model, prompt, branches, logit, lambda rows: points[list(rows)].to(model.device), _given)
+    found = differentiate(
+        model, prompt, branches, logit, lambda rows: points[list(rows)].to(model.device), lambda _rows, own: own
+    )
     for part in found:
         for row, gradient in zip(part.branches, part.reduced, strict=True):
             own, expected = float((gradient * along[row]).sum()), plain[row]
@@ -64,7 +65,3 @@ def _gradients_on(model: Decoder, prompt: Sequence[int], source: random.Random) 
                 verdict.verdict, verdict.case = "wrong", f"{where[row]}: {own:.4g}, differences {expected.tolist()}"
     settled = [(one.diff().abs() <= _DIFFERENCES * one[1:].abs() + 1e-4).any() for one in plain]
     return verdict, all(settled)
-
-
-def _given(_rows: Sequence[int], gradient: Tensor) -> Tensor:
-    return gradient

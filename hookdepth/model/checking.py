@@ -114,7 +114,7 @@ def _check_sums(model: Decoder, token_ids: Tensor) -> None:
         scale = layer_scale(model.layers[layer])
         alike = all(term.shape == expected.shape for term in terms)
         if not alike or not _close(sum(terms) * scale, expected, sum(term.abs() for term in terms) * scale):
-            if _has_hooks(model.layers[layer]):
+            if any(one._forward_hooks or one._forward_pre_hooks for one in model.layers[layer].modules()):
                 what = f"layer {layer} of {model.name!r} has hooks of its own that change the residual stream"
                 raise HookdepthError(what, "remove them, or give the change to hookdepth as an intervention")
             sum_of = " + ".join(["resid_pre", *added])
@@ -155,10 +155,6 @@ def _check_weights(model: Decoder) -> None:
         if weight.is_meta and not offloaded:
             what = f"the weights of {model.name!r} are not loaded ({name} is on the meta device)"
             raise HookdepthError(what, "load it with from_pretrained, or give hookdepth the folder")
-
-
-def _has_hooks(layer: nn.Module) -> bool:
-    return any(module._forward_hooks or module._forward_pre_hooks for module in layer.modules())
 
 
 def _close(a: Any, b: Tensor, size: Any) -> bool:

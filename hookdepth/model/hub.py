@@ -56,7 +56,7 @@ def hub_or_cache() -> Iterator[bool]:
 def check_source(source: str) -> None:
     """Refuse what can only be meant as a folder, and is none."""
     wanted = source.startswith((".", "/", "~")) or source.count("/") > 1 or not source.strip()
-    if wanted and not is_folder(source):
+    if wanted and not os.path.isdir(source):
         raise HookdepthError(f"no model folder {clipped(source, 200)!r}", "give an existing folder, a hub id, or demo")
 
 
@@ -80,8 +80,3 @@ def one_line(what: str, error: BaseException | str) -> str:
     """The first line of what a library said, behind what was tried."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{what} ({lines[0][:300] if lines else type(error).__name__})"
-
-
-def is_folder(name: str) -> bool:
-    """Whether a model's name is a folder that is there; any string may be asked for."""
-    return os.path.isdir(name)  # takes any string; the method of Path does not

@@ -74,13 +74,10 @@ def _modules_digest(hf: nn.Module) -> str:
     whole = hashlib.sha256()
     for name, module in hf.named_modules():
         kept = {} if depends_on_length(module) else vars(module)
-        own = sorted((key, value) for key, value in kept.items() if type(value) in (int, float) and _lasts(key))
+        lasting = {key: value for key, value in kept.items() if not key.startswith("_") and "cached" not in key}
+        own = sorted((key, value) for key, value in lasting.items() if type(value) in (int, float))
         whole.update(repr((name, type(module).__qualname__, own)).encode())
     return whole.hexdigest()
-
-
-def _lasts(attribute: str) -> bool:
-    return not attribute.startswith("_") and "cached" not in attribute
 
 
 def weights_digest(hf: nn.Module) -> str:
@@ -122,7 +119,6 @@ def _named(hf: nn.Module) -> dict[str, Tensor]:
 
 
 def _fetched(hf: nn.Module, name: str, tensor: Tensor) -> Tensor:
-    """The tensor itself, or its values where accelerate left only a placeholder."""
     if tensor.device.type != "meta":
         return tensor
     path = name.split(".")
@@ -191,7 +187,6 @@ def _keys(device: torch.device) -> Tensor:
 
 
 def _adapters(hf: nn.Module) -> dict[str, Any]:
-    """Per layer that PEFT wrapped: which adapters act, which are merged, how strongly, whether all are off."""
     marks = ("active_adapters", "disable_adapters", "scaling")
     layers: dict[str, Any] = {name: m for name, m in hf.named_modules() if all(hasattr(m, mark) for mark in marks)}
     return {
@@ -206,7 +201,6 @@ def _adapters(hf: nn.Module) -> dict[str, Any]:
 
 
 def _hooks(hf: nn.Module) -> list[str]:
-    """Forward hooks of the user's own, each with a number of this process alone."""
     found = []
     for name, module in hf.named_modules():
         for number, hook in [*module._forward_pre_hooks.items(), *module._forward_hooks.items()]:

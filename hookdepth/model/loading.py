@@ -21,7 +21,7 @@ from hookdepth.model.checking import wrap
 from hookdepth.model.choices import ALSO_BITS, ALSO_DTYPE, DTYPES, KERNELS, QUANTIZATIONS
 from hookdepth.model.decoder import Decoder
 from hookdepth.model.demo import DEMO_NAME, demo_folder
-from hookdepth.model.hub import NOT_THERE, check_source, hub_or_cache, is_folder, one_line, quiet
+from hookdepth.model.hub import NOT_THERE, check_source, hub_or_cache, one_line, quiet
 from hookdepth.model.shape import read_config
 
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
@@ -62,7 +62,7 @@ def load(
     choose("dtype", dtype, DTYPES, ALSO_DTYPE)
     choose("quantisation", quantize, QUANTIZATIONS, ALSO_BITS)
     choose("kernels", kernels, KERNELS)
-    if revision is not None and (name == "demo" or is_folder(name)):
+    if revision is not None and (name == "demo" or os.path.isdir(name)):
         raise HookdepthError(f"--revision {revision!r} is of a hub id, and {name!r} is none", "leave it out")
     if device_map is not None and device != "auto":
         raise HookdepthError(f"both --device {device} and --device-map {device_map} are given", "give one of them")
@@ -111,7 +111,7 @@ def _device_map(given: str | Mapping[str, Any]) -> Any:
 def _from_pretrained(name: str, source: str, revision: str | None, options: dict[str, Any]) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    local = is_folder(source)
+    local = os.path.isdir(source)
     called = clipped(name, 200)
     check_source(source)
     attention = options.get("attn_implementation")

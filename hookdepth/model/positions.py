@@ -91,7 +91,6 @@ class _OfLength(nn.Module):
 
 
 def _rope_types(module: nn.Module) -> dict[str | None, str]:
-    """Layer type → kind of factors; Gemma 3 and others have several in one module."""
     kinds = getattr(module, "rope_type", None)
     return dict(kinds) if isinstance(kinds, dict) else {None: str(kinds)}
 

@@ -164,7 +164,6 @@ class Sites:
         return kwargs
 
     def _rows_apart(self, layer: int, own: Contribution, edit: Edit, module: nn.Module, hook: Any) -> Handles:
-        """A hook inside a layer, whose edit gets [row, token, …] also where rows and tokens are one axis."""
         fit = self._for_rows if own.reads is module else None
         if not self.family.flat:
             return Handles(register(module, partial(hook, edit, fit) if hook is input_hook else partial(hook, edit)))

@@ -13,7 +13,7 @@ from torch import Tensor
 from hookdepth.report.hover import curves
 from hookdepth.report.kind import Assignment, Declaration, Drawing, Kind
 from hookdepth.report.patterns import SERIES_NAMES, assignments, axes_of, fill, series
-from hookdepth.report.scale import axis_end, finite_of, interval_of, not_finite
+from hookdepth.report.scale import finite_of, interval_of, not_finite
 from hookdepth.results import Result
 
 if TYPE_CHECKING:
@@ -63,7 +63,6 @@ class Curves(Kind):
     bars: ClassVar[bool] = True
 
     def drawing(self, result: Result, declaration: Declaration, values: Assignment) -> Drawing:
-        """All curves of one result on one axis."""
         own = self.curves_of(result, values)
         columns = {self.label_of(name, own): curve for name, curve in own.items()}
         if self.mean:
@@ -86,7 +85,6 @@ class Curves(Kind):
         return Drawing([curves(self.axis.lower(), columns)], [*self._clipped(own), *said], draw)
 
     def together(self, results: Mapping[str, Result], declaration: Declaration, values: Assignment) -> Drawing:
-        """One curve a run, over relative depth where depths differ."""
         own = {label: self.compared_curve(self.curves_of(result, values)) for label, result in results.items()}
         any_one = next(iter(results.values()))
         alike = self.curves_of(any_one, values)
@@ -98,7 +96,6 @@ class Curves(Kind):
         return Drawing([curves(self.axis.lower(), own, hover=same)], self._clipped(own), draw)
 
     def over_time(self, history: Mapping[int, Result], declaration: Declaration) -> tuple[str, dict[int, Tensor]]:
-        """What its places are, and the compared curve of each step."""
         found = assignments(self.patterns[0], [name for result in history.values() for name in result.tensors])
         if not found or self.over_training is None:
             return self.axis, {}
@@ -125,7 +122,9 @@ class Curves(Kind):
     def axis_end(self, largest: float) -> float:
         """Where an axis with a limit ends: Bars("x", "…", limit=1.5, grow_to=3.0).axis_end(2.0)   # 2.1"""
         assert self.limit is not None
-        return axis_end(largest, self.limit, self.grow_to or self.limit)
+        # Where even `grow_to` is not enough, what is larger is clipped rather than flattening all others.
+        fits = largest <= self.limit or largest > (self.grow_to or self.limit)
+        return self.limit if fits else 1.05 * largest
 
     def label_of(self, name: str, own: Mapping[str, Tensor]) -> str:
         """The name of a curve: Lines("norm.*", "…").label_of("mlp", own)   # 'MLP'"""

@@ -42,7 +42,6 @@ __all__ = [
     "TokenMap",
     "Triangles",
     "WordMap",
-    "compare_figures",
     "figures_for",
     "pictures_of",
 ]
@@ -76,19 +75,15 @@ class Heatmap(Kind):
     other: tuple[str, ...] = ()
 
     def together(self, results: Mapping[str, Result], declaration: Declaration, values: Assignment) -> Drawing:
-        """The maps of several runs beside each other, on one scale."""
         maps = {label: self._map(result, values) for label, result in results.items()}
         listed = list(maps.values())
-        seen = [self._seen(own) for own in listed]
+        seen = [own[reached(self.causal, own.shape)] if self.causal else own for own in listed]
         scales = [Scale.of(own, self.label, self.signed, self.limits, clip=self.clip) for own in seen]
         scale = reduce(Scale.widest, scales)
         axes = axes_of(declaration.tensors, fill(self.patterns[0], values))[-2:]  # prompts are reduced
         labels = [declaration.labels.get(axis, ()) for axis in axes] if len(maps) == 1 else []
         shown = [effect_map(own, label, scale, labels, self.rows.lower(), self.causal) for label, own in maps.items()]
         return Drawing(shown, [scale.clipped(seen), not_finite(seen)], partial(self._draw, maps, scale, labels))
-
-    def _seen(self, own: Tensor) -> Tensor:
-        return own[reached(self.causal, own.shape)] if self.causal else own
 
     def _draw(self, maps: Mapping[str, Tensor], scale: Scale, labels: Sequence[Sequence[str]]) -> Figure:
         from hookdepth.report.drawing.layers import maps_figure
@@ -151,9 +146,3 @@ def compared(runs: Runs, lookup: Lookup) -> list[tuple[Declaration, list[tuple[K
         kinds = [(kind, kind.compare(own, declaration, least)) for kind in declaration.figures if not kind.page_only]
         found.append((declaration, [(kind, pictures) for kind, pictures in kinds if pictures]))
     return [(declaration, kinds) for declaration, kinds in found if kinds]
-
-
-def compare_figures(runs: Runs, lookup: Lookup) -> dict[str, Figure]:
-    """Several runs in one figure each: the same curves overlaid, maps side by side on one scale."""
-    pictures = (picture for _, kinds in compared(runs, lookup) for _, some in kinds for picture in some)
-    return {picture.name: picture.draw() for picture in pictures}

@@ -75,7 +75,6 @@ def _head(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _common_settings(analyses: Mapping[str, Mapping[str, Any]]) -> str:
-    """All settings that fit in a few words, each value once: "keep_front = 1; parts = layer"."""
     found: dict[str, list[str]] = {}
     for own in analyses.values():
         for key, value in flatten(own["settings"] or {}):

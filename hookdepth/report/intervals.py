@@ -46,7 +46,6 @@ class Intervals(Kind):
     ends: tuple[float | None, float | None] | None = None
 
     def together(self, results: Mapping[str, Result], declaration: Declaration, values: Assignment) -> Drawing:
-        """Those of several results in one figure, each with a series of its own."""
         own: dict[str, Tensor] = {}
         places: dict[str, list[str]] = {}
         for run, result in results.items():

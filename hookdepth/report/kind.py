@@ -182,7 +182,6 @@ class Kind(ABC):
         return Picture(f"{result.analysis}-{name}", caption, sentences, drawing.values, drawing.draw, values)
 
     def _reduced(self, result: Result) -> str:
-        """How tokens and prompts became one value."""
         how = (result.metadata.get("settings") or {}).get("over_prompts")
         if how is None or (how == "max" and "prompts" in self.reduction):
             return self.reduction

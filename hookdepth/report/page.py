@@ -68,11 +68,6 @@ class Section:
     last: Sequence[Note] = ()
 
     @property
-    def anchor(self) -> str:
-        """Where links of the page go: Section("Effective depth").anchor   # 'Effective depth'"""
-        return self.name or self.heading
-
-    @property
     def beside(self) -> bool:
         """Whether groups, being of a single figure each, lie beside each other: Section("Logit lens").beside"""
         return all(len(group.figures) == 1 for group in self.groups)

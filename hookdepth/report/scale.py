@@ -124,14 +124,6 @@ def interval_of(result: Result, name: str) -> Tensor | None:
     return mean_interval(values, weights)
 
 
-def axis_end(largest: float, limit: float, grow_to: float) -> float:
-    """Where an axis ends that should end at `limit`: higher where the largest value is at most `grow_to`.
-
-    axis_end(16.9, 1.5, 3.0)   # 1.5: what is larger is clipped rather than flattening all others
-    """
-    return limit if largest <= limit or largest > grow_to else 1.05 * largest
-
-
 def first_columns(causal: bool | Sequence[int], rows: int) -> list[int]:
     """The first column that each row of a map can reach: first_columns(True, 3)   # [0, 1, 2]"""
     return list(range(rows)) if causal is True else list(causal or [0] * rows)

@@ -65,7 +65,6 @@ class TokenMap(Kind):
     strip: Strip | None = None
 
     def drawing(self, result: Result, declaration: Declaration, values: Assignment) -> Drawing:
-        """One map, with its strip where it has one."""
         tensor, probe = self._map(result, values), probe_of(result, values)
         shown, scale = self._shown(tensor), self._scale(tensor)
         tables = [token_map(tensor, probe, self._hidden(tensor), scale=scale)]
@@ -84,7 +83,6 @@ class TokenMap(Kind):
         return Drawing(tables, said, partial(self._draw, shown, probe, scale, rows))
 
     def together(self, results: Mapping[str, Result], declaration: Declaration, values: Assignment) -> Drawing:
-        """The maps of several runs below each other on one scale."""
         maps = {label: (self._map(own, values), probe_of(own, values)) for label, own in results.items()}
         scale = reduce(Scale.widest, [self._scale(tensor) for tensor, _ in maps.values()])
         tables = [token_map(own, probe, self._hidden(own), label) for label, (own, probe) in maps.items()]
@@ -148,7 +146,6 @@ class WordMap(TokenMap):
     page_only: ClassVar[bool] = True
 
     def drawing(self, result: Result, declaration: Declaration, values: Assignment) -> Drawing:
-        """The map with its words."""
         found = super().drawing(result, declaration, values)
         known: Mapping[str, str] = probe_of(result, values).get("words", {})
         numbers, shares = (result[fill(pattern, values)].tolist() for pattern in self.patterns[1:])

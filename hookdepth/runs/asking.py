@@ -7,8 +7,8 @@ first item and not after the last.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,9 +23,7 @@ from hookdepth.runs.contract import wrong_tensors
 
 def branches_of(analysis: Analysis, subject: Subject, item: int, *, planned: bool = False) -> list[Branch]:
     """The branches of an item; for a plan, those that take as long."""
-    what = "planned" if planned else "branches"
-    with _asking(analysis, what):
-        found = getattr(analysis, what)(subject, item)
+    found = _asked(analysis, what := "planned" if planned else "branches", subject, item)
     if not isinstance(found, list | tuple) or not all(isinstance(one, Branch) for one in found):
         raise HookdepthError(
             f"`{what}` of {analysis.name} gives {shown(found)}", "give a list: [Branch((Skip(4),))]", 1
@@ -35,15 +33,13 @@ def branches_of(analysis: Analysis, subject: Subject, item: int, *, planned: boo
 
 def collected(analysis: Analysis, subject: Subject, item: int, measured: Measured) -> Tensors:
     """What an analysis makes of its measured branches: collected(HalfMlp(), subject, 0, measured)["output"]"""
-    with _asking(analysis, "collect"):
-        found = analysis.collect(subject, item, measured)
+    found = _asked(analysis, "collect", subject, item, measured)
     return _tensors(analysis, subject, "collect", found)
 
 
 def measured_by(analysis: Analysis, subject: Subject, item: int, on_pass: OnPass) -> Partial:
     """What an analysis measures itself: measured_by(analysis, subject, 0, lambda: None)"""
-    with _asking(analysis, "measure"):
-        found = analysis.measure(subject, item, on_pass)
+    found = _asked(analysis, "measure", subject, item, on_pass)
     if not isinstance(found, Partial):
         raise HookdepthError(f"`measure` of {analysis.name} gives {shown(found)}", "give a Partial(tensors, passes)", 1)
     found.tensors = _tensors(analysis, subject, "measure", found.tensors)
@@ -52,8 +48,7 @@ def measured_by(analysis: Analysis, subject: Subject, item: int, on_pass: OnPass
 
 def reduced(analysis: Analysis, subject: Subject, items: Sequence[Tensors]) -> Tensors:
     """One result from all items: reduced(analysis, subject, items)["kl"]"""
-    with _asking(analysis, "reduce"):
-        found = analysis.reduce(subject, items)
+    found = _asked(analysis, "reduce", subject, items)
     return _plain(analysis, "reduce", found)
 
 
@@ -82,13 +77,12 @@ def _plain(analysis: Analysis, what: str, found: object) -> Tensors:
     return {name: value if value.is_floating_point() else value.float() for name, value in found.items()}
 
 
-@contextmanager
-def _asking(analysis: Analysis, what: str) -> Iterator[None]:
+def _asked(analysis: Analysis, what: str, *given: object) -> Any:
+    method = getattr(analysis, what)
     if type(analysis) in known().values():  # ours: what it raises is a fault, to be seen whole
-        yield
-        return
+        return method(*given)
     try:
-        yield
+        return method(*given)
     except (HookdepthError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # it is the user's code: anything may happen there

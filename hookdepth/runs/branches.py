@@ -116,11 +116,10 @@ class Branches(Analysis):
         return [f"{token} " if tokenizer is None else str(tokenizer.decode([token])) for token in prompt]
 
     def branches(self, subject: Subject, item: int) -> list[Branch]:
-        """The same on every prompt."""
         return [replace(branch, prompt=0) for branch in self._branches]
 
     def collect(self, subject: Subject, item: int, measured: Measured) -> Tensors:
-        """Of each measurement its values and the clean runs', as long as the longest prompt's where tokens are left."""
+        """Each measurement's values and the clean runs', as long as the longest prompt's where tokens are left."""
         own = {**measured.layer, **measured.output}
         found = own | {f"{CLEAN}{name}": values for name, values in measured.clean.items()}
         return {name: self._padded(name, values) for name, values in found.items()}
@@ -131,13 +130,11 @@ class Branches(Analysis):
         return torch.nn.functional.pad(values, (0, self._longest - values.shape[-1]), value=torch.nan)
 
     def reduce(self, subject: Subject, items: Sequence[Tensors]) -> Tensors:
-        """All prompts beside each other."""
         if self._layout == "one":
             return dict(items[0])
         return {name: torch.stack([own[name] for own in items]) for name in items[0]}
 
     def each(self, tensors: Mapping[str, Tensor]) -> list[Tensors]:
-        """What each prompt gave: they lie beside each other."""
         count = min(map(len, tensors.values())) if self._layout == "every" else 0
         return [{name: values[item] for name, values in tensors.items()} for item in range(count)]
 

@@ -100,7 +100,6 @@ def work_of(group: Group) -> Work:
 
 
 def _rates(group: Group, small: Decoder, clock: Callable[[], float]) -> tuple[float, float]:
-    """Seconds for a FLOP of the layers, and of the unembedding."""
     sample = _sample(group, small)
     _, unembedding = work_of(sample).flops(small)
     whole = _timed(sample, clock) if unembedding else 0.0
@@ -183,7 +182,6 @@ def _few(small: Decoder) -> int:
 
 
 def _timed(sample: Group, clock: Callable[[], float], enough: float = 2.0) -> float:
-    """Median seconds of a few calls, after one to warm up; fewer where they take long."""
     device = sample.subject.model.device
 
     def now() -> float:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor
 
 from hookdepth.analyses.base import Analysis
 from hookdepth.analyses.registry import declared
@@ -40,11 +39,10 @@ def items_of(analysis: Analysis, subject: Subject, result: Result) -> list[Tenso
         again = analysis.reduce(subject, items)
     except KeyError:  # it reduces something else than what stands in the file
         return None
-    return items if again.keys() == result.tensors.keys() and _equal(again, result.tensors) else None
-
-
-def _equal(some: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> bool:
-    return all(torch.equal(own.nan_to_num(-1e30), others[name].nan_to_num(-1e30)) for name, own in some.items())
+    alike = again.keys() == result.tensors.keys() and all(
+        torch.equal(own.nan_to_num(-1e30), result[name].nan_to_num(-1e30)) for name, own in again.items()
+    )
+    return items if alike else None
 
 
 def beginning(analysis: Analysis, result: Result, subject: Subject) -> Subject | None:

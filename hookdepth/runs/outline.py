@@ -10,6 +10,7 @@ same dtype and with the same kernels: what a `--dry-run` measures.
 from __future__ import annotations
 
 import copy
+import os
 import re
 import tempfile
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ from hookdepth.errors import HookdepthError, choose
 from hookdepth.model.choices import ALSO_BITS, ALSO_DTYPE, DTYPES, QUANTIZATIONS
 from hookdepth.model.decoder import Decoder
 from hookdepth.model.demo import DEMO_NAME, demo_folder
-from hookdepth.model.hub import check_source, hub_or_cache, is_folder, one_line, quiet
+from hookdepth.model.hub import check_source, hub_or_cache, one_line, quiet
 from hookdepth.model.loading import bitsandbytes_config, place_of, wanted_dtype
 from hookdepth.model.shape import read_config
 
@@ -58,7 +59,6 @@ class Outline(Decoder):
         return int(self.machine.memory * 2**30) if self.machine else super().device_memory
 
     def layer_device(self, layer: int) -> torch.device:
-        """Where its layers would be: on one device."""
         return self.place
 
     def describe(self) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def load_outline(
     check_source(source)
     options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     try:
-        with quiet(), nullcontext(True) if is_folder(source) else hub_or_cache() as online:
+        with quiet(), nullcontext(True) if os.path.isdir(source) else hub_or_cache() as online:
             there: dict[str, Any] = {"trust_remote_code": False, "local_files_only": not online}
             config = read_config(source, name, revision, **there)
             if (stored := getattr(config, "quantization_config", None)) is not None:

@@ -42,10 +42,8 @@ def comparison(folders: Sequence[str | os.PathLike[str]], out: str | os.PathLike
 
 
 def _drawn(folder: str | os.PathLike[str]) -> dict[str, Result]:
-    """The results of a folder, those that keep prompts beside each other with their means, too."""
     return {name: drawn(result, declared(result)) for name, result in load_folder(folder).items()}
 
 
 def _of_every_run() -> list[Analysis]:
-    """The analyses of which a page says where they were not measured: those that `all` means."""
     return [kind() for kind in known().values() if kind.in_all]

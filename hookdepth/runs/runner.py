@@ -212,7 +212,6 @@ class Run:
         return done
 
     def _measure(self, group: Group, chunks: Chunks) -> None:
-        """Run those chunks that are not there yet, and leave each in its file."""
         with bar_over(group, self.workers.first) as bar:
 
             def move(passes: int = 1) -> None:

@@ -73,11 +73,9 @@ class DepthCallback(TrainerCallback):
         self._unused = False
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Probes, on sampled steps."""
         self.monitor.prepare(state.global_step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Results and metrics, after sampled steps."""
         if self.monitor.end():
             self._log(control)
 
@@ -96,7 +94,6 @@ class DepthCallback(TrainerCallback):
             control.should_log = due
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """The picture over training time."""
         monitor = self.monitor
         if monitor.out is None or not is_writer():
             return

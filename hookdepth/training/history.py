@@ -40,10 +40,8 @@ def save_picture(folder: str | os.PathLike[str], path: str | os.PathLike[str]) -
         HookdepthError: as `load_history`, or the file cannot be written.
     """
     from hookdepth.analyses.registry import declared
-    from hookdepth.report.drawing.over_training import (  # imports matplotlib, which training need not
-        render,
-        training_figure,
-    )
+    from hookdepth.report.drawing.over_training import training_figure  # matplotlib, which training need not import
+    from hookdepth.report.drawing.style import render
 
     kind = as_path(path).suffix.lstrip(".").lower()
     if kind not in ("png", "svg"):

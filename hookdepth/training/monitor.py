@@ -19,7 +19,6 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from torch import nn
 
 from hookdepth.analyses.settings import Settings
 from hookdepth.analyses.stats import ResidualStats
-from hookdepth.errors import HookdepthError, as_path
+from hookdepth.errors import HookdepthError, as_path, whole_number
 from hookdepth.model.identity import versions
 from hookdepth.results import SUFFIX, Result, add_to_log
 from hookdepth.training.history import STEP
@@ -82,8 +81,8 @@ class DepthMonitor:
         mask: Mask = padding_mask,
         strict: bool = False,
     ) -> None:
-        self.every = _whole("every", every, 1)
-        self.probe_every = self.every if probe_every is None else _whole("probe_every", probe_every, 1)
+        self.every = whole_number("every", every, 1)
+        self.probe_every = self.every if probe_every is None else whole_number("probe_every", probe_every, 1)
         if not callable(mask):
             raise HookdepthError(f"mask={mask!r} is no function", "give one of the model's inputs, as padding_mask is")
         self.target = unwrap(model, tokenizer)
@@ -144,7 +143,7 @@ class DepthMonitor:
 
     def prepare(self, number: int) -> None:
         """Before step `number`, for a loop that enters `reading` itself: run probes, where this step has any."""
-        number = _whole("number", number, 0)
+        number = whole_number("number", number, 0)
         self._remove_hooks()
         self._number, self._next, self._fresh, self._costs, self._reader = number, number + 1, {}, {}, None
         if self._off:
@@ -252,9 +251,3 @@ class DepthMonitor:
             raise self._error
         why = " ".join(str(self._error).split()) or type(self._error).__name__
         logger.warning("depth diagnostics end at step %d, the training goes on: %s", self._number, why)
-
-
-def _whole(name: str, value: int, least: int) -> int:
-    if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < least:
-        raise HookdepthError(f"{name}={value!r}", f"give a whole number of at least {least}")
-    return int(value)

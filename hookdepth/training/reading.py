@@ -225,7 +225,6 @@ class Reader:
         return mask[:, -tokens:].bool()  # with keys and values put in front (prefix tuning) it is longer
 
     def _repeat(self, _module: nn.Module, args: Any, kwargs: Any, _output: Any) -> None:
-        """The step's forward pass once more, as it was written and not as it was compiled."""
         if self._repeating or not self._is_training():
             return
         decoder, outer_hooks = self.target.decoder, self._hooks

@@ -20,16 +20,7 @@ from hookdepth.errors import HookdepthError
 from hookdepth.report.drawing import layers, style, tokens
 from hookdepth.report.drawing.over_training import training_figure
 from hookdepth.report.drawing.style import render
-from hookdepth.report.figures import (
-    Bars,
-    Heatmap,
-    Intervals,
-    Lines,
-    TokenMap,
-    compare_figures,
-    figures_for,
-    pictures_of,
-)
+from hookdepth.report.figures import Bars, Heatmap, Intervals, Lines, TokenMap, compared, figures_for, pictures_of
 from hookdepth.report.patterns import MOST_PROBES, SERIES_NAMES
 from hookdepth.report.scale import Scale
 from hookdepth.results import Result
@@ -38,6 +29,12 @@ from hookdepth.results import Result
 def drawn(result):
     """The figures of a result of one of the eight analyses, by name."""
     return figures_for(result, lookup(result))
+
+
+def compare_figures(runs, lookup):
+    """Several runs in one figure each."""
+    pictures = (picture for _, kinds in compared(runs, lookup) for _, some in kinds for picture in some)
+    return {picture.name: picture.draw() for picture in pictures}
 
 
 def of_all(results):

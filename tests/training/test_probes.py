@@ -121,7 +121,7 @@ def test_the_callback_refuses_when_it_is_made(tmp_path):
     trainer = Trainer(fresh_model(), TrainingArguments(str(tmp_path), use_cpu=True, report_to="none"))
     with pytest.raises(HookdepthError, match="token id 300"):
         DepthCallback(trainer, probes=["logit-lens"], prompts=[[ROWS]])
-    with pytest.raises(HookdepthError, match="every=0"):
+    with pytest.raises(HookdepthError, match="every is 0"):
         DepthCallback(trainer, 0)
     with pytest.raises(HookdepthError, match="make the Trainer first"):
         DepthCallback(fresh_model())

@@ -12,11 +12,9 @@ from torch import Tensor
 
 from hookdepth.errors import HookdepthError
 from hookdepth.report.curves import Curves
-from hookdepth.report.drawing.style import GREY, boxed, colour_map, layer_axis, new_figure, render, style
+from hookdepth.report.drawing.style import GREY, colour_map, layer_axis, new_figure, style
 from hookdepth.report.kind import Kind, Lookup
 from hookdepth.results import Result
-
-__all__ = ["render", "training_figure"]
 
 
 @style()
@@ -64,7 +62,7 @@ def _draw(figure: Figure, axes: Axes, kind: Kind, places: str, steps: Mapping[in
     image = axes.pcolormesh(_edges(list(steps)), rows, shown, cmap=colours, vmin=low, vmax=limit, rasterized=True)
     axes.set_facecolor(GREY)
     axes.invert_yaxis()
-    boxed(axes)
+    axes.spines[["top", "right"]].set_visible(True)
     layer_axis(axes.yaxis, len(values), places)
     over, under = bool((finite > limit).any()), bool((finite < low).any())
     extend = {(True, True): "both", (True, False): "max", (False, True): "min"}.get((over, under), "neither")

@@ -190,11 +190,6 @@ def _legend_room(axes: Axes) -> float:
     return float(axes.figure.get_figwidth()) - 0.8  # type: ignore[union-attr]
 
 
-def boxed(axes: Axes) -> None:
-    """All four sides of the axes, as a heat map wants them."""
-    axes.spines[["top", "right"]].set_visible(True)
-
-
 def colour_map(signed: bool) -> Colormap:
     """White at zero, or from dark to bright; what is not finite is grey: colour_map(signed=False)."""
     return matplotlib.colormaps["RdBu_r" if signed else "viridis"].with_extremes(bad=GREY)
@@ -202,7 +197,7 @@ def colour_map(signed: bool) -> Colormap:
 
 def heat_map(axes: Axes, values: Tensor, scale: Scale, **options: Any) -> AxesImage:
     """A map in the colours of a scale: heat_map(axes, effect, Scale(0.0, 1.0), aspect="equal")."""
-    boxed(axes)
+    axes.spines[["top", "right"]].set_visible(True)
     colours = colour_map(scale.signed)
     if scale.log:
         shown = np.ma.masked_invalid(values.clamp(min=scale.low).numpy())
