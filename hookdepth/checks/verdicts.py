@@ -8,21 +8,14 @@ from dataclasses import asdict, dataclass, field
 
 @dataclass
 class Verdict:
-    """What one kind of branches gave.
-
-    Attributes:
-        verdict: right (equal bits), rounding, wrong, or none (the model has no such site).
-        difference: the largest between the engine and a plain pass.
-        effect: the largest of these branches on the output; where it is 0, agreeing means nothing.
-        case: the smallest wrong one.
-    """
+    """What one kind of branches gave."""
 
     kind: str
-    verdict: str = "none"
+    verdict: str = "none"  # right (equal bits), rounding, wrong, or none (the model has no such site)
     branches: int = 0
-    difference: float = 0.0
-    effect: float = 0.0
-    case: str = ""
+    difference: float = 0.0  # the largest between the engine and a plain pass
+    effect: float = 0.0  # the largest of these branches on the output; where it is 0, agreeing means nothing
+    case: str = ""  # the smallest wrong one
 
 
 @dataclass

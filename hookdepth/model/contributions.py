@@ -48,39 +48,24 @@ INNER_SITE = {"attn": "z", "mlp": "neurons"}
 
 @dataclass(frozen=True, eq=False)
 class Contribution:
-    """One of the things that a layer adds to its stream.
+    """One of the things that a layer adds to its stream."""
 
-    Attributes:
-        reads: the module that gets the (normed) stream; its batch may be narrowed there.
-        output: the module whose output is added, perhaps in a tuple.
-        inner: the projection whose input is `z` or `neurons`; None where there is no such thing.
-        scale: by what the output is multiplied first.
-        heads: query heads of its `z`; 0 where there is none.
-    """
-
-    reads: nn.Module
-    output: nn.Module
-    inner: nn.Module | None
-    scale: float
-    heads: int
+    reads: nn.Module  # gets the (normed) stream; its batch may be narrowed there
+    output: nn.Module  # its output is added, perhaps in a tuple
+    inner: nn.Module | None  # the projection whose input is `z` or `neurons`; None where there is no such thing
+    scale: float  # by what the output is multiplied first
+    heads: int  # query heads of its `z`; 0 where there is none
 
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """The parts of a model.
+    """The parts of a model."""
 
-    Attributes:
-        base: the module that runs the layers, whose output is the hidden state after the final norm.
-        layers: L of them; norms: what is applied after the last, in order.
-        contributions: of each layer, by name, in the order of the sites.
-        recurrent: whether some layer carries a state from token to token, so that every pass starts at token 0.
-    """
-
-    base: nn.Module
+    base: nn.Module  # runs the layers; its output is the hidden state after the final norm
     layers: nn.ModuleList
-    norms: tuple[nn.Module, ...]
-    contributions: tuple[dict[str, Contribution], ...]
-    recurrent: bool
+    norms: tuple[nn.Module, ...]  # what is applied after the last layer, in order
+    contributions: tuple[dict[str, Contribution], ...]  # of each layer, by name, in the order of the sites
+    recurrent: bool  # whether some layer carries a state from token to token, so that every pass starts at token 0
 
     @property
     def heads(self) -> int:

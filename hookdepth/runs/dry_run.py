@@ -25,8 +25,6 @@ from hookdepth.analyses.settings import Settings
 from hookdepth.analyses.subject import Inputs, Measured, Subject, Tensors
 from hookdepth.data import Probe
 from hookdepth.engine.machines import Machine
-from hookdepth.engine.measurement import zero_where_clean
-from hookdepth.engine.passes import plan_for
 from hookdepth.engine.work import Work, work_of_plan
 from hookdepth.errors import HookdepthError
 from hookdepth.model.decoder import Decoder
@@ -34,7 +32,6 @@ from hookdepth.runs.outline import Outline, miniature, with_vocabulary
 from hookdepth.runs.sharing import Group, groups_of
 
 LAYERS = 3  # of the miniature
-_PLANNED = 12  # chunks that are planned; the others are taken to be like them
 _FLOPS = {"cpu": 6e10, "cuda": 2e12}  # of one timed call, if the sample can be made so short
 _FEW = 64  # tokens of the small vocabulary; samples are made of these
 _SHORTEST = 8  # tokens of a sample, beside those that are left alone
@@ -86,16 +83,9 @@ def estimate(
 
 def work_of(group: Group) -> Work:
     """The work of all chunks of a group; an outline will do for the model: work_of(group).token_layers."""
-    subject, total = group.subject, Work()
-    if group.branching and group.n_chunks:
-        planned = range(0, group.n_chunks, -(-group.n_chunks // _PLANNED))
-        most, changes_only = subject.settings.max_rows, zero_where_clean(group.measurements)
-        for chunk in planned:
-            branches, lengths = group.branches(chunk)
-            if branches:
-                plan = plan_for(subject.model, branches, lengths, max_rows=most, changes_only=changes_only)
-                total += work_of_plan(subject.model, plan, branches, lengths, group.measurements)
-        total = total.times(group.n_chunks / len(planned))
+    subject, (plans, times) = group.subject, group.plans()
+    counted = (work_of_plan(subject.model, *one, group.measurements) for one in plans)
+    total = sum(counted, Work()).times(times)
     return sum((member.work(subject) for member in group.members), total)
 
 

@@ -47,25 +47,18 @@ UNITS = ".chunks"
 
 @dataclass
 class Run:
-    """One model, its inputs and settings, and the folder that the results go to.
-
-    Attributes:
-        data: what results say about the data set: its `name` and `prompts_sha256`.
-        overwrite: start afresh where results of other settings lie in `out`.
-        warn: called with one line where something deserves attention.
-        workers: the processes that share the work; all must make the same `Run`.
-        before: analysis → a finished result of the first prompts, and what each of them gave.
-    """
+    """One model, its inputs and settings, and the folder that the results go to."""
 
     model: Decoder
     inputs: Inputs
     settings: Settings
-    data: dict[str, Any]
+    data: dict[str, Any]  # what results say about the data set: its `name` and `prompts_sha256`
     seed: int
     out: Path
-    overwrite: bool = False
+    overwrite: bool = False  # start afresh where results of other settings lie in `out`
     warn: Callable[[str], None] = field(default=lambda line: None)
-    workers: Workers = field(default_factory=Workers)
+    workers: Workers = field(default_factory=Workers)  # that share the work; all must make the same `Run`
+    # Analysis → a finished result of the first prompts, and what each of them gave.
     before: dict[str, tuple[Result, list[Tensors]]] = field(default_factory=dict)
 
     def execute(self, analyses: Sequence[str | Analysis]) -> list[Result]:

@@ -8,27 +8,18 @@ from typing import Any
 from tqdm import tqdm
 
 from hookdepth.analyses.subject import Inputs
-from hookdepth.engine.passes import plan_for
 from hookdepth.engine.reading import first_not_finite
 from hookdepth.errors import HookdepthError
 from hookdepth.model.decoder import Decoder
 from hookdepth.runs.sharing import Group
-
-_PLANNED = 16  # chunks whose passes are counted for the bar; it takes the others to be like them
 
 
 def bar_over(group: Group, shown: bool) -> Any:
     """A bar over the passes of a group; it shows itself only where stderr is a terminal."""
     if not shown:
         return tqdm(disable=True)
-    model, settings, total = group.subject.model, group.subject.settings, group.n_chunks
-    if group.branching and total:
-        passes = 0
-        chosen = range(0, total, -(-total // _PLANNED))
-        for chunk in chosen:
-            branches, lengths = group.branches(chunk)
-            passes += plan_for(model, branches, lengths, max_rows=settings.max_rows).n_passes if branches else 0
-        total = round(passes * total / len(chosen))
+    plans, times = group.plans()
+    total = round(times * sum(plan.n_passes for plan, _, _ in plans)) if group.branching else group.n_chunks
     return tqdm(total=total, desc=group.name, unit="pass", disable=None, leave=False, dynamic_ncols=True)
 
 

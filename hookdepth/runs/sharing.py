@@ -16,11 +16,12 @@ from torch import Tensor
 from hookdepth.analyses.base import Analysis, stacked
 from hookdepth.analyses.subject import Measured, OnPass, Partial, Subject, Tensors, noise_floor
 from hookdepth.engine.branches import Branch
-from hookdepth.engine.measurement import Measurement
-from hookdepth.engine.passes import measure
-from hookdepth.engine.plan import family_of, peak_rows, span_of
+from hookdepth.engine.measurement import Measurement, zero_where_clean
+from hookdepth.engine.passes import measure, plan_for
+from hookdepth.engine.plan import Plan, family_of, peak_rows, span_of
 from hookdepth.runs.asking import branches_of, collected, measured_by, reduced
 
+_PLANNED = 12  # chunks at most
 _SHORT = 4096  # rows × tokens up to which short prompts share a chunk
 
 
@@ -77,6 +78,17 @@ class Group:
             for branch in branches_of(member, self.subject, item, planned=True)
         ]
         return listed, [len(self.members[0].tokens(self.subject, item)) for item in self.chunks[chunk]]
+
+    def plans(self) -> tuple[list[tuple[Plan, list[Branch], list[int]]], float]:
+        """The plans of some chunks, and for how many each stands: the others are taken to be like them."""
+        places = range(0, self.n_chunks, max(1, -(-self.n_chunks // _PLANNED))) if self.branching else range(0)
+        most, changes_only = self.subject.settings.max_rows, zero_where_clean(self.measurements)
+        found = []
+        for branches, lengths in map(self.branches, places):
+            if branches:
+                plan = plan_for(self.subject.model, branches, lengths, max_rows=most, changes_only=changes_only)
+                found.append((plan, branches, lengths))
+        return found, self.n_chunks / max(1, len(places))
 
     def _listed(self, chunk: int) -> Iterator[tuple[Analysis, int, list[Branch]]]:
         for member in self.members:

@@ -57,6 +57,7 @@ class Chunks:
         self.identity = {name: identities[name] for name in analyses}
         self.name = "+".join(self.identity)
         self.prefix = f"{self.name}-"
+        self.settings = folder / f"{self.prefix}{_SETTINGS}"  # says whose chunks lie here
         # Each chunk names its run by a hash: the settings of a large data set are long, and kept once.
         owner = {name: unnamed(identity) for name, identity in self.identity.items()}
         self.owner = hashlib.sha256(json.dumps(owner, sort_keys=True).encode()).hexdigest()
@@ -68,11 +69,6 @@ class Chunks:
     def count(self) -> int:
         """How many are there."""
         return len(list(self.folder.glob(f"{self.prefix}*{SUFFIX}")))
-
-    @property
-    def settings(self) -> Path:
-        """The file that says whose chunks lie here."""
-        return self.folder / f"{self.prefix}{_SETTINGS}"
 
     def claim(self) -> None:
         """Write down whose chunks lie here; chunks of other settings are refused by the first that differs."""

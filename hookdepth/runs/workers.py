@@ -32,16 +32,12 @@ _WAIT = timedelta(days=30)  # for each other, later: one that is gone is noticed
 class Workers:
     """This process among those of the run; a single one needs no launcher and waits for nobody.
 
-        list(Workers().claims("lens", 3))   # [0, 1, 2]
-
-    Attributes:
-        rank, size: which one of how many. The first, rank 0, is the one that talks and writes results.
-        store: what counters live in; None for this one alone.
+    list(Workers().claims("lens", 3))   # [0, 1, 2]
     """
 
-    rank: int = 0
+    rank: int = 0  # the first talks, and writes results
     size: int = 1
-    store: Any = None
+    store: Any = None  # what counters live in; None for this one alone
     _taken: dict[str, int] = field(default_factory=dict)
 
     @property

@@ -21,18 +21,12 @@ from hookdepth.model.decoder import Decoder
 
 @dataclass(frozen=True)
 class Target:
-    """A model as the loop calls it (`outer`), and what is inside.
-
-    Attributes:
-        core: the same without DDP and torch.compile; PEFT's wrapper stays, since it may add tokens.
-        decoder: the language model itself.
-        compiled: some part of it is compiled, so hooks that are added to it later never run.
-    """
+    """A model as the loop calls it, and what is inside."""
 
     outer: nn.Module
-    core: nn.Module
+    core: nn.Module  # without DDP and torch.compile; PEFT's wrapper stays, since it may add tokens
     decoder: Decoder
-    compiled: bool
+    compiled: bool  # some part of it is, so hooks that are added to it later never run
 
 
 def unwrap(model: nn.Module, tokenizer: Any = None) -> Target:
