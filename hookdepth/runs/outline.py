@@ -22,8 +22,7 @@ import torch
 from torch import nn
 
 from hookdepth.engine.machines import Machine
-from hookdepth.errors import HookdepthError, choose
-from hookdepth.model.choices import ALSO_BITS, ALSO_DTYPE, DTYPES, QUANTIZATIONS
+from hookdepth.errors import HookdepthError
 from hookdepth.model.decoder import Decoder
 from hookdepth.model.demo import DEMO_NAME, demo_folder
 from hookdepth.model.hub import check_source, hub_or_cache, one_line, quiet
@@ -114,12 +113,10 @@ def load_outline(
     """The outline of a model; a folder or repository with config.json is enough, and `machine` need not be there.
 
     Raises:
-        HookdepthError: unknown option, no config there, no such device, unsupported family.
+        HookdepthError: no config there, no such device, unsupported family.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    choose("dtype", dtype, DTYPES, ALSO_DTYPE)
-    choose("quantisation", quantize, QUANTIZATIONS, ALSO_BITS)
     place = torch.device("cuda") if machine else place_of(device)
     source = str(demo_folder()) if name == "demo" else name
     check_source(source)

@@ -15,11 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from hookdepth.engine.branches import Branch
-from hookdepth.engine.measurement import OutputMeasurement, OutputView
+from hookdepth.engine.measurement import OutputView
+from hookdepth.engine.measurements import Custom
 from hookdepth.engine.passes import measure
 from hookdepth.engine.paths import LayerPath
 from hookdepth.errors import HookdepthError, as_path
@@ -131,30 +131,27 @@ def _shorten(config: Any, n_layers: int, kept: Sequence[int]) -> None:
         config.per_layer_config = {n: differing[layer] for n, layer in enumerate(kept) if layer in differing}
 
 
-class _Logits(OutputMeasurement):
-    """Keeps the logits of the last row: a branch, or the clean run where there is only one."""
+def _logits(model: Decoder, path: Sequence[int], row: int) -> Tensor:
+    kept: list[Tensor] = []
 
-    name = "logits"
-
-    def __init__(self, row: int) -> None:
-        self.row, self.logits = row, torch.empty(0)
-
-    def values(self, view: OutputView) -> Tensor:
-        self.logits = view.logits[self.row].float().cpu()
+    def keep(view: OutputView) -> Tensor:
+        kept[:] = [view.logits[row].float().cpu()]
         return view.logits[..., 0].float()
+
+    ids = [(7 * n + 3) % int(model.config.vocab_size) for n in range(24)]
+    measure(model, [ids], [Branch((LayerPath(path),))], [Custom("logits", keep, "mean")])
+    return kept[0]
 
 
 def _compare(model: Decoder, kept: Sequence[int], folder: Path) -> None:
-    ids = [(7 * n + 3) % int(model.config.vocab_size) for n in range(24)]
-    expected, found = _Logits(-1), _Logits(0)
-    measure(model, [ids], [Branch((LayerPath(kept),))], [expected])
+    expected = _logits(model, kept, -1)  # of the branch; of what was written, of its clean run
     try:
         written = load(str(folder), dtype=str(model.dtype).removeprefix("torch."), device=model.device.type)
-        measure(written, [ids], [Branch((LayerPath(range(len(kept))),))], [found])
+        found = _logits(written, range(len(kept)), 0)
     except HookdepthError as error:
         raise HookdepthError(f"what is left of {model.name!r} does not run ({error.problem})", _REMEDY, 1) from error
-    size = expected.logits.abs().max().item()
-    most = (expected.logits - found.logits).abs().max().item() / size
+    size = expected.abs().max().item()
+    most = (expected - found).abs().max().item() / size
     if not most <= (1e-4 if model.dtype.itemsize == 4 else 0.05):
         raise HookdepthError(
             f"the config of {model.name!r} says what a layer is by its number: without the others, those that are kept "

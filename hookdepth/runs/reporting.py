@@ -9,7 +9,7 @@ from pathlib import Path
 from hookdepth.analyses.base import Analysis
 from hookdepth.analyses.registry import declared, known
 from hookdepth.errors import HookdepthError
-from hookdepth.report.compare import write_comparison
+from hookdepth.report.compare import labels_of, write_comparison
 from hookdepth.report.explore import write_explorer
 from hookdepth.report.folder import write_report
 from hookdepth.report.notebook import drawn
@@ -25,8 +25,8 @@ def report(folder: str | os.PathLike[str]) -> Path:
     Raises:
         HookdepthError: no such folder, no result in it, a file that is not one, or it cannot be written to.
     """
-    results = _drawn(folder)
-    write_explorer(Path(folder) / "explore.html", results, declared)
+    results, folder = _drawn(folder), Path(folder)
+    write_explorer(folder / "explore.html", results, declared)
     return write_report(folder, results, declared, _of_every_run(), read_log(folder))
 
 
@@ -37,8 +37,8 @@ def comparison(folders: Sequence[str | os.PathLike[str]], out: str | os.PathLike
     """
     if not folders:
         raise HookdepthError("no folder to compare", "give the --out folders of two or more runs")
-    found = [_drawn(folder) for folder in folders]
-    return write_comparison(folders, found, out, declared, _of_every_run(), scatter=scatter)
+    runs = dict(zip(labels_of(folders), map(_drawn, folders), strict=True))
+    return write_comparison(runs, Path(out), declared, _of_every_run(), scatter)
 
 
 def _drawn(folder: str | os.PathLike[str]) -> dict[str, Result]:

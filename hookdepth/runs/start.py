@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hookdepth.analyses.base import Analysis
 from hookdepth.analyses.registry import chosen
+from hookdepth.analyses.settings import Settings
 from hookdepth.analyses.subject import BASELINE_PROMPTS, Subject
 from hookdepth.data import Dataset, load_examples
 from hookdepth.engine.machines import MACHINES, Machine
@@ -16,8 +17,9 @@ from hookdepth.errors import HookdepthError
 from hookdepth.model.decoder import Decoder
 from hookdepth.model.demo import demo_folder
 from hookdepth.model.loading import load
+from hookdepth.options import flag_of
 from hookdepth.results import Result
-from hookdepth.runs.config import Config, refuse_unread
+from hookdepth.runs.config import Config
 from hookdepth.runs.inputs import DEFAULT_LIMIT, DEFAULT_PER_LEVEL, make_inputs
 from hookdepth.runs.runner import Run
 from hookdepth.runs.workers import Workers
@@ -33,7 +35,11 @@ def analyses_of(config: Config, given: Sequence[str] = ()) -> list[Analysis]:
     read = {option for one in analyses for option in one.options}
     needed = {one.needs for one in analyses}
     read |= {option for option, need in (("probes", "probes"), ("seed", "cuts"), ("seed", "levels")) if need in needed}
-    refuse_unread(given, read)
+    for one in fields(Config):
+        of_analyses = one.name in ("probes", "seed") or one.name in Settings.__dataclass_fields__
+        if one.name in given and of_analyses and one.name not in read:  # it would look as if it did something
+            what = f"none of the chosen analyses reads {flag_of(one)}"
+            raise HookdepthError(what, "leave it out, or choose one that does")
     return analyses
 
 

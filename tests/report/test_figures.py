@@ -219,7 +219,7 @@ def test_gradient_map_is_symmetric_without_the_first_token():
     assert image.get_array().shape == (2, 3)
     assert image.colorbar.extend == "both"
     for without in (torch.zeros(2, 3), torch.ones(2, 1)):
-        scale = Scale.of(without, signed=True, without_first=True)
+        scale = Scale.of(without[:, 1:], signed=True)
         assert (scale.low, scale.high) == (-1.0, 1.0)
 
 

@@ -141,7 +141,8 @@ def test_largest_effect_looks_at_effects_only():
 @pytest.mark.parametrize("n_layers", [1, 2, 30])
 def test_summary_is_json_and_complete(n_layers):
     results = synthetic_results(n_layers=n_layers, null=2e-6)
-    whole = summary.summarise(dict(reversed(results.items())), lookup)
+    log = {"skip-current": {"wall_time_s": 12.345, "passes": 7}}
+    whole = summary.summarise(dict(reversed(results.items())), lookup, log=log)
     again = json.loads(json.dumps(whole, allow_nan=False))
     assert again == whole
     assert list(whole["analyses"]) == [name for name, kind in known().items() if kind.in_all]
