@@ -27,9 +27,9 @@ from hookdepth.analyses import Settings, chosen
 from hookdepth.data import load_examples
 from hookdepth.runs.config import Config
 from hookdepth.runs.dry_run import estimate
-from hookdepth.runs.inputs import make_inputs
 from hookdepth.runs.outline import load_outline
 from hookdepth.runs.runner import Run
+from hookdepth.runs.start import make_inputs
 
 FACTOR = 1.5
 

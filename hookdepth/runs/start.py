@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from hookdepth import data
 from hookdepth.analyses.base import Analysis
 from hookdepth.analyses.registry import chosen
 from hookdepth.analyses.settings import Settings
-from hookdepth.analyses.subject import BASELINE_PROMPTS, Subject
-from hookdepth.data import Dataset, load_examples
+from hookdepth.analyses.subject import BASELINE_PROMPTS, Inputs, Subject
 from hookdepth.engine.machines import MACHINES, Machine
 from hookdepth.errors import HookdepthError
 from hookdepth.model.decoder import Decoder
@@ -20,13 +20,15 @@ from hookdepth.model.loading import load
 from hookdepth.options import flag_of
 from hookdepth.results import Result
 from hookdepth.runs.config import Config
-from hookdepth.runs.inputs import DEFAULT_LIMIT, DEFAULT_PER_LEVEL, make_inputs
 from hookdepth.runs.runner import Run
 from hookdepth.runs.workers import Workers
 
 if TYPE_CHECKING:
     from hookdepth.runs.dry_run import Estimate
     from hookdepth.runs.outline import Outline
+
+DEFAULT_LIMIT, DEFAULT_PER_LEVEL = 10, 20
+"""So many prompts are taken where nobody says how many, and so many examples of each level."""
 
 
 def analyses_of(config: Config, given: Sequence[str] = ()) -> list[Analysis]:
@@ -43,11 +45,11 @@ def analyses_of(config: Config, given: Sequence[str] = ()) -> list[Analysis]:
     return analyses
 
 
-def read_dataset(config: Config, analyses: Sequence[Analysis], warn: Callable[[str], None]) -> Dataset:
+def read_dataset(config: Config, analyses: Sequence[Analysis], warn: Callable[[str], None]) -> data.Dataset:
     """As much of a data set as a run takes, and a word about the rest where nobody has said how much."""
     by_level = [one.needs == "levels" for one in analyses]
     most = max(config.limit or DEFAULT_LIMIT, BASELINE_PROMPTS)
-    dataset = load_examples(config.dataset, None if any(by_level) else most)
+    dataset = data.load_examples(config.dataset, None if any(by_level) else most)
     if config.limit is None:
         taken = [] if all(by_level) else [dataset.left_out(DEFAULT_LIMIT)]
         taken += [f"at most {DEFAULT_PER_LEVEL} examples of each level"] if any(by_level) else []
@@ -77,7 +79,7 @@ def run(
 def prepared(
     config: Config,
     analyses: Sequence[Analysis],
-    dataset: Dataset,
+    dataset: data.Dataset,
     model: Decoder,
     warn: Callable[[str], None],
     workers: Workers | None = None,
@@ -88,13 +90,13 @@ def prepared(
     usable = _met(config, analyses, dataset, model, warn)
     inputs = make_inputs(config, usable, dataset, model, warn)
     # Of the rows that a run reads whatever its limit is, so that it is the same for every limit.
-    data = {"name": dataset.name, "prompts_sha256": dataset.digest(BASELINE_PROMPTS)}
+    about = {"name": dataset.name, "prompts_sha256": dataset.digest(BASELINE_PROMPTS)}
     settings, out, own = config.settings, Path(config.out), workers or Workers()
-    return Run(model, inputs, settings, data, config.seed, out, config.overwrite, warn, own), usable
+    return Run(model, inputs, settings, about, config.seed, out, config.overwrite, warn, own), usable
 
 
 def _met(
-    config: Config, analyses: Sequence[Analysis], dataset: Dataset, model: Decoder, warn: Callable[[str], None]
+    config: Config, analyses: Sequence[Analysis], dataset: data.Dataset, model: Decoder, warn: Callable[[str], None]
 ) -> list[Analysis]:
     """The analyses whose needs model and data meet, where "every" is asked for; a line for each that is left out."""
     if config.analyses != "every":
@@ -113,6 +115,55 @@ def _met(
         if problem:
             warn(f"{name} is left out: {problem}")
     return [one for one in analyses if not refusals[one.name]]
+
+
+def make_inputs(
+    config: Config, analyses: Sequence[Analysis], dataset: data.Dataset, model: Decoder, warn: Callable[[str], None]
+) -> Inputs:
+    """Tokenise prompts, baseline and probes, and draw the cuts.
+
+        make_inputs(Config(limit=2), chosen("all"), load_examples("demo"), model, print).prompts     # token ids
+
+    Raises:
+        HookdepthError: prompts that are too short for what is asked, or too long for the model.
+    """
+    context = model.context_length
+
+    def tokens(first: int) -> tuple[tuple[int, ...], ...]:
+        encoded = tuple(tuple(data.encode(model.tokenizer, e.text, context)) for e in dataset.examples[:first])
+        for number, ids in enumerate(encoded):
+            model.check_ids(ids, f"prompt {number} of the data set")
+        return encoded
+
+    count = config.limit or DEFAULT_LIMIT
+    prompts, texts = tokens(count), tuple(one.text for one in dataset.examples[:count])
+    cuts = tuple(data.sample_cuts([len(prompt) for prompt in prompts], config.seed))
+    _check_cuts([one.name for one in analyses if one.needs == "cuts"], cuts, warn)
+    levels: tuple[data.Leveled, ...] = ()
+    if any(one.needs == "levels" for one in analyses):
+        per_level = config.limit or DEFAULT_PER_LEVEL
+        levels = data.leveled_examples(dataset, model.tokenizer, per_level, config.seed, context)
+        for one in levels:
+            model.check_ids(one.probe.token_ids, f"the example {one.probe.prompt[:40]!r} of level {one.level}")
+    asking = any(one.needs == "questions" for one in analyses)
+    questions = data.questions_of(dataset, model.tokenizer, count, context) if asking else ()
+    found: tuple[data.Probe, ...] = ()
+    if any(one.needs == "probes" for one in analyses):
+        own = [(e.prompt, e.answer) for e in dataset.examples[:count] if e.prompt is not None and e.answer]
+        pairs = config.probes or own or data.DEFAULT_PROBES
+        found = tuple(data.make_probe(model.tokenizer, prompt, answer, context) for prompt, answer in pairs)
+    # The first ten of the data set whatever the limit, so that baselines of different limits are the same.
+    baseline = tokens(BASELINE_PROMPTS) if any(one.baseline for one in analyses) else ()
+    return Inputs(prompts, cuts, baseline, found, levels, texts, questions)
+
+
+def _check_cuts(names: Sequence[str], cuts: Sequence[Any], warn: Callable[[str], None]) -> None:
+    short = sum(not own for own in cuts)
+    if names and short == len(cuts):
+        what = f"no prompt is long enough to be cut (13 tokens) for {' and '.join(names)}"
+        raise HookdepthError(what, "give longer prompts, or name the other analyses with --analyses")
+    if names and short:
+        warn(f"{short} of {len(cuts)} prompts are too short to be cut and do not count in {' and '.join(names)}")
 
 
 def describe_plan(config: Config, analyses: Sequence[Analysis]) -> str:
