@@ -1,12 +1,4 @@
-"""The command line: arguments → analyses → results → report. Nothing outside this folder prints or exits.
-
-    hookdepth run --model demo --dataset demo --out out/demo
-    hookdepth report out/demo
-    hookdepth compare out/demo out/other
-    hookdepth info out/demo/ANALYSIS.safetensors
-
-Exit status: 0 done, 1 the run failed, 2 what was given is unusable (one line on stderr, no traceback).
-"""
+"""The command line: arguments → analyses → results → report. Nothing outside this folder prints or exits."""
 
 from __future__ import annotations
 

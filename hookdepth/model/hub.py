@@ -35,7 +35,7 @@ def reachable(address: str) -> bool:
 
 @contextmanager
 def hub_or_cache() -> Iterator[bool]:
-    """Yield whether the hub can be reached; where it cannot, its libraries look only at what was downloaded before."""
+    """Whether the hub can be reached; where it cannot, its libraries look only at what was downloaded before."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
