@@ -55,8 +55,5 @@ def _drawn(model: Decoder, kind: str, site: str, layer: int, source: random.Rand
     value = torch.randn(shape if head is None else shape[1:], generator=generator)
     if kind == "tokens":
         return Patch(site, layer, value, [source.randrange(length)], head)
-    return (
-        AddVector(site, layer, value, tokens, head)
-        if source.random() < 0.5
-        else Patch(site, layer, value, tokens, head)
-    )
+    change = AddVector if source.random() < 0.5 else Patch
+    return change(site, layer, value, tokens, head)

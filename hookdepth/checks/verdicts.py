@@ -42,14 +42,11 @@ class Verification:
 
     def __str__(self) -> str:
         head = f"{self.model} ({self.family}), {self.dtype} on {self.device}, noise floor {self.null_effect:.2g}"
-        start = (
-            ""
-            if self.prefixes
-            else "\nIts layers keep no keys and values that can be handed on: passes start at token 0."
-        )
+        if not self.prefixes:
+            head += "\nIts layers keep no keys and values that can be handed on: passes start at token 0."
         lines = [f"{'branches':<12}{'verdict':<10}{'number':>7}{'difference':>12}{'effect':>9}"]
         for one in self.verdicts:
             still = "  nothing moved" if one.branches and not one.effect else ""
             numbers = f"{one.branches:>7}{one.difference:>12.2g}{one.effect:>9.2g}"
             lines.append(f"{one.kind:<12}{one.verdict:<10}{numbers}{still}{'  ' + one.case if one.case else ''}")
-        return "\n".join([head + start, *lines])
+        return "\n".join([head, *lines])

@@ -39,13 +39,8 @@ def questions_of(
             raise HookdepthError(what, "give demo-facts, gsm8k, or a .jsonl file with prompt and answer")
         # Of a whole text, so that room for the answer is counted as it will be written.
         most = _REASONING if FINAL.lower() in question.lower() or _END in question else _SHORT
-        found.append(
-            Question(
-                tuple(encode(tokenizer, question, max_tokens)),
-                answer,
-                most + len(tokenizer(answer, add_special_tokens=False)["input_ids"]),
-            )
-        )
+        most += len(tokenizer(answer, add_special_tokens=False)["input_ids"])
+        found.append(Question(tuple(encode(tokenizer, question, max_tokens)), answer, most))
     return tuple(found)
 
 

@@ -84,10 +84,8 @@ class Sites:
 
     def _sites(self, layer: int) -> tuple[str, ...]:
         parts = self.found.contributions[layer]
-        inside = [
-            *(f"{part}_out" for part in parts),
-            *(INNER_SITE[p] for p, c in parts.items() if p in INNER_SITE and c.inner),
-        ]
+        inside = [f"{part}_out" for part in parts]
+        inside += [INNER_SITE[part] for part, own in parts.items() if part in INNER_SITE and own.inner]
         if "attn" in parts and "mlp" in parts and not self.parallel:
             inside.append("resid_mid")
         return tuple(site for site in ORDER if site in ("resid_pre", "resid_post") or site in inside)
@@ -122,10 +120,8 @@ class Sites:
 
     def missing(self, site: str, layer: int) -> HookdepthError:
         """The error for a site that a layer does not have."""
-        return HookdepthError(
-            f"layer {layer} of {self.name!r} has no {site}{self._why_not(site, layer)}",
-            f"it has {', '.join(self.of(layer))}",
-        )
+        what = f"layer {layer} of {self.name!r} has no {site}{self._why_not(site, layer)}"
+        return HookdepthError(what, f"it has {', '.join(self.of(layer))}")
 
     def _why_not(self, site: str, layer: int) -> str:
         parts = self.found.contributions[layer]
@@ -225,12 +221,10 @@ class Sites:
     def only_at(self, layer: int, tokens: Int[Tensor, " token"]) -> Handles:
         """See `Decoder.mlp_only_at`; no hooks where the MLP is not one plain module with a hidden layer."""
         own = self.found.contributions[layer].get("mlp")
-        inside = (
-            own is not None
-            and own.inner is not None
-            and own.output in (own.reads, *self.found.layers[layer].children())
-        )
-        if own is None or not inside or self.family.flat or "extra" in self.found.contributions[layer]:
+        beside = [] if own is None else [own.reads, *self.found.layers[layer].children()]
+        if own is None or own.inner is None or own.output not in beside or self.family.flat:
+            return Handles()
+        if "extra" in self.found.contributions[layer]:
             return Handles()
         length, mine = 0, OwnThread()
 

@@ -147,8 +147,5 @@ def _grows(model: Decoder, prompts: list[Tensor]) -> str | None:
 
 def _near(a: Tensor, b: Tensor) -> bool:
     size = _ROUNDING * b.float().abs().amax(-1, keepdim=True)
-    return bool(
-        differs_by_rounding(
-            a.float(), b.float(), size / torch.finfo(torch.float32).eps * torch.finfo(b.dtype).eps
-        ).all()
-    )
+    eps = torch.finfo(b.dtype).eps / torch.finfo(torch.float32).eps
+    return bool(differs_by_rounding(a.float(), b.float(), size * eps).all())

@@ -64,16 +64,12 @@ def _tensors(analysis: Analysis, subject: Subject, what: str, found: object) -> 
 
 def _plain(analysis: Analysis, what: str, found: object) -> Tensors:
     if not isinstance(found, Mapping) or not all(isinstance(name, str) for name in found):
-        raise HookdepthError(
-            f"`{what}` of {analysis.name} gives no dict of tensors but {shown(found)}", "give name → tensor", 1
-        )
+        problem = f"`{what}` of {analysis.name} gives no dict of tensors but {shown(found)}"
+        raise HookdepthError(problem, "give name → tensor", 1)
     for name, value in found.items():
         if not isinstance(value, Tensor) or value.is_complex():
-            raise HookdepthError(
-                f"`{what}` of {analysis.name} gives no dict of tensors: {name!r} is {shown(value)}",
-                "give name → tensor of real numbers",
-                1,
-            )
+            problem = f"`{what}` of {analysis.name} gives no dict of tensors: {name!r} is {shown(value)}"
+            raise HookdepthError(problem, "give name → tensor of real numbers", 1)
     return {name: value if value.is_floating_point() else value.float() for name, value in found.items()}
 
 
