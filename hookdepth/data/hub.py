@@ -18,9 +18,7 @@ _ELSEWHERE = "check the network, or write its rows to a .jsonl file elsewhere an
 
 
 @dataclass(frozen=True)
-class HubSet:
-    """Where a data set lies, and what becomes of a row: HubSet("openai/gsm8k", ("main",), "test", dict)."""
-
+class _HubSet:
     path: str
     config: tuple[str, ...]
     split: str
@@ -39,7 +37,7 @@ def _mquake(row: Row) -> dict[str, Any]:
 
 
 HUB_SETS = {
-    "gsm8k": HubSet(
+    "gsm8k": _HubSet(
         "openai/gsm8k",
         ("main",),
         "test",
@@ -47,8 +45,8 @@ HUB_SETS = {
         "check the network, or fetch test.jsonl of the GitHub repository openai/grade-school-math "
         "(folder grade_school_math/data) elsewhere and give --dataset test.jsonl",
     ),
-    "math": HubSet("EleutherAI/hendrycks_math", ("intermediate_algebra",), "test", _math),
-    "mquake": HubSet("henryzhongsc/MQuAKE-Remastered", (), "CF3k", _mquake),
+    "math": _HubSet("EleutherAI/hendrycks_math", ("intermediate_algebra",), "test", _math),
+    "mquake": _HubSet("henryzhongsc/MQuAKE-Remastered", (), "CF3k", _mquake),
 }
 
 
@@ -77,7 +75,7 @@ def hub_rows(name: str) -> list[dict[str, Any]]:
     return [row for level in sorted(levels) for row in levels[level]]
 
 
-def _load(name: str, source: HubSet) -> list[Row]:
+def _load(name: str, source: _HubSet) -> list[Row]:
     try:
         import datasets
     except ImportError as error:

@@ -20,7 +20,7 @@ TIMEOUT_S = 10.0
 NOT_THERE = "the hub cannot be reached, and it was not downloaded before"
 
 
-def reachable(address: str) -> bool:
+def _reachable(address: str) -> bool:
     """Whether anything answers at an address, by one request, through the proxy of the environment if there is one."""
     try:
         urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=TIMEOUT_S).close()
@@ -41,7 +41,7 @@ def hub_or_cache() -> Iterator[bool]:
     if constants.HF_HUB_OFFLINE:
         yield False
         return
-    if reachable(constants.ENDPOINT):
+    if _reachable(constants.ENDPOINT):
         yield True
         return
     with ExitStack() as stack:

@@ -63,10 +63,10 @@ class Curves(Kind):
     bars: ClassVar[bool] = True
 
     def drawing(self, result: Result, declaration: Declaration, values: Assignment) -> Drawing:
-        own = self.curves_of(result, values)
+        own = self._curves_of(result, values)
         columns = {self.label_of(name, own): curve for name, curve in own.items()}
         if self.mean:
-            columns["mean"] = self.compared_curve(own)
+            columns["mean"] = self._compared_curve(own)
         for pattern, words in self.also.items():
             for name, tensor in series(fill(pattern, values), result.tensors).items():
                 columns[words.format(self.label_of(name, own))] = result.tensors[tensor]
@@ -85,9 +85,9 @@ class Curves(Kind):
         return Drawing([curves(self.axis.lower(), columns)], [*self._clipped(own), *said], draw)
 
     def together(self, results: Mapping[str, Result], declaration: Declaration, values: Assignment) -> Drawing:
-        own = {label: self.compared_curve(self.curves_of(result, values)) for label, result in results.items()}
+        own = {label: self._compared_curve(self._curves_of(result, values)) for label, result in results.items()}
         any_one = next(iter(results.values()))
-        alike = self.curves_of(any_one, values)
+        alike = self._curves_of(any_one, values)
         label = self.label
         if len(alike) > 1:
             label += f"\n({'mean' if self.mean else self.label_of(self._chosen(alike), alike)})"
@@ -99,8 +99,8 @@ class Curves(Kind):
         found = assignments(self.patterns[0], [name for result in history.values() for name in result.tensors])
         if not found or self.over_training is None:
             return self.axis, {}
-        own = {step: self.curves_of(result, found[0]) for step, result in history.items()}
-        steps = {step: self.compared_curve(some) for step, some in own.items() if some}
+        own = {step: self._curves_of(result, found[0]) for step, result in history.items()}
+        steps = {step: self._compared_curve(some) for step, some in own.items() if some}
         first = next(iter(steps))
         points = self._are_points(declaration, history[first], found[0])
         missing = torch.full_like(steps[first], torch.nan)
@@ -109,12 +109,11 @@ class Curves(Kind):
     def _limited(self, low: float | None, high: float | None) -> Curves:
         return replace(self, ends=(low, high), limit=None if high is not None else self.limit)
 
-    def curves_of(self, result: Result, values: Assignment) -> dict[str, Tensor]:
-        """What `*` stands for, or a tensor's name → the curve."""
+    def _curves_of(self, result: Result, values: Assignment) -> dict[str, Tensor]:
         return {key: self._tensor(result, name, 1) for key, name in self._named(result, values).items()}
 
-    def compared_curve(self, own: Mapping[str, Tensor]) -> Tensor:
-        """The curve that stands for all of them: their mean, or one: kind.compared_curve({"kl": kl})."""
+    def _compared_curve(self, own: Mapping[str, Tensor]) -> Tensor:
+        """The curve that stands for all of them: their mean, or one."""
         if self.mean:
             return torch.stack([curve.double() for curve in own.values()]).mean(0)
         return own[self._chosen(own)]
@@ -182,7 +181,7 @@ class Curves(Kind):
             layers.end_axis(axes, self.axis_end, list(heights.values()))
         if self.signed:
             axes.axhline(0, color=style.BLACK, linewidth=0.8, zorder=5)
-        curve = self.compared_curve(own)
+        curve = self._compared_curve(own)
         if self.mean:
             dots: dict[str, Any] = {"linewidth": 1.2, "marker": "o", "markersize": 2.5}
             axes.plot(curve.numpy(), color=style.BLACK, zorder=8, label="mean", **dots)

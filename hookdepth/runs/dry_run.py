@@ -221,26 +221,24 @@ def describe(outline: Outline, estimates: Sequence[Estimate], notes: Sequence[st
     return "\n".join([*lines, *assumed, *notes])
 
 
-def compare(by_machine: Mapping[str, tuple[Outline, Sequence[Estimate]]], notes: Sequence[str] = ()) -> str:
-    """A line a machine, of outlines that have one: print(compare({"h100": (outline, estimates)}))."""
-    outlines = [outline for outline, _ in by_machine.values()]
-    first = outlines[0]
+def compare(plans: Mapping[str, tuple[Outline, Sequence[Estimate], Sequence[str]]]) -> str:
+    """A line a machine, of outlines that have one: print(compare({"h100": (outline, estimates, notes)}))."""
+    first = next(iter(plans.values()))[0]
     lines = [
         f"{first.name}, {first.n_layers} layers, {first.weight_bytes / 2**30:.1f} GiB of weights in "
         f"{str(first.dtype).removeprefix('torch.')}; times by data sheets, nothing was measured"
     ]
     lines.append(f"{'':10} {'GiB':>5} {'passes':>9} {'peak GiB':>9} {'time':>10}")
-    for name, (outline, estimates) in by_machine.items():
+    for name, (outline, estimates, _) in plans.items():
         assert outline.machine is not None
         most = (outline.weight_bytes + max((one.work.bytes for one in estimates), default=0)) / 2**30
         fits = all(one.work.fits(outline, outline.machine) for one in estimates)
         time = _duration(sum(one.seconds for one in estimates)) if fits else "too small"
         passes = sum(one.work.passes for one in estimates)
         lines.append(f"{name:10} {outline.machine.memory:>5.0f} {passes:>9,.0f} {most:>9.1f} {time:>10}")
-    assumed = dict.fromkeys(
-        note for _, estimates in by_machine.values() for one in estimates for note in one.work.notes
-    )
-    return "\n".join([*lines, *assumed, *notes])
+    assumed = [note for _, estimates, _ in plans.values() for one in estimates for note in one.work.notes]
+    noted = [note for _, _, notes in plans.values() for note in notes]
+    return "\n".join([*lines, *dict.fromkeys([*assumed, *noted])])
 
 
 def _duration(seconds: float) -> str:

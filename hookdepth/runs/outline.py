@@ -75,9 +75,7 @@ class Outline(Decoder):
         return int(total)
 
 
-class Miniature(Decoder):
-    """A few layers with random weights."""
-
+class _Miniature(Decoder):
     def describe(self) -> dict[str, Any]:
         """Not quantised, as far as anybody asks in order to check its kernels: of random weights nothing shows."""
         return super().describe() | {"quantization": "none"}
@@ -185,7 +183,7 @@ def miniature(outline: Outline, n_layers: int) -> Decoder:
             with tempfile.TemporaryDirectory() as folder:
                 hf.save_pretrained(folder)
                 hf = AutoModelForCausalLM.from_pretrained(folder, **how)
-    return Miniature(hf.eval(), name=f"{n_layers} layers of {outline.name}")
+    return _Miniature(hf.eval(), name=f"{n_layers} layers of {outline.name}")
 
 
 def _check_room(outline: Outline, n_layers: int) -> None:

@@ -172,9 +172,7 @@ def describe_plan(config: Config, analyses: Sequence[Analysis]) -> str:
 
     if config.on != "all":
         return describe(*_plan(config, analyses, MACHINES.get(config.on or "")))
-    plans = {name: _plan(config, analyses, machine) for name, machine in MACHINES.items()}
-    notes = dict.fromkeys(note for _, _, noted in plans.values() for note in noted)
-    return compare({name: (outline, found) for name, (outline, found, _) in plans.items()}, list(notes))
+    return compare({name: _plan(config, analyses, machine) for name, machine in MACHINES.items()})
 
 
 def _plan(

@@ -72,7 +72,7 @@ class Chunks:
 
     def claim(self) -> None:
         """Write down whose chunks lie here; chunks of other settings are refused by the first that differs."""
-        stored = read_settings(self.settings)
+        stored = _read_settings(self.settings)
         if self.count() and stored is not None:
             for name, identity in self.identity.items():
                 refuse_other(self.settings, stored.get(name, {}), identity, f"{name}.")
@@ -145,8 +145,7 @@ def forget(folder: Path, names: Iterable[str]) -> None:
             _remove(path)
 
 
-def read_settings(path: Path) -> dict[str, Any] | None:
-    """What a settings file says, analysis → identity; None where there is none that can be read."""
+def _read_settings(path: Path) -> dict[str, Any] | None:
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -156,7 +155,7 @@ def read_settings(path: Path) -> dict[str, Any] | None:
 
 def stored_identities(folder: Path, name: str) -> list[dict[str, Any]]:
     """What chunks of a run that was stopped say: stored_identities(Path("out/.chunks"), "first")."""
-    found = [read_settings(path) for path in sorted(folder.glob(f"*{_SETTINGS}"))]
+    found = [_read_settings(path) for path in sorted(folder.glob(f"*{_SETTINGS}"))]
     return [stored[name] for stored in found if stored is not None and name in stored]
 
 
