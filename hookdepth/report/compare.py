@@ -10,19 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hookdepth.report import page
 from hookdepth.report.figures import compared
 from hookdepth.report.kind import Declaration, Lookup
-from hookdepth.report.page import (
-    DEPTH_NOTE,
-    Group,
-    Note,
-    Section,
-    depth_cells,
-    floor_in_brief,
-    groups_of,
-    shown,
-    write_page,
-)
 from hookdepth.report.patterns import PART_NAMES
 from hookdepth.report.scatter import READING, scatter_pictures
 from hookdepth.report.summary import ordered, summarise, tells_depth
@@ -44,16 +34,16 @@ def write_comparison(
     sections = [_depths(summaries), _settings(runs)]
     if scatter:
         pictures = scatter_pictures(summaries, [own.name for own in known if tells_depth(own)])
-        figures = [shown(picture, f"compare-{picture.name}", out) for picture in pictures]
-        group = Group(READING, "arXiv 2512.14064.", figures, DEPTH_NOTE)
-        sections.insert(1, Section("Effective depth over models", groups=[group]))
+        figures = [page.shown(picture, f"compare-{picture.name}", out) for picture in pictures]
+        group = page.Group(READING, "arXiv 2512.14064.", figures, page.DEPTH_NOTE)
+        sections.insert(1, page.Section("Effective depth over models", groups=[group]))
     for declaration, kinds in compared(runs, lookup):
         below = _floors(declaration.name, summaries)
-        groups = groups_of(kinds, declaration, out, below, "compare-")
+        groups = page.groups_of(kinds, declaration, out, below, "compare-")
         notes = _unequal(declaration.name, runs)
-        sections.append(Section(declaration.heading, declaration.name, declaration.question, (), notes, groups))
+        sections.append(page.Section(declaration.heading, declaration.name, declaration.question, (), notes, groups))
     warning = "" if len(sections) > 2 + scatter else "These runs have no analysis in common."
-    return write_page(out / "compare.html", f"hookdepth: {len(runs)} runs compared", sections, {}, warning)
+    return page.write_page(out / "compare.html", f"hookdepth: {len(runs)} runs compared", sections, {}, warning)
 
 
 def labels_of(folders: Sequence[str | os.PathLike[str]]) -> list[str]:
@@ -74,7 +64,7 @@ def labels_of(folders: Sequence[str | os.PathLike[str]]) -> list[str]:
     return labels
 
 
-def _unequal(analysis: str, runs: Runs) -> list[Note]:
+def _unequal(analysis: str, runs: Runs) -> list[page.Note]:
     """A maximum over more prompts is larger, whatever the models do."""
     metadata = [own[analysis].metadata for own in runs.values() if analysis in own]
     counts = sorted({(one.get("data") or {}).get("n_prompts") or 0 for one in metadata})
@@ -82,7 +72,7 @@ def _unequal(analysis: str, runs: Runs) -> list[Note]:
     if len(counts) < 2 or not largest:
         return []
     text = f"These are the largest values over {' and '.join(map(str, counts))} prompts: more prompts, larger values. "
-    return [Note(f"{text}Compare equal numbers, or means (--over-prompts mean).", warn=True)]
+    return [page.Note(f"{text}Compare equal numbers, or means (--over-prompts mean).", warn=True)]
 
 
 def _floors(analysis: str, summaries: Mapping[str, Mapping[str, Any]]) -> str:
@@ -90,20 +80,20 @@ def _floors(analysis: str, summaries: Mapping[str, Mapping[str, Any]]) -> str:
     for label, summary in summaries.items():
         if facts := summary["analyses"].get(analysis):
             prompts = "" if facts["n_prompts"] is None else f" ({counted(facts['n_prompts'], 'prompt')})"
-            told.append(f"{label}{prompts}: {floor_in_brief(facts).lower()}")
+            told.append(f"{label}{prompts}: {page.floor_in_brief(facts).lower()}")
     return f"{'; '.join(told)}. Runs of different depths are drawn over relative depth: layer l at (l + 0.5) / L."
 
 
-def _depths(summaries: Mapping[str, Mapping[str, Any]]) -> Section:
+def _depths(summaries: Mapping[str, Mapping[str, Any]]) -> page.Section:
     names = {name: own for summary in summaries.values() for name, own in summary["effective_depth"].items()}
     rows = []
     for label, summary in summaries.items():
         model = summary["model"] or {}
         depths = [summary["effective_depth"].get(name, {"status": "not measured"}) for name in names]
-        cells = [layer if ratio == "—" else f"{layer} ({ratio})" for layer, ratio in map(depth_cells, depths)]
+        cells = [layer if ratio == "—" else f"{layer} ({ratio})" for layer, ratio in map(page.depth_cells, depths)]
         rows.append((label, str(model.get("id", "—")), number(model.get("n_layers")), *cells))
     head = ("Run", "Model", "Layers", *(own.get("label", name) for name, own in names.items()))
-    tables = [Table(head, rows, below=f"Layer, and in brackets its ratio. {DEPTH_NOTE}")]
+    tables = [Table(head, rows, below=f"Layer, and in brackets its ratio. {page.DEPTH_NOTE}")]
     found = [(a, part) for s in summaries.values() for a, by in s["depth_scores"].items() for part in by]
     columns = list(dict.fromkeys(found))
     if columns:
@@ -113,10 +103,10 @@ def _depths(summaries: Mapping[str, Mapping[str, Any]]) -> Section:
         ]
         head = ("Run", *(f"{a}, {PART_NAMES.get(p, p)}" for a, p in columns))
         tables.append(Table(head, scores, "Depth score, by effect on layers"))
-    return Section("Effective depth", tables=tables)
+    return page.Section("Effective depth", tables=tables)
 
 
-def _settings(runs: Runs) -> Section:
+def _settings(runs: Runs) -> page.Section:
     shared = set.intersection(*(set(results) for results in runs.values()))
     flat: dict[str, dict[str, str]] = {}
     for label, results in runs.items():
@@ -132,5 +122,5 @@ def _settings(runs: Runs) -> Section:
     rows = [(name, *(own.get(name, "—") for own in flat.values())) for name in names]
     rows = [row for row in rows if len(set(row[1:])) > 1]
     if not rows:
-        return Section("Differences in settings", notes=[Note("The runs have the same settings.")])
-    return Section("Differences in settings", tables=[Table(("Setting", *flat), rows)])
+        return page.Section("Differences in settings", notes=[page.Note("The runs have the same settings.")])
+    return page.Section("Differences in settings", tables=[Table(("Setting", *flat), rows)])
