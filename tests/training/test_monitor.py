@@ -371,8 +371,8 @@ def test_metrics():
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"every": 0}, "every=0"),
-        ({"every": 1.5}, "every=1.5"),
+        ({"every": 0}, "every is 0"),
+        ({"every": 1.5}, "every is 1.5"),
         ({"probes": ["logit-lense"], "prompts": [IDS]}, "did you mean logit-lens"),
         ({"probes": ["logit-lens"]}, "prompts are missing"),
         ({"prompts": [IDS]}, "probes are missing"),
@@ -382,8 +382,8 @@ def test_metrics():
         ({"probes": ["skip-future"], "prompts": [[1, 2]]}, "long enough"),
         ({"probes": ["residual-erasure"], "prompts": [IDS]}, "no prompt has one"),
         ({"out": __file__}, "is a file"),
-        ({"every": True}, "every=True"),
-        ({"probe_every": 0}, "probe_every=0"),
+        ({"every": True}, "every is True"),
+        ({"probe_every": 0}, "probe_every is 0"),
         ({"mask": None}, "mask=None is no function"),
         ({"probes": ["logit-lens"], "prompts": [IDS], "settings": {"ig_steps": 4}}, "are no Settings"),
     ],
