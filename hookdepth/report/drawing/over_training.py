@@ -21,7 +21,7 @@ from hookdepth.results import Result
 def training_figure(history: Mapping[str, Mapping[int, Result]], lookup: Lookup) -> Figure:
     """How the layers are used while the model trains: a panel a measure, layer 0 at the top, steps to the right.
 
-        render(training_figure(load_history("depth"), lookup), "png")[0]    # analysis → step → result
+        training_figure(load_history("depth"), lookup).savefig("depth.png")
 
     Colours end at the 98th percentile of a panel, or where the axis of the report's figure does; an arrow at the
     colour bar says that there is more.
