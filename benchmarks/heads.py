@@ -1,6 +1,6 @@
 """All attention heads set to zero, one by one, against the loops that people write by hand.
 
-    OMP_NUM_THREADS=2 python benchmarks/heads.py --tokens 15 --out benchmarks/results/heads-15.json
+    python benchmarks/heads.py --tokens 15 --out benchmarks/results/heads-15.json
 
 Every head's z := 0 on the whole prompt; effect: the largest over tokens of ‖softmax(z) − softmax(z̄)‖₂. Sides:
 hookdepth; a hooked pass a head; a hooked pass a layer with a row a head; TransformerLens and nnsight, a pass a head,
