@@ -68,17 +68,18 @@ def _in_float32(model: Decoder) -> Decoder:
 
 def _verdicts(model: Decoder, n: int, seed: int) -> tuple[list[Verdict], float]:
     source = random.Random(seed)
-    vocab = int(model.hf.get_input_embeddings().weight.shape[0])
-    prompts = [[source.randrange(vocab) for _ in range(length)] for length in LENGTHS]
+    rows = int(model.hf.get_input_embeddings().weight.shape[0])
+    tokens = [token for token in range(rows) if token not in model.placeholders]
+    prompts = [[source.choice(tokens) for _ in range(length)] for length in LENGTHS]
     found, floor = [], 0.0
     with model.evaluating():
         clean = [plain_pass(model, prompt) for prompt in prompts]
     for kind in KINDS:
         branches = list(random_branches(model, kind, n, source)) if kind != "gradients" else []
         if kind == "gradients":
-            found.append(compare_slopes(model, vocab, source))
+            found.append(compare_slopes(model, tokens, source))
         elif branches:
-            verdict, own = _compared(model, kind, prompts, branches, clean, source.randrange(vocab))
+            verdict, own = _compared(model, kind, prompts, branches, clean, source.choice(tokens))
             found.append(verdict)
             floor = max(floor, own)
         else:

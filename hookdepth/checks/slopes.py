@@ -22,13 +22,13 @@ _DIFFERENCES = 0.05  # of a derivative: what finite differences in float32 resol
 _STEPS = (1e-2, 3e-3, 1e-3, 3e-4, 1e-4)
 
 
-def compare_slopes(model: Decoder, vocab: int, source: random.Random) -> Verdict:
+def compare_slopes(model: Decoder, tokens: Sequence[int], source: random.Random) -> Verdict:
     """Along a random direction, against differences of plain passes, on a prompt beside which no router switches."""
     verdict = Verdict("gradients")
     if model.dtype in HALF:
         return verdict  # finite differences resolve nothing there
     for _ in range(_PROMPTS):
-        verdict, smooth = _gradients_on(model, [source.randrange(vocab) for _ in range(LENGTHS[0])], source)
+        verdict, smooth = _gradients_on(model, [source.choice(tokens) for _ in range(LENGTHS[0])], source)
         if smooth:
             return verdict
     return Verdict("gradients", case=f"a router switched beside each of {_PROMPTS} prompts")

@@ -118,10 +118,16 @@ def _check_sums(model: Decoder, token_ids: Tensor) -> None:
                 what = f"layer {layer} of {model.name!r} has hooks of its own that change the residual stream"
                 raise HookdepthError(what, "remove them, or give the change to hookdepth as an intervention")
             sum_of = " + ".join(["resid_pre", *added])
-            raise unsupported(model.name, model.family, f"layer {layer} is not {sum_of}")
+            raise unsupported(model.name, model.family, f"layer {layer} is not {sum_of} ({_found_at(model, layer)})")
     _check_finite(logits, f"{model.name!r} gives non-finite logits")
     if not _close(model.unembed(model.norm(expected)), logits, logits.abs().amax(-1, keepdim=True)):
         raise unsupported(model.name, model.family, "final norm and unembedding do not give the model's logits")
+
+
+def _found_at(model: Decoder, layer: int) -> str:
+    places = {module: name for name, module in model.layers[layer].named_modules()}
+    parts = model.sites.found.contributions[layer].items()
+    return "found: " + ", ".join(f"{part}_out behind {places.get(own.output, '?')}" for part, own in parts)
 
 
 def _check_finite(values: Tensor, problem: str) -> None:

@@ -166,8 +166,17 @@ class Decoder:
         refuse_second_beginning(self.tokenizer, text, ids)
         return torch.tensor([ids], device=self.device)
 
+    @cached_property
+    def placeholders(self) -> dict[int, str]:
+        """Ids in whose place a model that also sees or hears puts what it saw or heard → what its config calls them."""
+        whole = self.hf.config
+        kinds = () if whole is self.config else ("image", "video", "audio", "image_patch")
+        words = [f"{kind}_token_{end}" for kind in kinds for end in ("id", "index")]
+        return {found: word for word in words if isinstance(found := getattr(whole, word, None), int)}
+
     def check_ids(self, token_ids: Any, what: str) -> None:
-        """Refuse what the embedding has no row for; on a GPU that would end the process's use of it."""
+        """Refuse what the embedding has no row for, which on a GPU would end the process's use of it, and what is no
+        text."""
         rows = int(self.hf.get_input_embeddings().weight.shape[0])
         for given in token_ids:
             token = given.item() if isinstance(given, Tensor) else given
@@ -176,6 +185,9 @@ class Decoder:
                     f"{what} has the token id {token!r}, {self.name!r} embeds 0 to {rows - 1}",
                     "give whole numbers in that range, from the model's own tokenizer",
                 )
+            if int(token) in self.placeholders:
+                problem = f"{what} has the token id {token}, in whose place {self.name!r} puts what it sees or hears"
+                raise HookdepthError(f"{problem} ({self.placeholders[int(token)]})", "give text alone")
 
     def forward(
         self, token_ids: Int[Tensor, "row token"], cache: Any = None, length: int | None = None, **more: Any

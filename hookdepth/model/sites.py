@@ -121,7 +121,9 @@ class Sites:
     def missing(self, site: str, layer: int) -> HookdepthError:
         """The error for a site that a layer does not have."""
         what = f"layer {layer} of {self.name!r} has no {site}{self._why_not(site, layer)}"
-        return HookdepthError(what, f"it has {', '.join(self.of(layer))}")
+        having = [str(other) for other in range(len(self.found.contributions)) if site in self.of(other)]
+        others = f"; {site} is there in layers {', '.join(having)}" if having else ""
+        return HookdepthError(what, f"it has {', '.join(self.of(layer))}{others}")
 
     def _why_not(self, site: str, layer: int) -> str:
         parts = self.found.contributions[layer]

@@ -88,8 +88,8 @@ def _picture(name: str, caption: str, x: str, y: str, points: list[Points], log:
     for own in points:
         line = own.line(log)
         per = f"{x.lower()} (log10)" if log else x.lower()
-        fit = "no line" if line is None else f"slope {line[0]:.3g} per {per}, R² {line[2]:.2f}"
-        said.append(f"{own.label}: {len(own.x)} models, {fit}")
+        fit = "no line" if line is None else f"slope {line[0]:.3g} over {per}, R² {line[2]:.2f}"
+        said.append(f"{own.label}: {len(own.x)} runs, {fit}")
     rows = [f"{run}, {own.label}" for own in points for run in own.runs]
     matrix = torch.tensor([pair for own in points for pair in zip(own.x, own.y, strict=True)], dtype=torch.float64)
     shown = Values("run", rows, [x, y], matrix, hover=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -52,7 +53,9 @@ def read_dataset(config: Config, analyses: Sequence[Analysis], warn: Callable[[s
     dataset = data.load_examples(config.dataset, None if any(by_level) else most)
     if config.limit is None:
         taken = [] if all(by_level) else [dataset.left_out(DEFAULT_LIMIT)]
-        taken += [f"at most {DEFAULT_PER_LEVEL} examples of each level"] if any(by_level) else []
+        largest = max(Counter(one.level for one in dataset.examples).values(), default=0)
+        if any(by_level) and largest > DEFAULT_PER_LEVEL:
+            taken.append(f"at most {DEFAULT_PER_LEVEL} examples of each level")
         if any(taken):
             what = " and ".join(filter(None, taken))
             warn(f"{what} of {dataset.name!r} are taken; --limit N takes as many as you like")

@@ -342,8 +342,11 @@ def test_a_wrapper_runs_as_its_text_model():
 
     text = {**FAMILIES["gemma"][1], "sliding_window": 8, "query_pre_attn_scalar": 8}
     vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = Gemma3Config(text_config=text, vision_config={**vision, "image_size": 28, "patch_size": 14})
+    vision |= {"image_size": 28, "patch_size": 14}
+    config = Gemma3Config(text_config=text, vision_config=vision, image_token_id=7)
     torch.manual_seed(0)
     model = hookdepth.wrap(AutoModelForImageTextToText.from_config(config).eval())
     assert (model.n_layers, model.d_model) == (4, 32)
     assert verify(model, n=2).ok
+    with pytest.raises(HookdepthError, match=r"token id 7, in whose place 'Gemma3.*' puts what it sees or hears"):
+        hookdepth.run(model, [[5, 6, 7, 8]], Skip(1), OutputEffect())

@@ -97,6 +97,7 @@ def test_a_layer_that_adds_something_else_is_refused(kind, dtype, massive):
         hookdepth.wrap(hf)
     message = str(caught.value)
     assert "'LlamaForCausalLM' (Llama) is not supported: layer 2 is not resid_pre + attn_out + mlp_out" in message
+    assert "(found: attn_out behind self_attn, mlp_out behind mlp" in message
     assert "see `hookdepth families`" in message
 
 

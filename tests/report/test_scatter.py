@@ -44,7 +44,7 @@ def test_layers_over_layers_and_ratio_over_parameters():
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("Layers", "Effective depth (layers)")
     points = {line.get_label(): line.get_xydata().tolist() for line in axes.lines if line.get_marker() != "None"}
     assert points == {"kl": [[12, 8], [24, 14], [48, 26]], "cosine": [[12, 6], [48, 24]]}
-    assert "kl: 3 models, slope 0.5 per layers, R² 1.00" in depth.said
+    assert "kl: 3 runs, slope 0.5 over layers, R² 1.00" in depth.said
     axes = ratio.draw().axes[0]
     assert axes.get_xscale() == "log"
     assert axes.lines[0].get_ydata().tolist() == pytest.approx([8 / 12, 14 / 24, 26 / 48])
