@@ -108,16 +108,22 @@ def sweeps_table(sweeps: dict[str, Any]) -> str:
 def readme_table(summary: dict[str, Any]) -> str:
     """The rows in Markdown, as the README shows them: our time and share of the floor, then ratios to the peers.
 
+    In each cell stand the dtypes, one after the other.
+
     print(readme_table(json.loads(Path("benchmarks/results/cpu.json").read_text())))
     """
     rows = [row for row in summary["rows"] if "contestants" in row]
     peers = [listed.name for listed in LISTED if any(listed.name in row["contestants"] for row in rows)]
-    head = ["workload", "dtype", OURS, "of its floor", *peers]
-    lines = [head, ["---"] * len(head)]
+    several = len({row["model"] for row in rows}) > 1
+    by_name: dict[str, list[list[str]]] = {}
     for row in rows:
-        name = f"{row['model']}: {row['workload']}" if len({row["model"] for row in rows}) > 1 else row["workload"]
-        cells = [name, row["dtype"], f"{_ours(row):.3g} s", f"{row['of_floor']:.0%}"]
-        lines.append([*cells, *(_ratio(row["contestants"].get(peer)) for peer in peers)])
+        name = f"{row['model']}: {row['workload']}" if several else row["workload"]
+        cells = [f"{_ours(row):.3g} s", f"{row['of_floor']:.0%}"]
+        by_name.setdefault(name, []).append([*cells, *(_ratio(row["contestants"].get(peer)) for peer in peers)])
+    head = ["workload", OURS, "of its floor", *peers]
+    lines = [head, ["---"] * len(head)]
+    for name, found in by_name.items():
+        lines.append([name, *(", ".join(filter(None, own)) for own in zip(*found, strict=True))])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

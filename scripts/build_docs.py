@@ -27,6 +27,7 @@ TITLES = {
     "index": "Overview",
     "paper": "The paper, figure by figure",
     "analyses": "Your own analyses",
+    "models": "Models",
     "results": "Results",
     "training": "Training",
     "gradients": "Integrated gradients",

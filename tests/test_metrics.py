@@ -165,3 +165,28 @@ def test_divergences_from_the_first_row_are_those_of_each_row_to_the_bit():
     assert found[0].count_nonzero() == 0 < found[1:].min()
     (own,), (other,) = (torch.autograd.grad(values[1:].sum(), logs) for values in (found, expected))
     torch.testing.assert_close(own, other)
+
+
+@pytest.mark.parametrize("vocab", [5, 128 * 5, 128 * 6 + 1, 4999])
+def test_the_likeliest_are_those_of_topk(vocab):
+    logits = torch.stack([torch.randperm(vocab) for _ in range(6)]).view(2, 3, vocab).float()
+    for k in (1, 5):
+        assert torch.equal(metrics.likeliest(logits, k), logits.topk(k).indices)
+    logits[..., -1] = vocab  # not in a whole run, where the vocabulary is no multiple of one
+    assert torch.equal(metrics.likeliest(logits, 5), logits.topk(5).indices)
+
+
+def test_equal_logits_are_all_found_whichever_come_first():
+    logits = torch.zeros(2, 4000).index_fill_(1, torch.tensor([3, 700, 701, 3999]), 2.0)
+    assert metrics.likeliest(logits, 4).sort().values.tolist() == [[3, 700, 701, 3999]] * 2
+    assert (logits.gather(1, found := metrics.likeliest(logits, 6)) > 0).sum().item() == 8
+    assert all(len(set(row)) == 6 for row in found.tolist())
+
+
+def test_probabilities_and_their_logs_are_those_of_torch():
+    logits = 9 * torch.randn(3, 4, 3000)
+    p, logs = metrics.probabilities_and_logs(logits)
+    assert torch.equal(p, logits.softmax(-1))
+    torch.testing.assert_close(logs, logits.double().log_softmax(-1).float(), atol=3e-6, rtol=1e-6)
+    alone = metrics.probabilities_and_logs(logits[:1, :1])[1]
+    assert torch.equal(alone, logs[:1, :1])  # to the bit, however many rows there are

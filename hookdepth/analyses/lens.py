@@ -23,7 +23,7 @@ from hookdepth.analyses.base import Analysis, token_means
 from hookdepth.analyses.subject import OnPass, Partial, Subject, Tensors
 from hookdepth.engine.reading import points_of
 from hookdepth.engine.work import Work, plain_work
-from hookdepth.metrics import blocks, in_common, kl_divergence
+from hookdepth.metrics import blocks, in_common, likeliest, probabilities_and_logs
 from hookdepth.model.decoder import Decoder
 from hookdepth.model.unembedding import most_logits
 from hookdepth.report.figures import Bars, WordMap
@@ -159,9 +159,10 @@ def _kl_and_overlap(logits: Float[Tensor, "point token vocab"]) -> Float[Tensor,
     sums = torch.zeros(2, n_points, device=logits.device)
     for tokens in blocks(n_tokens, vocab, logits.device):
         final = logits[-1:, tokens].float()
-        final_logs, final_top = final.log_softmax(-1), final.topk(said.TOP_K).indices
+        (_, final_logs), final_top = probabilities_and_logs(final), likeliest(final, said.TOP_K)
         for points in blocks(n_points, final.numel(), logits.device):
             here = logits[points, tokens].float()
-            sums[0, points] += kl_divergence(here.log_softmax(-1), final_logs).sum(-1)
-            sums[1, points] += in_common(here.topk(said.TOP_K).indices, final_top).sum(-1)
+            p, logs = probabilities_and_logs(here)
+            sums[0, points] += logs.sub_(final_logs).mul_(p).sum(-1).sum(-1)
+            sums[1, points] += in_common(likeliest(here, said.TOP_K), final_top).sum(-1)
     return sums

@@ -61,8 +61,10 @@ def find(wanted: str) -> Analysis:
         raise HookdepthError(f"{wanted!r} names no class", "give FILE.py:CLASS, the file's path and a class in it")
     if file.endswith(".py"):
         return _instance(_class_in(file, name), wanted)
-    offered = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
-    if wanted in offered and wanted not in known():
+    if wanted in known():
+        return known()[wanted]()
+    offered = {point.name: point for point in entry_points(group=ENTRY_POINTS)}  # reads files of all packages
+    if wanted in offered:
         return _of_package(offered[wanted])
     also = {word: name for word, part in _ALSO.items() for name in known() if part in name}
     return known()[choose("analysis", wanted, [*known(), *offered], also)]()

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from hookdepth.analyses.subject import Subject, Tensors
+from hookdepth.metrics import likeliest
 from hookdepth.report.patterns import PAGE
 
 TOP_K = 5
@@ -44,9 +45,9 @@ class Said:
             return
         final, found = logits[-1].argmax(-1, keepdim=True), []
         for here in logits:  # one after the other: float32 of all would be twice the memory
-            best, ids = here.float().topk(TOP_K)
-            logs = torch.cat([here.gather(-1, final).float(), best], -1) - here.float().logsumexp(-1, keepdim=True)
-            found.append(torch.cat([logs.exp(), ids.float()], dim=-1))
+            ids = likeliest(here, TOP_K)
+            shown = torch.softmax(here, dim=-1, dtype=torch.float32).gather(-1, torch.cat([final, ids], -1))
+            found.append(torch.cat([shown, ids.float()], dim=-1))
         self.chunks.append(torch.stack(found))
 
     @property

@@ -24,7 +24,7 @@ from hookdepth.analyses.base import Analysis, token_means
 from hookdepth.analyses.subject import OnPass, Partial, Subject, Tensors
 from hookdepth.engine.reading import LayerSites, each_layer
 from hookdepth.engine.work import Work, plain_work
-from hookdepth.metrics import EPS, cosine, relative_norm
+from hookdepth.metrics import EPS, cosine
 from hookdepth.model.decoder import Decoder
 from hookdepth.model.devices import send
 from hookdepth.report.figures import Bars, Heatmap, Lines
@@ -205,8 +205,10 @@ def residual_sums(model: Decoder, prompt: Sequence[int], front: int = 0, points:
     per_layer: list[Tensor] = []
     last_norm: list[Tensor] = []
 
-    def norm_of(resid: Tensor) -> Tensor:
-        norms = resid[0, front:].float().norm(dim=-1)
+    def norms_of(resid: Tensor) -> Tensor:
+        return resid[0, front:].float().norm(dim=-1)
+
+    def summed(norms: Tensor) -> Tensor:
         return torch.stack([norms.sum(), norms[0]])
 
     parts = [*(part for part in model.parts if part != "layer"), "layer"]
@@ -216,15 +218,16 @@ def residual_sums(model: Decoder, prompt: Sequence[int], front: int = 0, points:
         added = {**sites.added, "layer": sites.resid_post.float() - sites.resid_pre.float()}
         for part in set(parts) - set(added):  # layers differ
             added[part] = torch.full_like(sites.resid_pre, torch.nan)
-        pairs = [(added[part], _added_to(model, part, sites)) for part in parts]
-        relative = torch.stack([relative_norm(part, whole)[0, front:] for part, whole in pairs])  # [part, token]
+        pairs, pre = [(added[part], _added_to(model, part, sites)) for part in parts], norms_of(sites.resid_pre)
+        norms = torch.stack([norms_of(part) for part, _ in pairs])  # [part, token]
+        sizes = torch.stack([pre if whole is sites.resid_pre else norms_of(whole) for _, whole in pairs])
+        relative = norms / sizes.clamp(min=EPS)
         cosines = torch.stack([cosine(part, whole)[0, front:] for part, whole in pairs])
-        norms = torch.stack([part.float().norm(dim=-1)[0, front:] for part, _ in pairs])
         sums = [relative.sum(-1), cosines.sum(-1), norms.sum(-1), relative.amax(-1), relative[:, 0], norms[:, 0]]
-        per_layer.append(torch.cat([*sums, norm_of(sites.resid_pre)]))
+        per_layer.append(torch.cat([*sums, summed(pre)]))
         if layer == model.n_layers - 1:
             points.append(sites.resid_post[0, front:])
-            last_norm.append(norm_of(sites.resid_post))
+            last_norm.append(summed(norms_of(sites.resid_post)))
 
     with model.evaluating(), each_layer(model, measure):
         model.forward(send([list(prompt)], model.device))

@@ -9,6 +9,7 @@ Those that come with the package are in `interventions` and `ablation`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from operator import is_
 from typing import Any, ClassVar, Protocol
 
 from jaxtyping import Float
@@ -82,12 +83,14 @@ class Intervention:
         if site in READ_ONLY:
             remedy = "change z, what each head gives; q, k, v and pattern are read with `capture`"
             raise HookdepthError(f"{who} at {site}, which can only be read", remedy)
-        vars(self).update(  # frozen for its users; at once, since plans have thousands
+        own = vars(self)  # frozen for its users; at once, since plans have thousands
+        own.update(
             site=choose("site", site, ORDER),
             layer=whole_number(f"{who}: the layer", layer),
             tokens=as_tokens(tokens, who),
             head=None if head is None else whole_number(f"{who}: the head", head, 0),
         )
+        own["_placed"] = (self.site, self.layer, self.tokens, self.head)
         if head is not None and site != "z":
             raise HookdepthError(f"{who} of a head at {site}", "heads are told apart at z")
 
@@ -104,8 +107,9 @@ class Intervention:
 
     def check(self, model: Decoder, length: int) -> None:
         """Raise where the intervention does not fit the model or the prompt."""
-        # A subclass may have set them in an `__init__` of its own.
-        self._place(self.site, self.layer, self.tokens, getattr(self, "head", None))
+        place = (self.site, self.layer, self.tokens, getattr(self, "head", None))
+        if not all(map(is_, place, getattr(self, "_placed", (None,) * 4))):
+            self._place(*place)  # a subclass has set them in an `__init__` of its own
         if not 0 <= self.layer < model.n_layers:
             raise HookdepthError(
                 f"{type(self).__name__} at layer {self.layer} of a model of {model.n_layers} layers",

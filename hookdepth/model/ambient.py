@@ -66,13 +66,15 @@ def plain_model(hf: nn.Module, name: str, grad: bool) -> Iterator[None]:
         if any(module._compiled_call_impl is not None or hasattr(module, "_orig_mod") for module in modules):
             # Compiled code may not see hooks that come later, and every pass has other shapes.
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-        for module in modules:
-            stack.callback(setattr, module, "training", module.training)
+        training = [module for module in modules if module.training]
+        for module in training:
+            stack.callback(setattr, module, "training", True)
         for parameter in hf.parameters() if grad else ():
             if parameter.requires_grad:
                 stack.callback(parameter.requires_grad_, True)
                 parameter.requires_grad_(False)
-        hf.eval()
+        if training:
+            hf.eval()
         yield
 
 

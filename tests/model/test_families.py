@@ -18,7 +18,7 @@ from hookdepth.model.families import FAMILIES as TABLE
 from hookdepth.model.families import table
 from hookdepth.model.sites import ORDER, PARTS
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "scripts" / "pages" / "models.md"
 IDS = [(7 * n) % 290 + 3 for n in range(14)]
 RECURRENT = {
     "whisper",
@@ -65,9 +65,9 @@ def test_the_table_names_the_sites(model_type):
     assert TABLE[model_type].sites == " ".join(told)
 
 
-def test_the_readme_has_the_table():
+def test_the_page_of_models_has_the_table():
     for line in table().splitlines()[: len(TABLE) + 1]:
-        assert line in README.read_text(encoding="utf-8")
+        assert line in PAGE.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", ["laguna", "whisper"])
