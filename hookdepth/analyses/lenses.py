@@ -8,7 +8,8 @@
 
 The logit lens takes h_l for the final residual, the linear lens its ridge regression on h_l (`ridge`), the Jacobian
 lens J_l h_l (`jacobian`), and final norm and unembedding follow. Prompts are split as in linear maps: KL(lens‖final)
-and the overlap of the top 5 are of those that test, with token-weighted means. The Jacobian is of the others: each of
+and the overlap of the top 5 are of those that test, at `lens_tokens` of each or all, with token-weighted means. The
+Jacobian is of the others: each of
 its rows of `samples` prompts, the first `jacobian_tokens` of each; its error is the standard error over prompts,
 relative to J.
 """
@@ -42,7 +43,7 @@ class Lenses(Analysis):
     question = "what each layer would predict, by the logit, a linear and the Jacobian lens"
     heading = "Lenses: logit, linear and Jacobian"
     order = 22
-    options = ("keep_front", "jacobian_tokens")
+    options = ("keep_front", "jacobian_tokens", "lens_tokens")
     keep_front = 1
     samples = 2
     tensors = {
@@ -117,7 +118,8 @@ class Lenses(Analysis):
         found: dict[str, list[Tensor]] = {f"{lens}.{kind}": [] for lens in _LENSES for kind in _KINDS}
         for number in test:
             with model.evaluating():
-                h = stream_of(model, *read[number]).to(model.device)
+                ids, positions = read[number]
+                h = stream_of(model, ids, spread(positions, subject.settings.lens_tokens)).to(model.device)
                 exact = h.float()
                 carried = {"logit": h, "linear": exact @ weight + bias[:, None]}
                 carried["jacobian"] = exact @ jacobian.to(model.device).mT
@@ -153,7 +155,8 @@ class Lenses(Analysis):
         tokens = longest * model.d_model * self.samples * model.n_layers
         algebra = 2.0 * (model.n_layers + 1) * sum(map(len, prompts)) * model.d_model**2 * 2
         _, _, test = split_prompts(len(prompts))
-        read = 3 * (model.n_layers + 1) * sum(len(prompts[number]) for number in test)
+        most = subject.settings.lens_tokens or max(map(len, prompts), default=0)
+        read = 3 * (model.n_layers + 1) * sum(min(len(prompts[number]), most) for number in test)
         work = replace(plain_work(model, prompts, unembedded=1, kept=4 * model.n_layers), positions=read)
         return work + Work(token_layers=tokens, width=longest, algebra=algebra)
 
@@ -170,3 +173,9 @@ def _linear_lens(states: Sequence[Tensor], device: torch.device) -> tuple[Tensor
     weights.append(torch.eye(width, device=device))
     biases.append(torch.zeros(width, device=device))
     return torch.stack(weights), torch.stack(biases)
+
+
+def spread(positions: Sequence[int], most: int | None) -> list[int]:
+    """At most so many of them, evenly spread, each in the middle of its share: spread(range(10), 2)   # [2, 7]"""
+    count = min(len(positions), most or len(positions))
+    return [positions[(2 * number + 1) * len(positions) // (2 * count)] for number in range(count)]

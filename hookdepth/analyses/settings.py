@@ -62,6 +62,7 @@ class Settings(Options):
         counterfactual: the prompt whose mean is the baseline "prompt", text or token ids; None for the probe itself.
         target: the model whose residual stream linear maps predict: a name, or one that is loaded.
         jacobian_tokens: how many first tokens of a prompt the Jacobian lens is a mean over; its time grows with them.
+        lens_tokens: at how many tokens of each prompt that tests, evenly spread, the lenses are read; None for all.
         over_prompts: how the prompts' values become one: max (the paper's), mean, median; none for no value but the
             prompts' own. A maximum grows with the number of prompts.
         max_rows: most rows of a pass; None for as many as fit.
@@ -126,6 +127,9 @@ class Settings(Options):
     )
     jacobian_tokens: int = option(
         64, "first tokens of a prompt that the Jacobian lens is taken over", whole(1), "N", group=_LENSES
+    )
+    lens_tokens: int | None = option(
+        None, "tokens of a prompt, evenly spread, at which lenses are read (default: all)", whole(1), "N", group=_LENSES
     )
     max_rows: int | None = option(None, "most rows of a pass (default: as many as fit)", whole(3), "N", group="how")
     ig_method: str = option(

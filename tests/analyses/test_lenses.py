@@ -10,6 +10,7 @@ from tiny_tokenizer import tiny_tokenizer
 import hookdepth
 from hookdepth.analyses import Inputs
 from hookdepth.analyses.jacobian import jacobian_rows, mean_jacobian
+from hookdepth.analyses.lenses import spread
 from hookdepth.analyses.ridge import split_prompts
 from hookdepth.errors import HookdepthError
 from hookdepth.report.scale import interval_of
@@ -179,3 +180,31 @@ def test_what_is_no_lens_of_this_model(hf, tmp_path, write, says):
     write(tmp_path / "lens.pt")
     with pytest.raises(HookdepthError, match=says):
         hookdepth.load_lens(tmp_path / "lens.pt", hookdepth.wrap(hf))
+
+
+def test_lenses_are_read_at_some_tokens(hf):
+    """Evenly spread ones, at which they say what they say where all are read; too many are all."""
+    model, inputs = hookdepth.wrap(hf), Inputs(tuple(map(tuple, IDS)))
+    whole = results_of(["lenses"], model, inputs)["lenses"]
+    more = results_of(["lenses"], model, inputs, lens_tokens=1000)["lenses"]
+    assert all(torch.equal(own, more[name]) for name, own in whole.items())
+    found = results_of(["lenses"], model, inputs, lens_tokens=3)["lenses"]
+    assert torch.equal(found["linear.weight"], whole["linear.weight"])
+    place, (_, _, test) = 0, split_prompts(len(IDS))
+    chosen = spread(range(1, len(IDS[test[place]])), 3)
+    assert len(set(chosen)) == 3
+    stream = [h[0, chosen].detach() for h in naive.run_with(hf, IDS[test[place]]).stream()]
+    final = naive.unembed(hf, stream[-1]).log_softmax(-1)
+    logs = [naive.unembed(hf, h).log_softmax(-1) for h in stream]
+    kl = torch.stack([(own.exp() * (own - final)).sum(-1).mean() for own in logs])
+    close(found["per_prompt.logit.kl"][place], kl)
+    # A smaller share of a longer prompt is read, and stands for all of it.
+    weights = torch.tensor([len(IDS[number]) - 1.0 for number in test])
+    close(found["logit.kl"], (found["per_prompt.logit.kl"] * weights[:, None]).sum(0) / weights.sum())
+
+
+def test_tokens_are_spread_evenly():
+    assert spread(range(10), None) == spread(range(10), 99) == list(range(10))
+    assert spread(range(10), 2) == [2, 7]
+    assert spread([4, 6, 9], 1) == [6]
+    assert spread([], 3) == []
