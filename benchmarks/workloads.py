@@ -179,10 +179,10 @@ def patching(subject: Subject, peers: Peers) -> Workload:
         return {"score": peer.object.patching(ids, other, words, list(chunks)).cpu()}
 
     nothing = torch.zeros(model.d_model)
-    cells = [
+    cells = [  # left of the token that differs both runs are the same, and nothing need be computed
         Branch((Patch("resid_pre", layer, nothing, [token]),), measured=[len(base) - 1])
         for layer in range(model.n_layers)
-        for token in range(len(base))
+        for token in range(len(base) // 2, len(base))
     ]
     need = Need(plan_for(model, cells, [len(base)]).least, len(cells) + 2)
     contestants = contestants_of(
@@ -195,7 +195,7 @@ def patching(subject: Subject, peers: Peers) -> Workload:
         lambda _: need,
         contestants,
         targets=targets.get(subject.name, {}),
-        interventions=lambda _: len(cells),
+        interventions=lambda _: model.n_layers * len(base),
     )
 
 

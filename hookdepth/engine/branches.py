@@ -13,7 +13,7 @@ from functools import cached_property
 
 from hookdepth.engine.intervention import Intervention
 from hookdepth.engine.paths import LayerPath
-from hookdepth.engine.tokens import Tokens, as_tokens, positions
+from hookdepth.engine.tokens import Tokens, as_tokens, extent, positions
 from hookdepth.errors import HookdepthError, shown, whole_number
 from hookdepth.model.decoder import Decoder
 from hookdepth.model.sites import ORDER
@@ -75,6 +75,8 @@ class Branch:
 
     def joins(self) -> tuple[int, str]:
         """(layer, site) of its first intervention: before that the branch is the clean run."""
+        if len(self.interventions) == 1:  # as nearly always; plans have thousands
+            return self.interventions[0].layer, self.interventions[0].site
         layer, order = min((one.layer, ORDER.index(one.site)) for one in self.interventions)
         return layer, ORDER[order]
 
@@ -88,7 +90,7 @@ class Branch:
             raise HookdepthError(f"a cut at {self.cut} in a prompt of {length} tokens", f"give 1 to {length - 1}")
         if self.until is not None:
             self._check_until(self.until, model.n_layers)
-        if not self.measured_positions(length):
+        if self.measured_extent(length) is None:
             raise HookdepthError("a branch that is measured nowhere", "measure at least one token, from its cut on")
 
     def _check_until(self, until: int, n_layers: int) -> None:
@@ -123,3 +125,10 @@ class Branch:
         if isinstance(chosen, range) and chosen.step == 1:
             return range(max(chosen.start, first), max(chosen.stop, first))
         return [position for position in chosen if position >= first] if first else list(chosen)
+
+    def measured_extent(self, length: int) -> tuple[int, int] | None:
+        """The first and the last of `measured_positions`; None where there are none."""
+        if self.cut:
+            chosen = self.measured_positions(length)
+            return (min(chosen), max(chosen)) if chosen else None
+        return extent(self.measured if self.measured is not None else slice(None), length)

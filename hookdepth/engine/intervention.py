@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Protocol
 from jaxtyping import Float
 from torch import Tensor
 
-from hookdepth.engine.tokens import Tokens, Where, as_tokens, positions
+from hookdepth.engine.tokens import Tokens, Where, as_tokens, extent
 from hookdepth.errors import HookdepthError, choose, whole_number
 from hookdepth.model.decoder import Decoder
 from hookdepth.model.sites import ORDER, READ_ONLY
@@ -122,7 +122,7 @@ class Intervention:
             raise HookdepthError(
                 f"{type(self).__name__} of head {self.head} of {shape[0]} heads", f"give 0 to {shape[0] - 1}"
             )
-        positions(self.tokens, length)
+        extent(self.tokens, length)
 
     def shape(self, model: Decoder) -> tuple[int, ...]:
         """The shape of one token of what `apply` gets: (width,), or (head, head_dim) of all heads."""

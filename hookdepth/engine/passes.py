@@ -16,7 +16,7 @@ know that a budget is far above what the plan used.)
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import TypeVar
 
 import torch
@@ -163,14 +163,15 @@ def run_top(
     Gradients flow where the caller enabled them; its graph lives until the caller lets go of a result.
     """
     parent: PassResult | None = None
+    device = cache(model.layer_device)  # tables ask for that of every layer
     travel = None if top.sweep is None else Travel(top.sweep.trie)
     for pass_ in top.walk():
         lengths = [len(prompts[prompt]) for prompt in pass_.prompts]
         token_ids = padded([prompts[prompt] for prompt in pass_.prompts], model.device, pass_.stop)
         if travel is None:
-            table = RowTable(pass_, branches, plan.spans, model.n_layers, model.layer_device)
+            table = RowTable(pass_, branches, plan.spans, model.n_layers, device)
         else:
-            table = travel.begin(SweepTable(pass_, branches, plan.spans, model.n_layers, model.layer_device))
+            table = travel.begin(SweepTable(pass_, branches, plan.spans, model.n_layers, device))
         result = run_pass(model, token_ids, table, branches, measurements, lengths, parent=parent, travel=travel)
         if pass_.record:
             parent = result

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from hookdepth.engine.branches import Branch
-from hookdepth.engine.tokens import positions
+from hookdepth.engine.tokens import extent
 from hookdepth.engine.trie import Trie
 from hookdepth.model.sites import ORDER
 
@@ -66,17 +66,12 @@ def span_of(branch: Branch, length: int, n_layers: int, changes_only: bool = Tru
     if not all(i.tokenwise for i in branch.interventions):
         # It may look at any token of the prompt, so a pass must hold all of them.
         return Span((layer, order), first, last, 0, length)
-    changed = [min(_ends(where)) for i in branch.interventions if (where := positions(i.tokens, length))]
-    measured = branch.measured_positions(length)
+    changed = [where[0] for i in branch.interventions if (where := extent(i.tokens, length))]
+    measured = branch.measured_extent(length)
     if not changes_only and measured:
-        changed.append(min(_ends(measured)))
-    stop = 1 + max(_ends(measured)) if measured else (branch.cut or 0)
+        changed.append(measured[0])
+    stop = 1 + measured[1] if measured else (branch.cut or 0)
     return Span((layer, order), first, last, min(changed, default=length), stop)
-
-
-def _ends(where: range | list[int]) -> Sequence[int]:
-    """Among them the least and the largest, without a walk through a range."""
-    return (where[0], where[-1]) if isinstance(where, range) else where
 
 
 def family_of(branch: Branch) -> tuple[int, ...]:

@@ -101,6 +101,10 @@ class _Builder:
     on_paths: int = 0  # token-layers of branches with a path, each stage that they share once
 
     @cached_property
+    def _layers(self) -> list[int]:
+        return [span.layers for span in self.spans]
+
+    @cached_property
     def _family(self) -> list[tuple[int, ...]]:
         return [family_of(branch) for branch in self.branches]
 
@@ -244,7 +248,7 @@ class _Builder:
             apart, more = self._group(by_token, stop, len(prompts))
             more += self._cost(stop * overhead)
             groups, cost = min((groups, cost), ([(0, []), *apart], more), key=lambda found: found[1])
-        if cost > _MIN_SAVING * self._cost(stop * (overhead + sum(self.spans[i].layers for i in indices))):
+        if cost > _MIN_SAVING * self._cost(stop * (overhead + sum(self._layers[i] for i in indices))):
             return None
         passes = []
         for start, members in groups:
@@ -262,7 +266,7 @@ class _Builder:
         tokens = sorted(by_token)
         overhead = ROWS_PER_PROMPT * prompts * self.n_layers
         rows = sums(len(by_token[token]) for token in tokens)
-        layers = sums(sum(self.spans[i].layers for i in by_token[token]) for token in tokens)
+        layers = sums(sum(self._layers[i] for i in by_token[token]) for token in tokens)
 
         def price(begin: int, end: int) -> int | None:
             together, width = rows[end] - rows[begin], stop - tokens[begin]
@@ -284,7 +288,7 @@ class _Builder:
             cuts = {i: cut for i in indices if (cut := self.branches[i].cut) is not None}
             for index in indices:
                 span = self.spans[index]
-                total += span.layers * max(0, span.stop - cuts.get(index, span.token))
+                total += self._layers[index] * max(0, span.stop - cuts.get(index, span.token))
             for group in self._families(indices).values() if cuts else ():
                 if all(i in cuts for i in group):  # only cut branches: their prefix is needed as well
                     span = self.spans[group[0]]

@@ -81,6 +81,20 @@ def positions(tokens: Tokens, length: int) -> range | list[int]:
     return list(_positions(tuple(tokens), length))
 
 
+def extent(tokens: Tokens, length: int) -> tuple[int, int] | None:
+    """The least and the largest of `positions`; None where there is none: extent([0, -1], 4)   # (0, 3)"""
+    if isinstance(tokens, slice):
+        chosen = range(*tokens.indices(length))
+        return (min(chosen[0], chosen[-1]), max(chosen[0], chosen[-1])) if chosen else None
+    return _extent(tuple(tokens), length)
+
+
+@lru_cache(maxsize=1 << 9)
+def _extent(tokens: tuple[int, ...], length: int) -> tuple[int, int] | None:
+    chosen = _positions(tokens, length)
+    return (min(chosen), max(chosen)) if chosen else None
+
+
 @lru_cache(maxsize=1 << 9)  # of a long prompt each choice may be long
 def _positions(tokens: tuple[int, ...], length: int) -> tuple[int, ...]:
     """Remembered, since checks, plans and passes ask the same of thousands of branches."""

@@ -63,7 +63,7 @@ def plain_model(hf: nn.Module, name: str, grad: bool) -> Iterator[None]:
         raise HookdepthError(what, "load the model outside of torch.inference_mode()")
     modules = list(hf.modules())
     with ExitStack() as stack:
-        if any(module._compiled_call_impl is not None or hasattr(module, "_orig_mod") for module in modules):
+        if any(module._compiled_call_impl is not None or "_orig_mod" in module._modules for module in modules):
             # Compiled code may not see hooks that come later, and every pass has other shapes.
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         training = [module for module in modules if module.training]

@@ -112,6 +112,10 @@ class Decoder:
 
     def shape_of(self, site: str, layer: int) -> tuple[int, ...]:
         """The shape of one token's value: (width,), or (head, head_dim) of `z`; (0,) where the layer has none."""
+        known, key = self.sites.shapes, (site, layer, self.sites.parallel)  # every intervention of a plan asks
+        return known[key] if key in known else known.setdefault(key, self._shape_of(site, layer))
+
+    def _shape_of(self, site: str, layer: int) -> tuple[int, ...]:
         if site not in self.sites.of(layer):
             return (0,)
         inside = site in INNER_SITE.values()

@@ -74,6 +74,7 @@ class Sites:
         self.found, self.name, self.family, self.device = found, name, family, device
         self.parallel = False  # whether the MLP reads the layer's input; the self-check finds out
         self._known: dict[tuple[int, bool], tuple[str, ...]] = {}
+        self.shapes: dict[tuple[str, int, bool], tuple[int, ...]] = {}  # of a token's values, as they are asked for
 
     def of(self, layer: int) -> tuple[str, ...]:
         """The sites of a layer, in their order."""
