@@ -137,8 +137,13 @@ class DepthByLevel(Analysis):
         return {"labels": {"level": list(dict.fromkeys(str(one.level) for one in subject.inputs.levels))}}
 
     def numbers(self, result: Result) -> dict[str, Any]:
-        """What the noise floor is compared with."""
-        return {"largest_effect": depth.largest_effect(result.tensors)}
+        """What the noise floor is compared with, and the depth score of each level, (score + 1) / L."""
+        names, scores = (result.metadata.get("labels") or {}).get("level", ()), result.tensors.get("score.layer.max")
+        found = {"largest_effect": depth.largest_effect(result.tensors)}
+        if scores is None or not names:
+            return found
+        n_layers = len(result.tensors[f"{names[0]}.output.max"])
+        return found | {"score_by_level": dict(zip(names, ((scores + 1) / n_layers).tolist(), strict=True))}
 
     def refuse(self, subject: Subject) -> None:
         """A cut must leave something before it."""

@@ -121,6 +121,22 @@ def test_a_single_example_has_no_interval_and_each_figure_says_its_own_number(tm
     assert "hiskers" not in pictures_of(alone, DepthByLevel())[0][1][0].said
 
 
+def test_the_summary_has_the_score_of_each_level_as_a_share_of_the_layers():
+    result = Result(
+        "depth-by-level",
+        results_of(["depth-by-level"], hookdepth.wrap(tiny_model("llama")), inputs_of())["depth-by-level"],
+    )
+    n_layers = result["1.effect.max"].shape[0]
+    assert "score_by_level" not in DepthByLevel().numbers(result), "nothing says what the levels are called"
+    result.metadata["labels"] = {
+        "level": [str(level) for level in dict.fromkeys(one.level for one in inputs_of().levels)]
+    }
+    told = DepthByLevel().numbers(result)["score_by_level"]
+    assert list(told) == result.metadata["labels"]["level"]
+    assert list(told.values()) == pytest.approx([(score.item() + 1) / n_layers for score in result["score.layer.max"]])
+    assert all(0 < share <= 1 for share in told.values())
+
+
 def test_a_table_of_values_has_the_names_of_the_levels(tmp_path):
     model = hookdepth.wrap(tiny_model("llama", num_hidden_layers=3), tiny_tokenizer())
     out = tmp_path / "out"

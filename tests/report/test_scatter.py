@@ -59,6 +59,24 @@ def test_names_at_one_place_are_beside_each_other_and_axes_count_layers():
         assert all(place == round(place) for place in axis.get_majorticklocs())
 
 
+def by_level(**scores):
+    return {**summary(12, 10**8), "analyses": {"depth-by-level": {"numbers": {"score_by_level": scores}}}}
+
+
+def test_a_line_a_run_over_difficulty():
+    runs = {"easy": by_level(**{"1": 0.5, "2": 0.6, "4": 0.8}), "hard": by_level(**{"1": 0.4, "3": 0.4})}
+    (picture,) = scatter_pictures(runs)
+    axes = picture.draw().axes[0]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("Level", "Depth score / layers")
+    points = {line.get_label(): line.get_xydata().tolist() for line in axes.lines if line.get_marker() != "None"}
+    assert points == {"easy": [[1, 0.5], [2, 0.6], [4, 0.8]], "hard": [[1, 0.4], [3, 0.4]]}
+    assert "easy: 3 levels, slope 0.1 over level, R² 1.00" in picture.said
+    assert not axes.texts
+    # Levels that are words lie nowhere on an axis; beside effective depths it is one picture more.
+    assert len(scatter_pictures({**MODELS, "words": by_level(first=0.3, second=0.4), "easy": runs["easy"]})) == 2
+    assert len(scatter_pictures({**MODELS, **runs})) == 3
+
+
 def test_the_page_has_it_where_it_is_asked_for(tmp_path):
     names = ["logit-lens"]  # the figures of all others are test_page.py's
     folders = [str(write_folder(tmp_path / f"deep-{n}", names, n_layers=n, model=f"some/model-{n}")) for n in (6, 12)]
