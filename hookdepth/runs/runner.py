@@ -90,8 +90,9 @@ class Run:
     def _open(self, known: Mapping[str, Analysis], held: ExitStack) -> dict[str, int]:
         """Take the folder, and say with how many threads each analysis is computed, by all processes."""
         check_folder_name(self.out)
+        made = not self.out.exists()
         held.enter_context(locked(self.out / UNITS))
-        held.callback(self._tidy)
+        held.callback(self._tidy, made)
         groups = [group.analyses for group in groups_of(known.values(), self.subject)]
         return threads_of(groups, self.out, self.out / UNITS, fresh=self.overwrite)
 
@@ -113,10 +114,12 @@ class Run:
 
         self.workers.together(compare)
 
-    def _tidy(self) -> None:
-        """However a run ends: where no chunk is kept, neither is their folder."""
+    def _tidy(self, made: bool) -> None:
+        """However a run ends: where no chunk is kept, neither is their folder, nor one around it that it has made."""
         if not list((self.out / UNITS).glob(f"*{SUFFIX}")):
             shutil.rmtree(self.out / UNITS, ignore_errors=True)
+            if made and self.out.is_dir() and not any(self.out.iterdir()):
+                self.out.rmdir()
 
     def _chunks(self, analyses: Iterable[str], identities: dict[str, dict[str, Any]], begin: int) -> Chunks:
         patience = VISIBLE_S if self.workers.size > 1 else 0.0

@@ -167,8 +167,12 @@ def test_layers_that_share_a_module_are_refused():
             hookdepth.wrap(hf)
 
 
-def test_a_model_that_looks_to_the_right_is_refused():
+@pytest.mark.parametrize("quantized", [False, True])
+def test_a_model_that_looks_to_the_right_is_refused(quantized, monkeypatch):
+    """Also where its kernels may couple tokens a little, as those of quantised weights do."""
     hf = tiny_model("gemma3", use_bidirectional_attention=True)
+    if quantized:
+        monkeypatch.setattr("hookdepth.model.trials.described", lambda config: {"quantization": "8bit"})
     with pytest.raises(HookdepthError, match="its tokens see those that come after them"):
         hookdepth.wrap(hf)
 

@@ -10,6 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tiny_models import prompts, tiny_model
+from tiny_tokenizer import tiny_tokenizer
 
 import hookdepth
 from hookdepth.analyses import Inputs, Settings, find, known
@@ -493,3 +494,13 @@ def test_no_noise_is_not_announced(make):
 def test_nothing_is_printed(make, capfd):
     make().execute(["skip-current", "logit-lens"])
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_run_that_measured_nothing_leaves_no_folder_of_its_own(tmp_path):
+    model = hookdepth.wrap(tiny_model("llama"), tiny_tokenizer())
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    for out in (tmp_path / "new", mine):
+        with pytest.raises(HookdepthError, match="too few for linear-maps"):
+            hookdepth.analyse(model, "linear-maps", ["a b c"] * 3, out=out)
+    assert list(tmp_path.iterdir()) == [mine], "a folder that was there stays"
