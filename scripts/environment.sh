@@ -12,6 +12,11 @@ venv="${HOOKDEPTH_VENV:-$root/.venv}"
 case "$venv" in /*) ;; *) venv="$PWD/$venv" ;; esac
 constraints=constraints.txt
 export PIP_USER=0 # a pip configured to install for the user refuses to in a virtual environment
+if [ -n "${PYTHONDONTWRITEBYTECODE:-}" ]; then
+    # Containers often ask for that, and then every process compiles all of torch anew, which takes some 10 seconds.
+    unset PYTHONDONTWRITEBYTECODE
+    export PYTHONPYCACHEPREFIX="$venv/bytecode"
+fi
 
 oldest() {
     venv="$venv-oldest"
