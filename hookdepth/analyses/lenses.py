@@ -31,6 +31,7 @@ from hookdepth.analyses.subject import OnPass, Partial, Subject, Tensors
 from hookdepth.engine.work import Work, plain_work
 from hookdepth.errors import HookdepthError
 from hookdepth.report.figures import Bars, Lines
+from hookdepth.results import Result
 
 _LENSES = {"logit": "logit lens", "linear": "linear lens", "jacobian": "Jacobian lens"}
 _KINDS = ("kl", "topk_overlap")
@@ -146,6 +147,11 @@ class Lenses(Analysis):
     def metadata(self, subject: Subject, tensors: Tensors) -> dict[str, Any]:
         """Which prompts test: `per_prompt.…` is of these, in this order."""
         return {"tested": split_prompts(len(subject.inputs.prompts))[2]}
+
+    def notes(self, result: Result) -> list[str]:
+        """At how many tokens the lenses are read, where not at all."""
+        most = (result.metadata.get("settings") or {}).get("lens_tokens")
+        return [f"The lenses are read at {most} tokens of each prompt at most, evenly spread."] if most else []
 
     def work(self, subject: Subject) -> Work:
         """A pass of each prompt, those that test unembedded three times, and the way back for each row of the Jacobian,

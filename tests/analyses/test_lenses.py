@@ -10,10 +10,11 @@ from tiny_tokenizer import tiny_tokenizer
 import hookdepth
 from hookdepth.analyses import Inputs
 from hookdepth.analyses.jacobian import jacobian_rows, mean_jacobian
-from hookdepth.analyses.lenses import spread
+from hookdepth.analyses.lenses import Lenses, spread
 from hookdepth.analyses.ridge import split_prompts
 from hookdepth.errors import HookdepthError
 from hookdepth.report.scale import interval_of
+from hookdepth.results import Result
 from hookdepth.runs.contract import violation
 
 SMALL = {"num_hidden_layers": 3, "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "head_dim": 8}
@@ -201,6 +202,12 @@ def test_lenses_are_read_at_some_tokens(hf):
     # A smaller share of a longer prompt is read, and stands for all of it.
     weights = torch.tensor([len(IDS[number]) - 1.0 for number in test])
     close(found["logit.kl"], (found["per_prompt.logit.kl"] * weights[:, None]).sum(0) / weights.sum())
+
+
+def test_the_report_says_at_how_many_tokens():
+    assert not Lenses().notes(Result("lenses", {}, {"settings": {"lens_tokens": None}}))
+    (said,) = Lenses().notes(Result("lenses", {}, {"settings": {"lens_tokens": 32}}))
+    assert "at 32 tokens of each prompt" in said
 
 
 def test_tokens_are_spread_evenly():
