@@ -52,11 +52,13 @@ class Direct(Effects):
         if not self.cuts(subject, item):
             return {"layer.effect": torch.full((n_layers, n_layers), torch.nan)}
         effect = torch.zeros(n_layers, n_layers)
-        for branch, values in zip(measured.branches, measured.layer.get("effect", ()), strict=True):
-            (subtract,) = branch.interventions
-            assert isinstance(subtract, Subtract)
-            cell = effect[subtract.source, subtract.layer]
-            torch.maximum(cell, values[subtract.layer], out=cell)
+        changes = [one for branch in measured.branches for one in branch.interventions if isinstance(one, Subtract)]
+        if changes:
+            layers = torch.tensor([one.layer for one in changes])
+            there = measured.layer["effect"].gather(1, layers[:, None]).view(-1, len(self.cuts(subject, item)))
+            one_each = slice(None, None, there.shape[1])
+            sources = torch.tensor([one.source for one in changes])
+            effect[sources[one_each], layers[one_each]] = there.amax(1)
         return {"layer.effect": effect}
 
 

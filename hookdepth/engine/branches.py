@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -67,6 +68,12 @@ class Branch:
                 object.__setattr__(self, name, whole_number(f"a branch's {name}", number))
         if self.measured is not None:
             object.__setattr__(self, "measured", as_tokens(self.measured, "where a branch is measured"))
+
+    def of_prompt(self, prompt: int) -> Branch:
+        """The same of another prompt, whose number is known to be one: Branch((Skip(4),)).of_prompt(2)"""
+        other = copy(self)
+        vars(other)["prompt"] = prompt  # not by `replace`, which checks everything anew: plans have thousands
+        return other
 
     @cached_property
     def path(self) -> LayerPath | None:

@@ -8,7 +8,6 @@ for group in groups_of([SkipCurrent(), SkipFuture()], Subject(model, inputs, Set
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 
 from torch import Tensor
@@ -72,7 +71,7 @@ class Group:
     def branches(self, chunk: int) -> tuple[list[Branch], list[int]]:
         """All branches of a chunk, and the lengths of its prompts: for planning."""
         listed = [
-            replace(branch, prompt=place)
+            branch.of_prompt(place)
             for member in self.members
             for place, item in enumerate(self.chunks[chunk])
             for branch in branches_of(member, self.subject, item, planned=True)
@@ -93,7 +92,7 @@ class Group:
     def _listed(self, chunk: int) -> Iterator[tuple[Analysis, int, list[Branch]]]:
         for member in self.members:
             for place, item in enumerate(self.chunks[chunk]):
-                own = [replace(branch, prompt=place) for branch in branches_of(member, self.subject, item)]
+                own = [branch.of_prompt(place) for branch in branches_of(member, self.subject, item)]
                 yield member, item, own
 
     @property
