@@ -15,8 +15,10 @@ import pkgutil
 import sys
 from functools import cache
 from importlib import import_module
+from importlib.machinery import SourceFileLoader
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from types import CodeType
 from typing import TYPE_CHECKING, Any
 
 from hookdepth.errors import HookdepthError, choose, line_in
@@ -86,6 +88,12 @@ def _of_package(point: EntryPoint) -> Analysis:
     return made
 
 
+class _Afresh(SourceFileLoader):
+    # Python takes the bytecode that it keeps for that of a file of the same size, changed within the same second.
+    def get_code(self, fullname: str) -> CodeType:
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
 def _class_in(file: str, name: str) -> Any:
     path = Path(file).expanduser()
     if not path.is_file():
@@ -94,12 +102,12 @@ def _class_in(file: str, name: str) -> Any:
         )
     # Two files of one name in two folders are two modules; the same file again is the same.
     label = f"hookdepth_analysis_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
-    spec = importlib.util.spec_from_file_location(label, path)
-    assert spec is not None, "a .py file always has a loader"
+    spec = importlib.util.spec_from_file_location(label, path, loader=_Afresh(label, str(path)))
+    assert spec is not None
+    assert spec.loader is not None, "it was given one"
     module = sys.modules[label] = importlib.util.module_from_spec(spec)
     try:
-        # Not by its loader: the bytecode that it keeps is taken for a file of that size, changed in the same second.
-        exec(compile(path.read_bytes(), str(path), "exec"), vars(module))
+        spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # it is the user's code: anything may happen there
         raise HookdepthError(f"{file!r} does not run{line_in(path, error)} ({error!r})", "mend the file") from error
     classes = [key for key, value in vars(module).items() if inspect.isclass(value) and value.__module__ == label]
